@@ -1,0 +1,40 @@
+"""The types that the library's signatures use.
+
+=============== =====================================================================
+``Array``       a :class:`jax.Array`
+``Shape``       a sequence of non-negative ints
+``DType``       anything that :func:`jax.numpy.dtype` accepts
+``Params``      a pytree of arrays: a Linen dict, an ``nnx.State``, an Equinox or Haiku tree
+``Mask``        a pytree of the structure of ``Params``: a boolean array of the leaf's shape for
+                a sparse kernel, a scalar ``True`` for a leaf that stays dense
+``Densities``   a pytree of the structure of ``Params``: a fraction of non-zeros in (0, 1] for a
+                sparse kernel, ``1.0`` for a leaf that stays dense
+``Scores``      a pytree of the structure of ``Params``: larger means keep
+``Where``       ``(path, leaf) -> bool``: whether a leaf is a kernel to be made sparse
+``Initializer`` ``(key, shape, dtype, out_sharding) -> Array``, the protocol of
+                :mod:`jax.nn.initializers`
+=============== =====================================================================
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+Shape: TypeAlias = Sequence[int]
+DType: TypeAlias = Any
+Params: TypeAlias = Any
+Mask: TypeAlias = Any
+Densities: TypeAlias = Any
+Scores: TypeAlias = Any
+Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
+
+
+class Initializer(Protocol):
+    """What Flax and JAX call to fill one parameter."""
+
+    def __call__(
+        self, key: Array, shape: Shape, dtype: DType = ..., out_sharding: Any = None
+    ) -> Array:
+        """Return an array of ``shape`` and ``dtype`` drawn from ``key``."""

@@ -1,0 +1,25 @@
+"""Session settings: every test runs on the CPU, offline, with compiled programs kept on disk."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# A first example compiles, so a deadline would only measure the compiler.
+hypothesis.settings.register_profile("eoi", deadline=None, max_examples=20, print_blob=True)
+hypothesis.settings.load_profile("eoi")
+
+
+@pytest.fixture
+def x64():
+    """Run one test with 64-bit types."""
+    with jax.enable_x64(True):
+        yield
