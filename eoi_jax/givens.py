@@ -1,0 +1,370 @@
+r"""Sequences of Givens rotations: how to draw them, their waves, and the support they make.
+
+A Givens rotation in the plane :math:`(i, j)`, :math:`i \ne j`, by the angle :math:`\theta` maps
+
+.. math::
+    (a_i, a_j) \mapsto
+    (\cos\theta\, a_i + \sin\theta\, a_j,\; -\sin\theta\, a_i + \cos\theta\, a_j)
+
+and leaves every other coordinate as it is. This module holds all that can be said of a sequence
+of rotations without one floating-point product of theirs: its law, the order in which commuting
+rotations may be applied at once, and the zeros and non-zeros that the sequence leaves in
+:math:`[I \mid 0]`.
+
+Two facts carry the library. Rotations in disjoint planes commute, so a sequence falls into a few
+*waves* of disjoint rotations and each wave is applied at once. And planes and angles are
+independent, so for angles of a continuous law the *support* of the product is a matter of
+integers: a rotation replaces the supports of its two rows by their union.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax import _checks, _schedule
+from eoi_jax.typing import Array, DType, Shape
+
+__all__ = [
+    "AngleLaw",
+    "Rotations",
+    "from_pairs",
+    "num_nonzeros",
+    "sample",
+    "support",
+    "uniform_angle",
+    "waves",
+]
+
+AngleLaw = float | Callable[[Array, DType], Array]
+"""An angle in radians for every rotation, or ``(key, dtype) -> scalar`` that draws one."""
+
+_waves = jax.jit(_schedule.waves, static_argnames="size")
+_WORD = 32  # bits of a packed support's word
+_STREAM = 0x454F49  # sets the rotations' stream apart from other uses of the key
+
+
+class Rotations(NamedTuple):
+    """A sequence of Givens rotations, applied from index 0 on.
+
+    Attributes:
+      i: ``(num_rotations,)`` int32, the first coordinate of each plane.
+      j: ``(num_rotations,)`` int32, the second coordinate, never equal to ``i``.
+      theta: ``(num_rotations,)`` floating, the angles in radians.
+    """
+
+    i: Array
+    j: Array
+    theta: Array
+
+
+def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
+    r"""Draw one angle of :math:`U(0, 2\pi)`, the law of Exact Orthogonal Initialization.
+
+    The angle is :math:`2\pi (b + \tfrac12)/2^p` for an integer :math:`b < 2^p` with :math:`p = 24`
+    (53 for float64), so it is never 0 and never a multiple of :math:`\pi/2`: no rotation is a
+    permutation by accident.
+
+    Args:
+      key: a PRNG key.
+      dtype: a floating dtype; narrower ones than float32 are drawn in float32.
+
+    Returns:
+      A scalar in (0, 2π), in radians.
+
+    Example:
+      >>> import jax
+      >>> from eoi_jax import givens
+      >>> bool(0 < givens.uniform_angle(jax.random.key(0)) < 6.2832)
+      True
+    """
+    dtype = jnp.promote_types(_checks.float_dtype(dtype), jnp.float32)
+    if dtype == jnp.float64:
+        number, places = jax.random.bits(key, (), jnp.uint64) >> 11, 53
+    else:
+        number, places = jax.random.bits(key, (), jnp.uint32) >> 8, 24
+    return (number.astype(dtype) + 0.5) * jnp.asarray(2 * math.pi / 2**places, dtype)
+
+
+def sample(
+    key: Array,
+    size: int,
+    num_rotations: int,
+    *,
+    angles: AngleLaw = uniform_angle,
+    dtype: DType = jnp.float32,
+    first: int | Array = 0,
+) -> Rotations:
+    r"""Draw independent rotations: planes uniform over the pairs of coordinates, angles of a law.
+
+    Rotation ``t`` depends on ``key`` and ``t`` alone, so a longer sequence begins with the shorter
+    one and ``first`` continues it. Planes are uniform over ordered pairs up to a relative bias of
+    ``size / 2**32``. Keys of every PRNG implementation are accepted and seed a Threefry stream,
+    so the batched result equals the looped one for all of them.
+
+    Args:
+      key: a PRNG key.
+      size: number of coordinates, at least 2.
+      num_rotations: length of the sequence, at least 0.
+      angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
+      dtype: floating dtype of the angles.
+      first: index of the first rotation to return, at least 0; may be traced.
+
+    Returns:
+      :class:`Rotations` of ``num_rotations`` planes and angles.
+
+    Raises:
+      ValueError: if ``size < 2``, ``num_rotations < 0``, ``first < 0`` or ``dtype`` is not
+        floating.
+
+    Example:
+      >>> import jax
+      >>> from eoi_jax import givens
+      >>> rotations = givens.sample(jax.random.key(0), size=8, num_rotations=5)
+      >>> rotations.i.shape, rotations.theta.dtype
+      ((5,), dtype('float32'))
+      >>> bool((rotations.i != rotations.j).all())
+      True
+
+    Reference:
+      Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+    """
+    size = _checks.integer(
+        size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
+    )
+    num_rotations = _checks.integer(num_rotations, low=0, name="num_rotations")
+    dtype = _checks.float_dtype(dtype)
+    if not _checks.is_traced(first):
+        first = _checks.integer(first, low=0, name="first")
+    return _sample(key, jnp.asarray(first, jnp.uint32), size, num_rotations, angles, dtype)
+
+
+def from_pairs(
+    key: Array,
+    pairs: Any,
+    *,
+    angles: AngleLaw = uniform_angle,
+    dtype: DType = jnp.float32,
+) -> Rotations:
+    """Rotate in the given planes, in their order, by angles of a law.
+
+    This guides the support: only coordinates that the pairs connect are ever mixed (a banded
+    pattern from neighbouring pairs, a butterfly from pairs that differ in one bit).
+
+    Args:
+      key: a PRNG key, for the angles.
+      pairs: ``(num_rotations, 2)`` integers, the planes; the two of a pair differ.
+      angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
+      dtype: floating dtype of the angles.
+
+    Returns:
+      :class:`Rotations` in the order of ``pairs``.
+
+    Raises:
+      ValueError: if ``pairs`` is not ``(num_rotations, 2)`` integers, holds a negative coordinate
+        or a pair of equal ones.
+
+    Example:
+      >>> import jax
+      >>> from eoi_jax import givens
+      >>> rotations = givens.from_pairs(jax.random.key(0), [(0, 1), (2, 3), (1, 2)])
+      >>> givens.waves(rotations, size=4).tolist()
+      [0, 0, 1]
+    """
+    dtype = _checks.float_dtype(dtype)
+    remedy = "Give one row (i, j) of two different non-negative coordinates for each rotation."
+    if not isinstance(pairs, jax.Array):
+        pairs = np.asarray(pairs)
+    if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
+        raise _checks.fail("pairs.shape", np.shape(pairs), "is outside (num_rotations, 2)", remedy)
+    if not jnp.issubdtype(pairs.dtype, jnp.integer):
+        raise _checks.fail("pairs.dtype", pairs.dtype.name, "is not integer", remedy)
+    if not _checks.is_traced(pairs):
+        planes = np.asarray(pairs)
+        bad = np.flatnonzero((planes < 0).any(1) | (planes[:, 0] == planes[:, 1]))
+        if bad.size:
+            raise _checks.fail(
+                f"pairs[{bad[0]}]", tuple(planes[bad[0]].tolist()), "is not a plane", remedy
+            )
+    pairs = jnp.asarray(pairs, jnp.int32)
+    keys = jax.vmap(lambda t: jax.random.fold_in(_threefry(key), t))(jnp.arange(len(pairs)))
+    theta = jax.vmap(lambda own: _angle(own, angles, dtype))(keys)
+    return Rotations(pairs[:, 0], pairs[:, 1], theta)
+
+
+def waves(rotations: Rotations, size: int) -> Array:
+    r"""Order a sequence into waves of disjoint rotations.
+
+    The wave of rotation :math:`t` is :math:`w_t = 1 + \max w_s` over the earlier rotations
+    :math:`s` that touch one of its coordinates, and 0 where there is none. All rotations of one
+    wave are disjoint, and applying wave after wave gives the product of the sequence. The waves of
+    a prefix of the sequence are the prefix of its waves.
+
+    Args:
+      rotations: the sequence.
+      size: number of coordinates.
+
+    Returns:
+      ``(num_rotations,)`` int32, the wave of each rotation.
+
+    Example:
+      >>> import jax
+      >>> from eoi_jax import givens
+      >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (0, 2), (3, 4), (2, 4)])
+      >>> givens.waves(planes, size=5).tolist()
+      [0, 1, 0, 2]
+    """
+    size = _checks.integer(size, low=2, name="size")
+    return _waves(rotations.i, rotations.j, size)
+
+
+def support(rotations: Rotations, shape: Shape) -> Array:
+    r"""Support of :math:`G_T \cdots G_1 [I \mid 0]` for angles of a continuous law.
+
+    Row :math:`i` and row :math:`j` both receive the union of their supports at each rotation; no
+    angle is read. With probability one this is where the product is not zero.
+
+    Args:
+      rotations: the sequence, over ``max(shape)`` coordinates.
+      shape: ``(n, m)``; a wide matrix is the transpose of the tall one.
+
+    Returns:
+      ``(n, m)`` booleans.
+
+    Raises:
+      ValueError: if ``shape`` is not two positive ints.
+
+    Example:
+      >>> import jax
+      >>> from eoi_jax import givens
+      >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (1, 2)])
+      >>> givens.support(planes, (3, 3)).astype(int).tolist()
+      [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    """
+    n, m = _matrix_shape(shape)
+    packed, _ = _simulate(rotations, max(n, m), min(n, m))
+    bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)) & 1
+    full = bits.reshape(max(n, m), -1)[:, : min(n, m)].astype(bool)
+    return full if n >= m else full.T
+
+
+def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
+    """Count the non-zeros of the product after each prefix of the sequence.
+
+    Args:
+      rotations: the sequence, over ``max(shape)`` coordinates, with angles of a continuous law.
+      shape: ``(n, m)`` with ``n * m < 2**31``.
+
+    Returns:
+      ``(num_rotations + 1,)`` uint32: entry ``t`` counts after ``t`` rotations; entry 0 is
+      ``min(n, m)``.
+
+    Raises:
+      ValueError: if ``shape`` is not two positive ints with a product below 2**31.
+
+    Example:
+      >>> import jax
+      >>> from eoi_jax import givens
+      >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (1, 2)])
+      >>> givens.num_nonzeros(planes, (3, 3)).tolist()
+      [3, 5, 8]
+    """
+    n, m = _matrix_shape(shape)
+    _, gained = _simulate(rotations, max(n, m), min(n, m))
+    start = jnp.full((1,), min(n, m), jnp.uint32)
+    return jnp.cumsum(jnp.concatenate([start, gained]), dtype=jnp.uint32)
+
+
+# What the modules above build on: the support bit by bit, 32 to a word.
+
+
+def eye_support(rows: int, columns: int) -> Array:
+    """Bit-packed support of the ``(rows, columns)`` partial identity: ``(rows, words)`` uint32."""
+    words = -(-columns // _WORD)
+    row = jnp.arange(rows, dtype=jnp.uint32)[:, None]
+    here = (row // _WORD == jnp.arange(words, dtype=jnp.uint32)) & (row < columns)
+    return jnp.where(here, jnp.uint32(1) << (row % _WORD), jnp.uint32(0))
+
+
+def grow_support(packed: Array, rotations: Rotations, wave: Array) -> tuple[Array, Array]:
+    """Rotate a bit-packed support; return it and the non-zeros that each rotation added."""
+    rows, words = packed.shape
+
+    def step(carry: tuple[Array, Array], block: _schedule.Block) -> tuple[Array, Array]:
+        packed, gained = carry
+        left = packed.at[block.i].get(mode="clip")
+        right = packed.at[block.j].get(mode="clip")
+        both = jnp.concatenate([block.i, block.j])
+        union = left | right
+        packed = packed.at[both].set(
+            jnp.concatenate([union, union]), mode="drop", unique_indices=True
+        )
+        new = jax.lax.population_count(left ^ right).sum(axis=1, dtype=jnp.uint32)
+        return packed, gained.at[block.index].set(new, mode="drop", unique_indices=True)
+
+    gained = jnp.zeros(wave.shape, jnp.uint32)
+    width = _schedule.block_width(words)
+    return _schedule.scan_waves(step, (packed, gained), rotations, wave, size=rows, width=width)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "num_rotations", "angles", "dtype"))
+def _sample(
+    key: Array, first: Array, size: int, num_rotations: int, angles: AngleLaw, dtype: DType
+) -> Rotations:
+    stream = _threefry(key)
+
+    def one(index: Array) -> Rotations:
+        own = jax.random.fold_in(stream, index)
+        bits = jax.random.bits(own, (2,), jnp.uint32)
+        i = _below(bits[0], size)
+        j = _below(bits[1], size - 1)
+        return Rotations(i, j + (j >= i), _angle(jax.random.fold_in(own, 0), angles, dtype))
+
+    return jax.vmap(one)(first + jnp.arange(num_rotations, dtype=jnp.uint32))
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "columns"))
+def _simulate(rotations: Rotations, rows: int, columns: int) -> tuple[Array, Array]:
+    """Rotate the support of the partial identity."""
+    return grow_support(eye_support(rows, columns), rotations, waves(rotations, rows))
+
+
+def _matrix_shape(shape: Shape) -> tuple[int, int]:
+    n, m, *more = dims = _checks.shape(shape)
+    if more or not 0 < n * m < 2**31:
+        raise _checks.fail(
+            "shape", dims, "is not (n, m) with 0 < n * m < 2**31", "Count one matrix at a time."
+        )
+    return n, m
+
+
+def _threefry(key: Array) -> Array:
+    """Seed a Threefry stream with a key of any implementation.
+
+    Threefry is the one whose batched draws equal the looped ones. The words of the key are read
+    instead of drawing from it, because for other implementations that draw itself depends on vmap.
+    """
+    words = jax.random.key_data(key)
+    stream = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+    for word in words[2:]:
+        stream = jax.random.fold_in(stream, word)
+    return jax.random.fold_in(stream, _STREAM)
+
+
+def _angle(key: Array, angles: AngleLaw, dtype: DType) -> Array:
+    return jnp.asarray(angles(key, dtype) if callable(angles) else angles, dtype)
+
+
+def _below(bits: Array, bound: int) -> Array:
+    """Map 32 random bits to an integer below ``bound``: the high word of their product."""
+    low, high = bits & 0xFFFF, bits >> 16
+    bound_low, bound_high = jnp.uint32(bound & 0xFFFF), jnp.uint32(bound >> 16)
+    middle = high * bound_low + ((low * bound_low) >> 16)
+    carry = (low * bound_high + (middle & 0xFFFF)) >> 16
+    return (high * bound_high + (middle >> 16) + carry).astype(jnp.int32)

@@ -1,0 +1,247 @@
+"""One sparse matrix that is exactly orthogonal, at a given density."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eoi_jax import _checks, givens, rotation, theory
+from eoi_jax.givens import AngleLaw
+from eoi_jax.typing import Array, DType, Shape
+
+__all__ = ["orthogonal"]
+
+# A sequence is given up after this many rotations per coordinate. Every row of a 4096 x 4096
+# matrix is full after about 9 and the chance that one is not after 64 is below 1e-45, so only an
+# angle law that undoes its own work gets here (and then returns NaN).
+_LIMIT = 64
+
+
+def orthogonal(
+    key: Array,
+    shape: Shape,
+    density: float | Array,
+    *,
+    scale: float | Array = 1.0,
+    dtype: DType = jnp.float32,
+    column_axis: int = -1,
+    angles: AngleLaw = givens.uniform_angle,
+    permute: bool = False,
+) -> Array:
+    r"""Draw a sparse, exactly orthogonal matrix: Exact Orthogonal Initialization (EOI).
+
+    With :math:`N = \max(n, m)`, independent random Givens rotations over the :math:`N` coordinates
+    of the larger side are applied to the partial identity :math:`[I \mid 0]`. They stop at the
+    count whose density is closest to the target: the rotation that reaches it is kept if it ends
+    nearer than the one before. Every rotation is orthogonal, so
+
+    .. math:: W W^\top = \text{scale}^2 I \quad (n \le m), \qquad
+              W^\top W = \text{scale}^2 I \quad (n \ge m),
+
+    up to rounding, and a rotation adds at most one non-zero to each vector of the smaller side, so
+    the density ends within :math:`1/(2N)` of the target.
+
+    One key makes one matrix, whether the call is eager, jitted or vmapped. The density may be
+    traced: nothing is compiled anew for another density under :func:`jax.jit`.
+
+    Args:
+      key: a PRNG key.
+      shape: the shape; as in :func:`jax.nn.initializers.orthogonal`, ``column_axis`` gives the
+        :math:`m` columns and all other axes together the :math:`n` rows. At most ``2**31 - 1``
+        elements.
+      density: fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside gives NaN.
+      scale: factor of the result: the singular values are all ``scale``.
+      dtype: real floating dtype of the result. float32 or wider is computed in itself, a narrower
+        dtype in float32 and cast last; the density is that before the cast (float16 rounds the
+        smallest entries to zero).
+      column_axis: the axis that holds the columns.
+      angles: law of the angles, a constant in radians or ``(key, dtype) -> scalar``; default
+        :math:`U(0, 2\pi)`. For any other law non-zeros are counted on the floats, since equal
+        angles cancel entries to exact zeros.
+      permute: permute rows and columns at random and draw their signs, which keeps orthogonality
+        and density and unties the support from the diagonal. The paper does not.
+
+    Returns:
+      An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
+
+    Raises:
+      ValueError: for a density outside its range, fewer than two axes, a dtype that is not real
+        floating, too many elements, a ``scale`` that is not finite, or an angle that is a multiple
+        of π/2 (its rotations only permute, so no density beyond the minimum is reached).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import eoi_jax as eoi
+      >>> w = eoi.orthogonal(jax.random.key(0), (64, 100), density=0.1)
+      >>> bool(jnp.allclose(w @ w.T, jnp.eye(64), atol=1e-5))
+      True
+      >>> abs(float((w != 0).mean()) - 0.1) <= 0.5 / 100
+      True
+
+    Reference:
+      Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+    """
+    shape = _checks.shape(shape)
+    dtype = _checks.float_dtype(dtype)
+    column_axis = _checks.axis(column_axis, len(shape), "column_axis")
+    scale = _checks.finite_scalar(scale, "scale")
+    _check_angles(angles)
+    columns = shape[column_axis]
+    rows = math.prod(shape) // columns if columns else 0
+    if rows == 0:
+        _checks.density(density)
+        return jnp.zeros(shape, dtype)
+    if rows * columns >= 2**31:
+        raise _checks.fail(
+            "shape", shape, "is outside the shapes of fewer than 2**31 elements", "Split the layer."
+        )
+    size = max(rows, columns)
+    density = _checks.density(
+        density,
+        minimum=1 / size,
+        why=f"An orthogonal {rows} x {columns} matrix has at least one non-zero in each vector "
+        "of its smaller side.",
+    )
+    wide = jnp.promote_types(dtype, jnp.float32)
+    matrix = _draw(
+        key,
+        jnp.asarray(density, jnp.result_type(float)),
+        jnp.asarray(scale, wide),
+        size=size,
+        columns=min(rows, columns),
+        segment=_segment(size, density),
+        angles=angles,
+        permute=permute,
+    )
+    matrix = matrix if rows >= columns else matrix.T
+    rest = shape[:column_axis] + shape[column_axis + 1 :]
+    return jnp.moveaxis(matrix.reshape(*rest, columns), -1, column_axis).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "columns", "segment", "angles", "permute"))
+def _draw(
+    key: Array,
+    density: Array,
+    scale: Array,
+    *,
+    size: int,
+    columns: int,
+    segment: int,
+    angles: AngleLaw,
+    permute: bool,
+) -> Array:
+    """Draw the ``(size, columns)`` matrix, tall or square."""
+
+    # Batched loops would run every matrix to the length of the longest and copy the state at each
+    # step: one matrix after another is faster.
+    @jax.custom_batching.sequential_vmap
+    def one(key: Array, density: Array, scale: Array) -> Array:
+        valid = (density >= (1 - 1e-6) / size) & (density <= 1)
+        matrix = _eye(size, columns, jnp.where(valid, scale, jnp.nan))
+        if size > 1:
+            matrix = _rotate_to_density(key, matrix, density, segment, angles)
+        if permute:
+            matrix = _permute(jax.random.fold_in(key, 1), matrix)
+        return matrix
+
+    return one(key, density, scale)
+
+
+def _rotate_to_density(
+    key: Array, matrix: Array, density: Array, segment: int, angles: AngleLaw
+) -> Array:
+    """Rotate the partial identity until its density is closest to the target.
+
+    Rotations come in segments of a static length, each with waves of its own; how long a segment
+    is changes the speed and not the result. The non-zeros of every prefix are counted first, on
+    integers, and only the rotations that are kept touch the floats.
+    """
+    size, columns = matrix.shape
+    continuous = angles is givens.uniform_angle
+    total = size * columns
+    # Counts are compared doubled, so that the middle between two counts is an integer as well.
+    twice_target = jnp.ceil(2 * total * jnp.clip(density, 1 / size, 1)).astype(jnp.uint32)
+    twice_target = jnp.where(jnp.isnan(density), jnp.uint32(0), twice_target)
+    State = tuple[Array, Array, Array, Array]
+
+    def unfinished(state: State) -> Array:
+        first, nonzeros, _, _ = state
+        return (2 * nonzeros < twice_target) & (first < _LIMIT * size)
+
+    def extend(state: State) -> State:
+        first, nonzeros, packed, matrix = state
+        rotations = givens.sample(
+            key, size, segment, angles=angles, dtype=matrix.dtype, first=first
+        )
+        wave = givens.waves(rotations, size)
+        if continuous:
+            packed, gained = givens.grow_support(packed, rotations, wave)
+        else:
+            _, change = rotation.count_gained(matrix, rotations, wave)
+            gained = change.astype(jnp.uint32)  # wraps, and wraps back in the sum
+        counts = nonzeros + jnp.cumsum(gained, dtype=jnp.uint32)
+        reached = 2 * counts >= twice_target
+        crossing = jnp.argmax(reached)
+        before = counts[crossing] - gained[crossing]
+        keep = jnp.where(counts[crossing] + before < twice_target, crossing + 1, crossing)
+        count = jnp.where(reached.any(), keep, segment).astype(jnp.int32)
+        matrix = rotation.rotate_rows(
+            matrix, rotations, wave, count=count, round_products=not continuous
+        )
+        nonzeros = jnp.where(reached.any(), total, counts[-1]).astype(jnp.uint32)
+        return first + segment, nonzeros, packed, matrix
+
+    first = jnp.zeros((), jnp.int32)
+    nonzeros = jnp.full((), columns, jnp.uint32)
+    packed = givens.eye_support(size, columns)
+    _, nonzeros, _, matrix = jax.lax.while_loop(
+        unfinished, extend, (first, nonzeros, packed, matrix)
+    )
+    if continuous:
+        return matrix
+    return jnp.where(2 * nonzeros < twice_target, jnp.nan, matrix)
+
+
+def _eye(size: int, columns: int, scale: Array) -> Array:
+    diagonal = jnp.arange(size)[:, None] == jnp.arange(columns)
+    return jnp.where(diagonal, scale, jnp.zeros((), scale.dtype))
+
+
+def _permute(key: Array, matrix: Array) -> Array:
+    """Permute rows and columns uniformly and flip the sign of each row at random."""
+    for_rows, for_columns, for_signs = jax.random.split(key, 3)
+    size, columns = matrix.shape
+    matrix = matrix[jax.random.permutation(for_rows, size)]
+    matrix = matrix[:, jax.random.permutation(for_columns, columns)]
+    return matrix * jax.random.rademacher(for_signs, (size, 1), matrix.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _expected_rotations(size: int, density: float) -> int:
+    return theory.num_rotations(size, density)
+
+
+def _segment(size: int, density: Any) -> int:
+    """Rotations per segment: a multiple of ``size / 2``, so that few programs are ever compiled.
+
+    A static density gets one segment that nearly always suffices, a traced one up to four
+    rotations per coordinate, which reach a density of about 0.4.
+    """
+    half = max(size // 2, 16)
+    if _checks.is_traced(density):
+        return 8 * half
+    needed = _expected_rotations(size, float(density)) + size // 4
+    return min(-(-needed // half), 8) * half
+
+
+def _check_angles(angles: Any) -> None:
+    if callable(angles):
+        return
+    remedy = "Give an angle in radians away from the multiples of pi/2, or (key, dtype) -> scalar."
+    angle = _checks.finite_scalar(angles, "angles")
+    if abs(math.sin(2 * angle)) < 1e-6:
+        raise _checks.fail("angles", angle, "only permutes coordinates", remedy)
