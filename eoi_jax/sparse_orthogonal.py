@@ -163,8 +163,11 @@ def _rotate_to_density(
     size, columns = matrix.shape
     continuous = angles is givens.uniform_angle
     total = size * columns
-    # Counts are compared doubled, so that the middle between two counts is an integer as well.
-    twice_target = jnp.ceil(2 * total * jnp.clip(density, 1 / size, 1)).astype(jnp.uint32)
+    # Counts are compared doubled, so that the middle between two counts is an integer as well. The
+    # slack takes back what rounding a density such as 0.3 to float32 may have added to a count.
+    slack = 2 * jnp.finfo(density.dtype).eps
+    twice_target = jnp.ceil(2 * total * jnp.clip(density, 1 / size, 1) * (1 - slack))
+    twice_target = twice_target.astype(jnp.uint32)
     twice_target = jnp.where(jnp.isnan(density), jnp.uint32(0), twice_target)
     State = tuple[Array, Array, Array, Array]
 
@@ -226,16 +229,16 @@ def _expected_rotations(size: int, density: float) -> int:
 
 
 def _segment(size: int, density: Any) -> int:
-    """Rotations per segment: a multiple of ``size / 2``, so that few programs are ever compiled.
+    """Rotations per segment: 1 to 4 per coordinate, so that few programs are ever compiled.
 
-    A static density gets one segment that nearly always suffices, a traced one up to four
-    rotations per coordinate, which reach a density of about 0.4.
+    A static density gets one segment that nearly always suffices; for a traced one the four
+    rotations per coordinate reach a density of about 0.4.
     """
-    half = max(size // 2, 16)
+    unit = max(size, 32)
     if _checks.is_traced(density):
-        return 8 * half
+        return 4 * unit
     needed = _expected_rotations(size, float(density)) + size // 4
-    return min(-(-needed // half), 8) * half
+    return min(max(-(-needed // unit), 1), 4) * unit
 
 
 def _check_angles(angles: Any) -> None:

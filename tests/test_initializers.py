@@ -1,0 +1,263 @@
+import math
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+import eoi_jax as eoi
+
+KEY = jax.random.key(9)
+
+
+def tap_of(kernel, transposed=False):
+    center = tuple(k // 2 if transposed else (k - 1) // 2 for k in kernel.shape[:-2])
+    return kernel[center]
+
+
+def gram_error(w, scale=1.0):
+    w = np.asarray(w, np.float64) / scale
+    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    return np.abs(gram - np.eye(len(gram))).max()
+
+
+def circular_conv(x, kernel, groups=1):
+    """Circular convolution by definition: y[t] = Σ_s x[t + s − c] W[s], in float64 NumPy."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    axes = tuple(range(kernel.ndim - 2))
+    outputs = np.split(kernel, groups, axis=-1)
+    inputs = np.split(x, groups, axis=-1)
+    parts = []
+    for part, own in zip(inputs, outputs, strict=True):
+        total = 0.0
+        for s in np.ndindex(*kernel.shape[:-2]):
+            shift = [(k - 1) // 2 - p for k, p in zip(kernel.shape[:-2], s, strict=True)]
+            total = total + np.roll(part, shift, axes) @ own[s]
+        parts.append(total)
+    return np.concatenate(parts, -1)
+
+
+def test_dense_is_orthogonal_with_its_options():
+    init = eoi.dense(0.2, scale=2.0, column_axis=0, permute=True)
+    expected = eoi.orthogonal(KEY, (20, 30), 0.2, scale=2.0, column_axis=0, permute=True)
+    np.testing.assert_array_equal(init(KEY, (20, 30), jnp.float32), expected)
+    chex.assert_type(init(KEY, (20, 30), jnp.bfloat16), jnp.bfloat16)
+    chex.assert_type(eoi.dense(0.2, dtype=jnp.float16)(KEY, (20, 30)), jnp.float16)
+    np.testing.assert_array_equal(init(KEY, (20, 30), None), expected)
+
+
+SHAPES = [(5, 6, 6), (3, 3, 8, 8), (4, 2, 6, 16), (3, 3, 16, 6), (1, 1, 8, 12), (2, 3, 2, 8, 8)]
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from(SHAPES), st.sampled_from([0.05, 0.1, 0.4, 1.0]))
+def test_conv_is_a_sparse_orthogonal_center_tap(seed, shape, density):
+    taps, size = math.prod(shape[:-2]), max(shape[-2:])
+    density = max(density, 1.0001 / size)
+    kernel = eoi.conv(density, scale=1.5)(jax.random.key(seed), shape, jnp.float32)
+    chex.assert_shape(kernel, shape)
+    tap = tap_of(kernel)
+    assert gram_error(tap, 1.5) <= 1e-5
+    assert jnp.count_nonzero(kernel) == jnp.count_nonzero(tap), "a weight off the center"
+    rule = min(density * taps, math.sqrt(density), 1.0)
+    assert abs((tap != 0).mean() - max(rule, 1 / size)) <= 0.5 / size + 1e-6
+    assert (kernel != 0).mean() <= density + 0.5 / size / taps + 1e-6
+
+
+@pytest.mark.parametrize("spatial", [(5,), (4,), (3, 3), (4, 5), (2, 3, 4)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 6), (4, 10)])
+def test_circular_convolution_preserves_norms(spatial, inputs, outputs):
+    kernel = eoi.conv(0.3)(KEY, (*spatial, inputs, outputs), jnp.float32)
+    x = np.random.default_rng(0).normal(size=(*[7] * len(spatial), inputs))
+    y = circular_conv(x, kernel)
+    np.testing.assert_allclose(
+        np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
+    )  # at every pixel, and so in all
+
+
+def test_more_inputs_than_outputs_is_a_coisometry():
+    kernel = eoi.conv(0.3)(KEY, (3, 3, 10, 4), jnp.float32)
+    basis = np.eye(5 * 5 * 10).reshape(-1, 5, 5, 10)
+    matrix = np.stack([circular_conv(x, kernel).ravel() for x in basis])
+    values = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(values[: 5 * 5 * 4], 1, atol=1e-5)
+    assert len(values) == 5 * 5 * 4
+
+
+@pytest.mark.parametrize("padding", ["CIRCULAR", "SAME"])
+@pytest.mark.parametrize("size", [(3,), (4,), (3, 3), (2, 4), (3, 2, 3)])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_flax_conv_preserves_norms_per_group(padding, size, groups):
+    layer = nn.Conv(
+        16,
+        size,
+        padding=padding,
+        feature_group_count=groups,
+        use_bias=False,
+        kernel_init=eoi.conv(0.5, feature_group_count=groups),
+    )
+    x = jax.random.normal(KEY, (2, *[6] * len(size), 8))
+    y, variables = layer.init_with_output(KEY, x)
+    per_group = (*x.shape[:-1], groups, -1)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(y.reshape(per_group), axis=-1),
+        jnp.linalg.norm(x.reshape(per_group), axis=-1),
+        rtol=1e-5,
+    )
+    kernel = variables["params"]["kernel"]
+    if groups == 2:  # with 8 groups each is 1 x 2, and one non-zero is nearest to its density
+        left, right = np.split(np.asarray(tap_of(kernel)), groups, axis=1)
+        assert (left != right).any()
+
+
+@pytest.mark.parametrize("size", [(3,), (4,), (2, 5)])
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+def test_flax_conv_transpose_preserves_norms(size, transpose_kernel):
+    layer = nn.ConvTranspose(
+        8,
+        size,
+        use_bias=False,
+        transpose_kernel=transpose_kernel,
+        kernel_init=eoi.conv(0.5, transposed=not transpose_kernel),
+    )
+    x = jax.random.normal(KEY, (2, *[6] * len(size), 8))
+    y, _ = layer.init_with_output(KEY, x)
+    np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+def test_a_depthwise_kernel_is_its_scale_at_the_center():
+    kernel = eoi.conv(0.2, scale=1.5, feature_group_count=12)(KEY, (3, 3, 1, 12), jnp.float32)
+    expected = np.zeros((3, 3, 1, 12))
+    expected[1, 1] = 1.5
+    np.testing.assert_array_equal(kernel, expected)
+    signed = eoi.conv(0.2, feature_group_count=12, permute=True)(KEY, (3, 3, 1, 12), jnp.float32)
+    assert set(np.unique(signed)) == {-1.0, 0.0, 1.0}
+
+
+def test_the_center_density_can_be_chosen():
+    kernel = eoi.conv(0.125, center_density=0.125)(KEY, (3, 3, 32, 32), jnp.float32)
+    assert abs((tap_of(kernel) != 0).mean() - 0.125) <= 0.5 / 32 + 1e-6
+
+
+def test_densities_may_be_traced():
+    def draw(density):
+        return eoi.conv(density)(KEY, (3, 3, 16, 16), jnp.float32)
+
+    traced = jax.jit(draw)
+    for density in (0.01, 0.1, 0.9):
+        np.testing.assert_allclose(traced(density), draw(density), atol=1e-6)
+    assert jnp.isnan(traced(0.001)).any()
+    layers = jax.vmap(lambda k, d: eoi.dense(d)(k, (16, 16), jnp.float32))(
+        jax.random.split(KEY, 3), jnp.array([0.1, 0.3, 0.7])
+    )
+    for layer, density in zip(layers, (0.1, 0.3, 0.7), strict=True):
+        assert abs((layer != 0).mean() - density) <= 0.5 / 16 + 1e-6
+
+
+class Stack(nn.Module):
+    """Scanned dense layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.scan(
+            lambda module, x, _: (nn.Dense(16, kernel_init=eoi.dense(0.2))(x), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=5,
+        )
+        return layer(self, x, None)[0]
+
+
+def test_under_linen_scan_every_layer_is_its_own():
+    params = jax.jit(Stack().init)(KEY, jnp.ones((1, 16)))["params"]
+    (kernels,) = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 3]
+    chex.assert_shape(kernels, (5, 16, 16))
+    for kernel in kernels:
+        assert gram_error(kernel) <= 1e-5
+    assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 5
+
+
+def test_under_linen_vmap():
+    layers = nn.vmap(
+        nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, axis_size=3
+    )(16, kernel_init=eoi.dense(0.2))
+    kernels = layers.init(KEY, jnp.ones((3, 1, 8)))["params"]["kernel"]
+    chex.assert_shape(kernels, (3, 8, 16))
+    assert max(gram_error(kernel) for kernel in kernels) <= 1e-5
+
+
+def test_under_nnx():
+    layer = nnx.Linear(12, 24, kernel_init=eoi.dense(0.2), rngs=nnx.Rngs(0))
+    assert gram_error(layer.kernel[...]) <= 1e-5
+
+    @nnx.split_rngs(splits=4)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs):
+        return nnx.Conv(8, 8, (3, 3), kernel_init=eoi.conv(0.2), rngs=rngs)
+
+    kernels = build(nnx.Rngs(0)).kernel[...]
+    chex.assert_shape(kernels, (4, 3, 3, 8, 8))
+    assert max(gram_error(tap_of(kernel)) for kernel in kernels) <= 1e-5
+    assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 4
+
+
+def test_shapes_without_arrays():
+    model = nn.Sequential(
+        [nn.Conv(8, (3, 3), kernel_init=eoi.conv(0.2)), nn.Dense(9, kernel_init=eoi.dense(0.2))]
+    )
+    shapes = jax.eval_shape(model.init, KEY, jnp.ones((1, 4, 4, 8)))
+    assert shapes["params"]["layers_0"]["kernel"].shape == (3, 3, 8, 8)
+
+
+def test_out_sharding():
+    explicit = jax.sharding.AxisType.Explicit
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(explicit,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", None))
+    kernel = eoi.dense(0.2)(KEY, (16, 16), jnp.float32, out_sharding=sharding)
+    assert kernel.sharding == sharding
+    np.testing.assert_array_equal(kernel, eoi.dense(0.2)(KEY, (16, 16), jnp.float32))
+
+
+def test_empty_kernels():
+    chex.assert_shape(eoi.conv(0.2)(KEY, (3, 3, 0, 4), jnp.float32), (3, 3, 0, 4))
+    chex.assert_shape(eoi.dense(0.2)(KEY, (0, 4), jnp.float32), (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: eoi.dense(0.0), r"density=0.0 is outside \(0, 1\]"),
+        (lambda: eoi.dense(10), r"density=10.0 is outside \(0, 1\]"),
+        (lambda: eoi.dense(0.1, scale=math.nan), r"scale=nan is outside"),
+        (lambda: eoi.dense(0.1, dtype=int), r"dtype='int\d+' is outside"),
+        (lambda: eoi.dense(0.01)(KEY, (8, 9), jnp.float32), r"density=0.01 is outside \[0.1111"),
+        (lambda: eoi.dense(0.1)(KEY, (8,), jnp.float32), r"shape=\(8,\) has 1 axes"),
+        (lambda: eoi.conv(0.1, feature_group_count=0), r"feature_group_count=0 is outside \[1"),
+        (lambda: eoi.conv(0.1, center_density=2.0), r"center_density=2.0 is outside \(0, 1\]"),
+        (
+            lambda: eoi.conv(0.1, center_density=0.95)(KEY, (3, 3, 8, 8), jnp.float32),
+            r"center_density=0.95 is outside \[0.125, 0.9\]",
+        ),
+        (
+            lambda: eoi.conv(0.1, center_density=0.1)(KEY, (3, 3, 8, 8), jnp.float32),
+            r"center_density=0.1 is outside \[0.125, 1\]",
+        ),
+        (
+            lambda: eoi.conv(0.1, feature_group_count=8)(KEY, (3, 3, 1, 8), jnp.float32),
+            r"density=0.1 is outside \[0.111111, 1\]",
+        ),
+        (
+            lambda: eoi.conv(0.1, feature_group_count=3)(KEY, (3, 3, 8, 8), jnp.float32),
+            r"feature_group_count=3 is outside the divisors",
+        ),
+        (lambda: eoi.conv(0.1)(KEY, (8, 8), jnp.float32), r"shape=\(8, 8\) has 2 axes"),
+        (lambda: eoi.conv(0.1)(KEY, (3, 8, 8), jnp.int8), r"dtype='int8' is outside"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,323 @@
+import functools
+import math
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eoi_jax import givens, sparse_orthogonal
+from eoi_jax.sparse_orthogonal import orthogonal
+
+KEY = jax.random.key(5)
+SHAPES = [(1, 1), (2, 2), (1, 9), (9, 1), (12, 40), (40, 12), (33, 33), (65, 64)]
+
+
+def gram_error(w, scale=1.0):
+    """max |W Wᵀ / scale² − I| over the smaller side, in float64."""
+    w = np.asarray(w, np.float64) / scale
+    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    return np.abs(gram - np.eye(len(gram))).max()
+
+
+def density_of(w):
+    return np.count_nonzero(np.asarray(w)) / w.size
+
+
+def paper_law(generator, shape, density):
+    """One matrix of the paper's law, rotation by rotation in float64 NumPy.
+
+    Returns the matrix and the number of rotations.
+    """
+    size, columns = max(shape), min(shape)
+    w = np.eye(size, columns)
+    rotations, target = 0, density * size * columns
+    while np.count_nonzero(w) < target:
+        before = w.copy()
+        i, j = generator.choice(size, 2, replace=False)
+        theta = generator.uniform(0, 2 * np.pi)
+        w[i], w[j] = (
+            np.cos(theta) * w[i] + np.sin(theta) * w[j],
+            -np.sin(theta) * w[i] + np.cos(theta) * w[j],
+        )
+        rotations += 1
+    if rotations and target - np.count_nonzero(before) <= np.count_nonzero(w) - target:
+        w, rotations = before, rotations - 1
+    return (w if shape[0] >= shape[1] else w.T), rotations
+
+
+@given(
+    st.integers(0, 2**31 - 1),
+    st.sampled_from(SHAPES),
+    st.floats(0, 1),
+    st.sampled_from([1.0, 1.0247, 3.0]),
+)
+def test_exactly_orthogonal_at_the_density_asked_for(seed, shape, position, scale):
+    size = max(shape)
+    density = 1 / size + position * (1 - 1 / size)
+    w = orthogonal(jax.random.key(seed), shape, density, scale=scale)
+    chex.assert_shape(w, shape)
+    chex.assert_type(w, jnp.float32)
+    assert gram_error(w, scale) <= 1e-5
+    assert abs(density_of(w) - density) <= 0.5 / size + 1e-6
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (1024, 3000)])
+@pytest.mark.parametrize("density", [0.01, 0.5])
+def test_exact_at_large_sizes(shape, density):
+    w = orthogonal(KEY, shape, density)
+    tall = w if shape[0] >= shape[1] else w.T
+    gram = jnp.dot(tall.T, tall, precision="highest")
+    assert jnp.abs(gram - jnp.eye(len(gram))).max() <= 1e-5
+    assert abs(density_of(w) - density) <= 0.5 / max(shape) + 1e-6
+
+
+def test_the_ends_of_the_range():
+    one_hot = orthogonal(KEY, (6, 10), 1 / 10)
+    np.testing.assert_array_equal(one_hot, np.eye(6, 10))
+    assert density_of(orthogonal(KEY, (20, 20), 1.0)) == 1.0
+    np.testing.assert_array_equal(orthogonal(KEY, (1, 1), 1.0), [[1.0]])
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (15, 50), (50, 15)])
+@pytest.mark.parametrize("density", [0.1, 0.37])
+def test_support_is_that_of_the_stopped_sequence(shape, density):
+    """Replay the same rotations one by one on integers, stop by the definition, compare exactly."""
+    size, columns = max(shape), min(shape)
+    rotations = givens.sample(KEY, size, 8 * size)
+    counts = np.asarray(givens.num_nonzeros(rotations, shape)).astype(int)
+    target = density * (size * columns)
+    crossing = int(np.argmax(counts >= target))
+    nearer = counts[crossing] - target < target - counts[crossing - 1]
+    stop = crossing if nearer else crossing - 1
+    kept = jax.tree.map(lambda x: x[:stop], rotations)
+    w = orthogonal(KEY, shape, density)
+    np.testing.assert_array_equal(w != 0, givens.support(kept, shape))
+    assert abs(counts[stop] - target) == np.abs(counts - target).min()
+
+
+@pytest.mark.parametrize(("shape", "density"), [((20, 20), 0.3), ((10, 30), 0.2), ((30, 10), 0.2)])
+def test_law_equals_the_paper_law(shape, density):
+    """Means of statistics of many matrices, ours against NumPy's, within 4.5 standard errors."""
+    draws = 1500
+    generator = np.random.default_rng(0)
+    theirs = [paper_law(generator, shape, density) for _ in range(draws)]
+    keys = jax.random.split(KEY, draws)
+    ours = np.asarray(jax.vmap(lambda key: orthogonal(key, shape, density))(keys), np.float64)
+    theirs = np.stack([w for w, _ in theirs])
+
+    def statistics(w):
+        if shape[0] < shape[1]:
+            w = w.transpose(0, 2, 1)
+        per_row = (w != 0).sum(2)
+        return {
+            "density": (w != 0).mean((1, 2)),
+            "entries": w.mean((1, 2)),
+            "diagonal": np.abs(np.diagonal(w, axis1=1, axis2=2)).mean(1),
+            "fourth moment": (w**4).mean((1, 2)),
+            "one-hot rows": (per_row == 1).mean(1),
+            "empty rows": (per_row == 0).mean(1),
+            "square of the row counts": (per_row**2).mean(1),
+            "small entries": ((np.abs(w) < 0.1) & (w != 0)).mean((1, 2)),
+            "first corner": np.abs(w[:, 0, 0]),
+            "last corner": np.abs(w[:, -1, -1]),
+        }
+
+    for name, mine, other in zip(
+        statistics(ours), statistics(ours).values(), statistics(theirs).values(), strict=True
+    ):
+        standard_error = math.sqrt((mine.var() + other.var()) / draws) + 1e-12
+        deviation = abs(mine.mean() - other.mean()) / standard_error
+        assert deviation < 4.5, f"{name}: {deviation:.1f} standard errors apart"
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (24, 40), (40, 24)])
+def test_one_key_is_one_matrix(shape):
+    """Eager, jitted, vmapped, looped, with static and traced density."""
+    keys = jax.random.split(KEY, 3)
+    densities = np.array([0.1, 0.25, 0.6], np.float32)
+    eager = np.stack([orthogonal(k, shape, float(d)) for k, d in zip(keys, densities, strict=True)])
+    assert len({w.tobytes() for w in eager}) == 3
+
+    def draw(key, density):
+        return orthogonal(key, shape, density)
+
+    for name, other in {
+        "jit": np.stack([jax.jit(draw)(k, d) for k, d in zip(keys, densities, strict=True)]),
+        "vmap": jax.vmap(draw)(keys, densities),
+        "jit of vmap": jax.jit(jax.vmap(draw))(keys, densities),
+        "scan": jax.lax.scan(lambda _, x: (0, draw(*x)), 0, (keys, jnp.asarray(densities)))[1],
+    }.items():
+        np.testing.assert_array_equal(other != 0, eager != 0, err_msg=name)
+        np.testing.assert_allclose(other, eager, atol=1e-6, err_msg=name)
+    again = orthogonal(keys[0], shape, float(densities[0]))
+    np.testing.assert_array_equal(again, eager[0])
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_every_kind_of_key(impl):
+    keys = jax.random.split(jax.random.key(2, impl=impl), 2)
+    looped = jnp.stack([orthogonal(key, (20, 20), 0.2) for key in keys])
+    np.testing.assert_allclose(
+        jax.vmap(lambda k: orthogonal(k, (20, 20), 0.2))(keys), looped, atol=1e-6
+    )
+    assert (looped[0] != looped[1]).any()
+
+
+def test_old_style_keys():
+    old = orthogonal(jax.random.PRNGKey(3), (20, 20), 0.2)
+    np.testing.assert_array_equal(old, orthogonal(jax.random.key(3), (20, 20), 0.2))
+
+
+@pytest.mark.parametrize("density", [0.15, 0.9])
+def test_the_length_of_a_segment_changes_nothing(density):
+    draw = functools.partial(
+        sparse_orthogonal._draw,
+        KEY,
+        jnp.float32(density),
+        jnp.float32(1),
+        size=40,
+        columns=30,
+        angles=givens.uniform_angle,
+        permute=False,
+    )
+    long = draw(segment=400)
+    for segment in (1, 7, 64):
+        np.testing.assert_array_equal(draw(segment=segment) != 0, long != 0)
+        np.testing.assert_allclose(draw(segment=segment), long, atol=1e-6)
+
+
+def test_a_new_density_compiles_nothing():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def draw(key, density):
+        return orthogonal(key, (40, 40), density)
+
+    for density in (0.03, 0.2, 0.8):
+        assert abs(density_of(draw(KEY, density)) - density) <= 0.5 / 40 + 1e-6
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.5, 0.01, 1.5, math.nan, math.inf])
+def test_a_traced_density_out_of_range_gives_nan(bad):
+    w = jax.jit(lambda d: orthogonal(KEY, (20, 20), d))(bad)
+    assert jnp.isnan(w).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_dtypes_are_float32_cast_last(dtype):
+    w = orthogonal(KEY, (64, 64), 0.2, scale=1.5, dtype=dtype)
+    chex.assert_type(w, dtype)
+    np.testing.assert_array_equal(w, orthogonal(KEY, (64, 64), 0.2, scale=1.5).astype(dtype))
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_is_float64_throughout():
+    for shape in ((100, 100), (30, 80)):
+        w = orthogonal(KEY, shape, 0.3, dtype=jnp.float64)
+        chex.assert_type(w, jnp.float64)
+        assert gram_error(w) <= 1e-14
+        assert abs(density_of(w) - 0.3) <= 0.5 / max(shape)
+
+
+@pytest.mark.parametrize("column_axis", [0, 1, 2, 3, -1, -4])
+def test_axes_follow_jax(column_axis):
+    shape = (3, 4, 5, 6)
+    w = orthogonal(KEY, shape, 0.2, column_axis=column_axis)
+    reference = jax.nn.initializers.orthogonal(column_axis=column_axis)(KEY, shape)
+    chex.assert_equal_shape([w, reference])
+    for matrix in (w, reference):
+        flat = np.moveaxis(np.asarray(matrix), column_axis, -1).reshape(-1, shape[column_axis])
+        assert gram_error(flat) <= 1e-5
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 0, 2)])
+def test_an_empty_shape_gives_an_empty_array(shape):
+    chex.assert_shape(orthogonal(KEY, shape, 0.5), shape)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
+def test_permuting_keeps_the_laws_and_unties_the_diagonal(shape):
+    keys = jax.random.split(KEY, 400)
+    draw = functools.partial(orthogonal, shape=shape, density=1 / 25, permute=True)
+    ws = np.asarray(jax.vmap(lambda key: draw(key))(keys))
+    for w in ws[:5]:
+        assert gram_error(w) <= 1e-5
+        assert abs(density_of(w) - 1 / 25) <= 0.5 / 50 + 1e-6
+    share = (ws != 0).mean(0)  # each entry is a mean of 400 Bernoulli(1/25)
+    standard_error = math.sqrt(0.04 * 0.96 / len(keys))
+    assert np.abs(share - 0.04).max() < 5.5 * standard_error
+    assert abs((ws[ws != 0] > 0).mean() - 0.5) < 0.02
+    np.testing.assert_array_equal(ws[0], draw(keys[0]))
+
+
+@pytest.mark.parametrize("degrees", [1, 45, 80])
+def test_constant_angles_are_counted_on_the_floats(degrees):
+    for shape in ((60, 60), (20, 50)):
+        w = orthogonal(KEY, shape, 0.2, angles=math.radians(degrees))
+        assert gram_error(w) <= 1e-5
+        assert abs(density_of(w) - 0.2) <= 0.5 / max(shape) + 1e-6
+
+
+def test_an_angle_law_of_ones_own():
+    w = orthogonal(KEY, (40, 40), 0.3, angles=lambda key, dtype: jax.random.normal(key, (), dtype))
+    assert gram_error(w) <= 1e-5
+    assert abs(density_of(w) - 0.3) <= 0.5 / 40 + 1e-6
+
+
+def test_an_angle_law_that_reaches_no_density_gives_nan():
+    w = orthogonal(KEY, (8, 8), 0.5, angles=lambda key, dtype: jnp.zeros((), dtype))
+    assert jnp.isnan(w).all()
+
+
+def test_shapes_without_arrays():
+    out = jax.eval_shape(lambda k: orthogonal(k, (300, 200), 0.1, dtype=jnp.bfloat16), KEY)
+    assert (out.shape, out.dtype) == ((300, 200), jnp.bfloat16)
+
+
+def test_one_program_lowers_for_every_platform():
+    draw = jax.jit(lambda key, density: orthogonal(key, (48, 32), density))
+    exported = jax.export.export(draw, platforms=("cpu", "cuda", "tpu"))(KEY, jnp.float32(0.2))
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    assert "callback" not in exported.mlir_module()
+    np.testing.assert_allclose(
+        exported.call(KEY, jnp.float32(0.2)), orthogonal(KEY, (48, 32), 0.2), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [1024, 2048])
+def test_temporary_memory_is_below_three_outputs(size):
+    draw = jax.jit(lambda key: orthogonal(key, (size, size), 0.1))
+    analysis = draw.lower(KEY).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes <= 3 * analysis.output_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"density": 0.0}, r"density=0.0 is outside \(0, 1\]"),
+        ({"density": -0.1}, r"density=-0.1 is outside \(0, 1\]"),
+        ({"density": 1.5}, r"density=1.5 is outside \(0, 1\]"),
+        ({"density": math.nan}, r"density=nan is outside \(0, 1\]"),
+        ({"density": 0.02}, r"density=0.02 is outside \[0.05, 1\]"),
+        ({"density": "0.1x"}, r"density='0.1x' is not a number"),
+        ({"density": np.array([0.1, 0.2])}, r"is not a number in \(0, 1\]"),
+        ({"shape": (20,)}, r"shape=\(20,\) has 1 axes"),
+        ({"shape": (20, -1)}, r"shape=\(20, -1\) has an axis outside"),
+        ({"shape": (20, 1.5)}, r"shape=\(20, 1.5\) is not a sequence of ints"),
+        ({"shape": (2**16, 2**15)}, r"is outside the shapes of fewer than 2\*\*31 elements"),
+        ({"dtype": jnp.int32}, r"dtype='int32' is outside the real floating dtypes"),
+        ({"dtype": jnp.complex64}, r"dtype='complex64' is outside"),
+        ({"column_axis": 2}, r"column_axis=2 is outside \[-2, 1\]"),
+        ({"scale": math.inf}, r"scale=inf is outside the finite numbers"),
+        ({"angles": math.pi / 2}, r"angles=1.57\d+ only permutes"),
+        ({"angles": "uniform"}, r"angles='uniform' is not a real number"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    arguments = {"shape": (20, 10), "density": 0.1, **arguments}
+    with pytest.raises(ValueError, match=message):
+        orthogonal(KEY, **arguments)
