@@ -225,7 +225,7 @@ def _permute(key: Array, matrix: Array) -> Array:
 
 @functools.lru_cache(maxsize=4096)
 def _expected_rotations(size: int, density: float) -> int:
-    return theory.num_rotations(size, density)
+    return theory.num_rotations(size, density, method="closed_form")
 
 
 def _segment(size: int, density: Any) -> int:
