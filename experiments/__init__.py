@@ -1,0 +1,1 @@
+"""Experiments with eoi_jax: a quickstart, benchmarks, and what they share."""
