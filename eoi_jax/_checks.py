@@ -94,7 +94,8 @@ def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy:
     try:
         number = operator.index(value)
     except TypeError:
-        raise fail(name, value, f"is not an integer in {bounds}", remedy or "Give an int.") from None
+        problem = f"is not an integer in {bounds}"
+        raise fail(name, value, problem, remedy or "Give an int.") from None
     if number < low or (high is not None and number > high):
         raise fail(name, number, f"is outside {bounds}", remedy or f"Give a value in {bounds}.")
     return number
@@ -120,7 +121,8 @@ def finite_scalar(value: Any, name: str) -> Any:
 
 def same_structure(tree: Any, other: Any, *, name: str, other_name: str) -> None:
     """Require two pytrees of one structure."""
-    left, right = jax.tree.structure(tree), jax.tree.structure(other)
+    left: Any = jax.tree.structure(tree)
+    right: Any = jax.tree.structure(other)
     if left != right:
         raise ValueError(
             f"{name} has the structure {left}, but {other_name} has {right}. "
@@ -152,3 +154,58 @@ def mask_fits(mask: Any, tree: Any, *, name: str = "mask", tree_name: str = "par
             )
 
     jax.tree_util.tree_map_with_path(check, mask, tree)
+
+
+def mask_leaves(mask: Any, *, name: str = "mask") -> None:
+    """Require boolean leaves, and ``True`` of each scalar that is not being traced."""
+
+    def check(path: Sequence[Any], leaf: Any) -> None:
+        where = f"{name}[{path_name(path)}]"
+        dtype = jnp.result_type(leaf)
+        if dtype != jnp.bool_:
+            raise ValueError(
+                f"{where} has dtype {dtype}, outside {{bool}}. "
+                "Convert it with `leaf != 0`; scores become masks through masks.top_k."
+            )
+        if np.ndim(leaf) == 0 and not is_traced(leaf) and not bool(leaf):
+            raise ValueError(
+                f"{where}=False is outside {{True}}: a scalar marks a leaf that stays dense. "
+                "To mask every entry, give an array of False of the leaf's shape."
+            )
+
+    jax.tree_util.tree_map_with_path(check, mask)
+
+
+def leaf_density(value: Any, shape: Sequence[int], *, name: str) -> Any:
+    """Accept a density in [0, 1] for a leaf, or one for each slice of its first axis."""
+    if np.ndim(value) != 0 and (len(shape) < 2 or np.shape(value) != (shape[0],)):
+        raise ValueError(
+            f"{name} has shape {np.shape(value)}, outside {{(), ({shape[0]},)}}. "
+            "Give one density for the leaf, or one for each slice of its first axis."
+        )
+    if is_traced(value):
+        return value
+    numbers = np.asarray(value, np.float64)
+    if not np.all((numbers >= 0.0) & (numbers <= 1.0)):
+        raise fail(
+            name,
+            numbers.tolist(),
+            "is outside [0, 1]",
+            "Give the fraction of weights to keep (density = 1 - sparsity).",
+        )
+    return numbers
+
+
+def budget_holds(counts: Any, budget: Any, size: int, *, name: str) -> None:
+    """Require that no row of a leaf has more unmasked weights than its budget allows."""
+    counts, budget = np.broadcast_arrays(counts, budget)
+    over = np.flatnonzero(counts > budget)
+    if over.size:
+        row = over[0]
+        where = name if counts.size == 1 else f"{name}[{row}]"
+        raise ValueError(
+            f"{where} has density {counts[row] / size:.6g}: {counts[row]} of {size} weights are "
+            f"unmasked, outside [0, {budget[row]}], the budget of density "
+            f"{budget[row] / size:.6g}. A support cannot be trimmed without losing "
+            "orthogonality: raise the density, or build the support at a lower one."
+        )

@@ -26,7 +26,7 @@ class Block(NamedTuple):
     i: Array
     j: Array
     theta: Array
-    index: Array
+    position: Array
 
 
 def waves(i: Array, j: Array, size: int) -> Array:
@@ -62,48 +62,66 @@ def scan_waves(
     wave: Array,
     *,
     size: int,
-    width: int,
+    columns: int,
     count: Array | int | None = None,
 ) -> _Carry:
-    """Call ``step(carry, block)`` on blocks of at most ``width`` disjoint rotations, in wave order.
+    """Call ``step(carry, block)`` on blocks of disjoint rotations, in wave order.
 
-    ``rotations`` is the triple ``(i, j, theta)``; ``count`` keeps only the first ``count`` of the
-    sequence. Blocks are short runs of a wave rather than whole waves because their width must be
-    static; the length of the loop is not, so the number of waves has no bound.
+    ``rotations`` is the triple ``(i, j, theta)``, over ``size`` coordinates that hold ``columns``
+    numbers each; ``count`` keeps only the first ``count`` of the sequence. Blocks are runs of a
+    wave rather than whole waves because their width must be static. The length of the loop is
+    not, so the number of waves has no bound.
     """
     length = wave.shape[0]
     if length == 0:
         return carry
     count = length if count is None else count
-    width = min(width, length)
     wave = jnp.where(jnp.arange(length, dtype=jnp.int32) < count, wave, length)
     order = stable_argsort(wave, bound=length + 1)
     ordered = (*(leaf[order] for leaf in rotations), order, wave[order])
+
+    def scan(width: int) -> _Carry:
+        return _scan_blocks(step, carry, ordered, count, size=size, width=min(width, length))
+
+    # A core takes short blocks, which stay in its cache and pad little; an accelerator takes
+    # whole waves, which fill it.
+    return jax.lax.platform_dependent(
+        cpu=lambda: scan(min(max(2**13 // max(columns, 1), 32), 128)),
+        default=lambda: scan(min(size // 2, 1024)),
+    )
+
+
+def _scan_blocks(
+    step: Callable[[_Carry, Block], _Carry],
+    carry: _Carry,
+    ordered: tuple[Array, ...],
+    count: Array | int,
+    *,
+    size: int,
+    width: int,
+) -> _Carry:
+    """Scan rotations that are sorted by wave, ``width`` at a time."""
+    length = ordered[0].shape[0]
     # A slice must not run over the end: XLA would move it back, onto rotations already applied.
     padded = [jnp.pad(leaf, (0, width), constant_values=leaf.dtype.type(-1)) for leaf in ordered]
     lane = jnp.arange(width, dtype=jnp.int32)
 
     def body(state: tuple[Array, _Carry]) -> tuple[Array, _Carry]:
         start, carry = state
-        i, j, theta, index, own_wave = (
+        i, j, theta, position, wave = (
             jax.lax.dynamic_slice_in_dim(leaf, start, width) for leaf in padded
         )
-        live = own_wave == own_wave[0]
+        live = wave == wave[0]
         block = Block(
             i=jnp.where(live, i, size + lane),  # distinct, so that indices stay unique
             j=jnp.where(live, j, size + width + lane),
             theta=theta,
-            index=jnp.where(live, index, length + lane),
+            position=jnp.where(live, position, length + lane),
         )
         return start + live.sum(dtype=jnp.int32), step(carry, block)
 
     state = (jnp.zeros((), jnp.int32), carry)
     return jax.lax.while_loop(lambda s: s[0] < count, body, state)[1]
-
-
-def block_width(columns: int) -> int:
-    """Rotations per block: enough work to outweigh a step of the loop, few enough to fill it."""
-    return min(max(2**13 // max(columns, 1), 32), 128)
 
 
 def stable_argsort(values: Array, *, bound: int) -> Array:

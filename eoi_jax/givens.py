@@ -306,11 +306,10 @@ def grow_support(packed: Array, rotations: Rotations, wave: Array) -> tuple[Arra
             jnp.concatenate([union, union]), mode="drop", unique_indices=True
         )
         new = jax.lax.population_count(left ^ right).sum(axis=1, dtype=jnp.uint32)
-        return packed, gained.at[block.index].set(new, mode="drop", unique_indices=True)
+        return packed, gained.at[block.position].set(new, mode="drop", unique_indices=True)
 
     gained = jnp.zeros(wave.shape, jnp.uint32)
-    width = _schedule.block_width(words)
-    return _schedule.scan_waves(step, (packed, gained), rotations, wave, size=rows, width=width)
+    return _schedule.scan_waves(step, (packed, gained), rotations, wave, size=rows, columns=words)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "num_rotations", "angles", "dtype"))

@@ -79,8 +79,9 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
       >>> import jax
       >>> from eoi_jax import givens, rotation
       >>> turn = givens.from_pairs(jax.random.key(0), [(0, 1)], angles=0.5)
-      >>> rotation.as_matrix(turn, size=2).round(3).tolist()
-      [[0.878000020980835, 0.4790000021457672], [-0.4790000021457672, 0.878000020980835]]
+      >>> rotation.as_matrix(turn, size=2).round(2)
+      Array([[ 0.88,  0.48],
+             [-0.48,  0.88]], dtype=float32)
     """
     size = _checks.integer(size, low=2, name="size")
     _check_coordinates(rotations, size)
@@ -105,8 +106,9 @@ def rotate_rows(
         both, turned = _turn(rows, block, round_products)
         return rows.at[both].set(turned, mode="drop", unique_indices=True)
 
-    width = _schedule.block_width(columns)
-    return _schedule.scan_waves(step, rows, rotations, wave, size=size, width=width, count=count)
+    return _schedule.scan_waves(
+        step, rows, rotations, wave, size=size, columns=columns, count=count
+    )
 
 
 def count_gained(rows: Array, rotations: Rotations, wave: Array) -> tuple[Array, Array]:
@@ -123,14 +125,13 @@ def count_gained(rows: Array, rotations: Rotations, wave: Array) -> tuple[Array,
         before = jnp.count_nonzero(rows.at[both].get(mode="clip"), axis=1)
         change = (jnp.count_nonzero(turned, axis=1) - before).reshape(2, -1).sum(axis=0)
         rows = rows.at[both].set(turned, mode="drop", unique_indices=True)
-        gained = gained.at[block.index].set(
+        gained = gained.at[block.position].set(
             change.astype(jnp.int32), mode="drop", unique_indices=True
         )
         return rows, gained
 
     carry = (rows, jnp.zeros(wave.shape, jnp.int32))
-    width = _schedule.block_width(columns)
-    return _schedule.scan_waves(step, carry, rotations, wave, size=size, width=width)
+    return _schedule.scan_waves(step, carry, rotations, wave, size=size, columns=columns)
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "dtype"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -136,10 +137,7 @@ def _draw(
 ) -> Array:
     """Draw the ``(size, columns)`` matrix, tall or square."""
 
-    # Batched loops would run every matrix to the length of the longest and copy the state at each
-    # step: one matrix after another is faster.
-    @jax.custom_batching.sequential_vmap
-    def one(key: Array, density: Array, scale: Array) -> Array:
+    def draw(key: Array, density: Array, scale: Array) -> Array:
         valid = (density >= (1 - 1e-6) / size) & (density <= 1)
         matrix = _eye(size, columns, jnp.where(valid, scale, jnp.nan))
         if size > 1:
@@ -148,7 +146,41 @@ def _draw(
             matrix = _permute(jax.random.fold_in(key, 1), matrix)
         return matrix
 
-    return one(key, density, scale)
+    return _map_on_cpu(draw)(key, density, scale)
+
+
+def _map_on_cpu(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Let ``vmap`` run a function one by one on a CPU, and batched on an accelerator.
+
+    A batched loop runs every matrix to the length of the longest and selects the whole state at
+    each step. An accelerator gains more from the batch than that costs; a core is three times
+    faster one by one.
+    """
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def rule(axis_size: int, in_batched: Sequence[bool], *arguments: Array) -> tuple[Array, bool]:
+        del axis_size
+        axes = [0 if batched else None for batched in in_batched]
+
+        def looped(*arguments: Array) -> Array:
+            batched = [x for x, axis in zip(arguments, axes, strict=True) if axis == 0]
+
+            def one(own: list[Array]) -> Array:
+                rest = iter(own)
+                return mapped(
+                    *(
+                        next(rest) if axis == 0 else x
+                        for x, axis in zip(arguments, axes, strict=True)
+                    )
+                )
+
+            return jax.lax.map(one, batched)
+
+        batched = jax.vmap(function, in_axes=axes)
+        return jax.lax.platform_dependent(*arguments, cpu=looped, default=batched), True
+
+    return mapped
 
 
 def _rotate_to_density(

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,7 @@ class Optim:
     """Runs of each function, of which the median counts."""
 
 
-def medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Run the functions in turns and return the median seconds of each.
 
     Taking turns lets a machine's drift in speed fall on all of them alike. The first turn compiles
@@ -73,7 +74,7 @@ def medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def machine() -> str:
     """Name what the numbers were measured on."""
     device = jax.devices()[0]
-    cores = len(__import__("os").sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     return (
         f"{device.device_kind} x {jax.device_count()}, {cores} CPU cores, "
         f"Python {platform.python_version()}, jax {jax.__version__}"
@@ -90,7 +91,7 @@ def haar(shape: Sequence[int]) -> Callable[[Array], Array]:
     return jax.jit(lambda key: jax.nn.initializers.orthogonal()(key, shape))
 
 
-def sparse(shape: Sequence[int], density: float) -> Callable[[Array], Array]:
+def sparse(shape: Sequence[int], density: float) -> Any:
     """Draw a sparse orthogonal matrix."""
     return jax.jit(lambda key: eoi.orthogonal(key, shape, density))
 
@@ -141,7 +142,7 @@ def bench_compile(console: Console, sizes: Sequence[int], key: Array) -> None:
     for size in sizes:
         jax.clear_caches()
         start = time.perf_counter()
-        compiled = sparse((size, size), 0.1).lower(key).compile()  # type: ignore[attr-defined]
+        compiled = sparse((size, size), 0.1).lower(key).compile()
         seconds = time.perf_counter() - start
         analysis = compiled.memory_analysis()
         temporary, output = analysis.temp_size_in_bytes, analysis.output_size_in_bytes
@@ -278,7 +279,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    command: Init | Optim = tyro.cli(Command, args=arguments, description=__doc__)  # type: ignore[call-overload]
+    command: Init | Optim = tyro.cli(Command, args=arguments, description=__doc__)
     console = Console(width=None if Console().is_terminal else 180)
     if isinstance(command, Init):
         bench_init(command, console)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,26 +66,27 @@ def _digits() -> Dataset:
 
 
 def _mnist(data_dir: str | None) -> Dataset:
-    # Its progress bars and the checks for cloud storage are of no use for a small local set.
-    os.environ.setdefault("TFDS_LOG_LEVEL", "3")
-    import tensorflow_datasets as tfds
-
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(
             f"data_dir={data_dir!r} is not a folder. Give the folder that holds mnist/, or leave "
             "it out to let tensorflow-datasets download the set."
         )
-    parts = []
-    for split in ("train", "test"):
-        try:
-            source = tfds.data_source("mnist", split=split, data_dir=data_dir)
-        except Exception as error:
-            raise FileNotFoundError(
-                f"MNIST is not in data_dir={data_dir!r} and could not be downloaded ({error}). "
-                "Run once with a network connection, or use --data digits, which needs none."
-            ) from error
-        samples = [(sample["image"], sample["label"]) for sample in source]
-        images = np.stack([image for image, _ in samples]).astype(np.float32) / 255
-        parts.append((images - 0.1307) / 0.3081)
-        parts.append(np.array([label for _, label in samples], np.int32))
-    return Dataset("mnist", *parts, num_classes=10)
+    train_images, train_labels = _mnist_split("train", data_dir)
+    test_images, test_labels = _mnist_split("test", data_dir)
+    return Dataset("mnist", train_images, train_labels, test_images, test_labels, 10)
+
+
+def _mnist_split(split: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+    import tensorflow_datasets as tfds
+
+    try:
+        source = tfds.data_source("mnist", split=split, data_dir=data_dir)
+    except Exception as error:
+        raise FileNotFoundError(
+            f"MNIST is not in data_dir={data_dir!r} and could not be downloaded ({error}). "
+            "Run once with a network connection, or use --data digits, which needs none."
+        ) from error
+    samples = list(source)
+    images = np.stack([sample["image"] for sample in samples]).astype(np.float32) / 255
+    labels = np.array([sample["label"] for sample in samples], np.int32)
+    return (images - np.float32(0.1307)) / np.float32(0.3081), labels

@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import sys
 import time
@@ -112,7 +111,11 @@ def masked_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> tupl
     for_mask, for_params = jax.random.split(key)
     params, mask = dense_orthogonal(config, for_params, dataset)
     empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if leaf.ndim else leaf, mask)
-    mask = eoi.masks.fill(for_mask, empty, config.density)
+    # One density per layer: the scanned layers are slices of one leaf.
+    densities = jax.tree.map(
+        lambda leaf: np.full(leaf.shape[:-2], config.density) if leaf.ndim else 1.0, mask
+    )
+    mask = eoi.masks.fill(for_mask, empty, densities)
     return eoi.masks.apply(mask, params), mask
 
 
@@ -169,7 +172,12 @@ class Trainer:
             return optax.apply_updates(params, updates), state, loss
 
         self.step = step
-        self.predict = jax.jit(lambda params, images: model.apply(params, images).argmax(-1))
+
+        def predict(params: Params, images: Array) -> Array:
+            logits: Any = model.apply(params, images)
+            return jnp.argmax(logits, axis=-1)
+
+        self.predict = jax.jit(predict)
 
         @jax.jit
         def singular_values(params: Params, images: Array) -> Array:
@@ -198,7 +206,7 @@ def train(
 ) -> None:
     """Train from one start; the result stands in ``results`` from the first step on."""
     key = jax.random.key(config.seed)
-    params, mask = jax.jit(functools.partial(STARTS[name], config, dataset=dataset))(key)
+    params, mask = jax.jit(lambda key: STARTS[name](config, key, dataset))(key)
     kept = sum(int(leaf.sum()) for leaf in jax.tree.leaves(mask) if leaf.ndim)
     values = trainer.singular_values(params, dataset.train_images[:SPECTRUM_SAMPLES])
     result = Result(name, float(eoi.masks.density(mask)), kept, np.asarray(values), [])
@@ -278,7 +286,7 @@ def table(config: Config, results: list[Result]) -> Table:
     for column in ("density", "weights", "mean sv", "min sv", "max sv", "loss", "accuracy"):
         out.add_column(column, justify="right", no_wrap=True)
     for result in results:
-        summary = eoi.spectrum.summarize(result.singular_values)
+        summary = eoi.spectrum.summarize(jnp.asarray(result.singular_values))
         out.add_row(
             result.start,
             f"{result.density:.4f}",

@@ -1,0 +1,234 @@
+r"""Optax transformations that keep masked weights at exactly zero.
+
+Masking gradients is not enough: weight decay, momentum from before a mask changed, and optimizers
+that mix the entries of a kernel (Muon) or average weights (schedule-free) move a weight whose
+gradient is zero. :func:`static_sparse` therefore stands outermost, around a whole optimizer, and
+:func:`mask_updates` is the bare element-wise mask for a chain of your own.
+
+Both keep the mask in their state. It is saved and restored with the rest of the optimizer,
+``optax.tree.get(state, "mask")`` reads it back, ``optax.tree.set(state, mask=mask)`` replaces it,
+and a step that was compiled once serves every mask of the same shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eoi_jax import _checks, masks
+from eoi_jax.typing import Mask, Params
+
+__all__ = ["MaskUpdatesState", "StaticSparseState", "mask_updates", "static_sparse"]
+
+
+class MaskUpdatesState(NamedTuple):
+    """The state of :func:`mask_updates`: its mask."""
+
+    mask: Mask
+
+
+class StaticSparseState(NamedTuple):
+    """The state of :func:`static_sparse`: its mask and the state of the optimizer inside."""
+
+    mask: Mask
+    inner_state: optax.OptState
+
+
+def mask_updates(mask: Mask) -> optax.GradientTransformation:
+    r"""Set the updates of masked weights to zero, element by element.
+
+    :math:`u \leftarrow M \odot u`; an infinite or NaN update of a masked weight becomes 0 as well.
+    (:func:`optax.masked` takes one boolean a leaf and cannot say this.) A weight that is not zero
+    yet stays what it is: use :func:`static_sparse` for the guarantee that it is zero.
+
+    Args:
+        mask: A mask of the parameters' structure.
+
+    Returns:
+        A transformation whose state is a :class:`MaskUpdatesState`.
+
+    Raises:
+        ValueError: From ``init`` if the mask does not fit the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> params = {"kernel": jnp.array([[0.0, 2.0]])}
+        >>> tx = optax.chain(optax.sgd(0.5), mask_updates({"kernel": params["kernel"] != 0}))
+        >>> updates, _ = tx.update({"kernel": jnp.array([[4.0, 4.0]])}, tx.init(params))
+        >>> updates["kernel"].tolist()
+        [[0.0, -2.0]]
+    """
+
+    def init(params: Params) -> MaskUpdatesState:
+        return MaskUpdatesState(_own(mask, params))
+
+    def update(
+        updates: optax.Updates, state: MaskUpdatesState, params: Params | None = None
+    ) -> tuple[optax.Updates, MaskUpdatesState]:
+        del params
+        return masks.apply(state.mask, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def static_sparse(
+    inner: optax.GradientTransformation | optax.MultiSteps, mask: Mask
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keep masked weights at exactly 0, whatever optimizer stands inside.
+
+    With :math:`M` the mask, :math:`w` the weights, :math:`g` their gradients and :math:`s` the
+    inner state, a step is
+
+    .. math::
+
+        u, s \leftarrow \mathrm{inner}(M \odot g,\; P(s),\; M \odot w), \qquad
+        s \leftarrow P(s), \qquad
+        u \leftarrow M \odot u - (1 - M) \odot w .
+
+    So :math:`w + u` is 0 off the mask after each step, also if something else made :math:`w`
+    non-zero there (an old checkpoint, an average of weights), and what stands off the mask,
+    in weights, gradients or state, has no influence on the weights that are trained.
+
+    :math:`P` works on every copy of the parameters' tree in the inner state, found by its
+    structure and not by the type of the optimizer: momentum, second moments, accumulated
+    gradients, the iterates of schedule-free. Its masked entries get the value that ``inner.init``
+    gives to a weight of zero. That is 0, but for optimizers that start from a floor (Adagrad,
+    Yogi), which keep it. A leaf may hold several copies along further axes in front (the memory of
+    L-BFGS); one of any other shape than its parameter's is left alone: Adafactor's factored
+    moments, SM3's accumulators, counters.
+
+    Three limits. A Kronecker factor that happens to have its square kernel's shape, at its
+    kernel's place in such a tree, cannot be told from a moment (Optax has no such optimizer). A
+    masked weight that is infinite or NaN cannot be brought back by adding an update: see
+    :func:`eoi_jax.masks.apply`. And an optimizer that divides 0 by 0 for a weight and gradient
+    of zero (``eps=0``) and then takes a norm over its updates spreads the NaN, as it does for any
+    dense weight without a gradient.
+
+    Args:
+        inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
+            Place nothing after it that moves weights.
+        mask: A mask of the parameters' structure.
+
+    Returns:
+        A transformation whose state is a :class:`StaticSparseState`. Extra arguments of
+        ``update`` reach ``inner``. An update has the dtype that ``inner`` gives it, except that
+        a sparse kernel's is never narrower than its parameter's, in which :math:`-w` is exact.
+
+    Raises:
+        ValueError: From ``init`` if the mask does not fit the parameters, from ``update`` if
+            ``params`` is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from eoi_jax import masks
+        >>> params = {"kernel": jnp.array([[0.0, 2.0], [1.0, 0.0]]), "bias": jnp.zeros(2)}
+        >>> tx = static_sparse(optax.contrib.muon(0.1), masks.support(params))
+        >>> state = tx.init(params)
+        >>> for _ in range(3):
+        ...     grads = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+        ...     updates, state = tx.update(grads, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> (params["kernel"] != 0).tolist()
+        [[False, True], [True, False]]
+        >>> masks.density(optax.tree.get(state, "mask"))
+        0.5
+    """
+    if isinstance(inner, optax.MultiSteps):
+        # Its own ``gradient_transformation()`` would drop the extra arguments of ``update``.
+        inner = optax.GradientTransformationExtraArgs(inner.init, inner.update)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> StaticSparseState:
+        own = _own(mask, params)
+        return StaticSparseState(own, inner.init(masks.apply(own, params)))
+
+    def update(
+        updates: optax.Updates,
+        state: StaticSparseState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, StaticSparseState]:
+        if params is None:
+            raise _checks.fail(
+                "params",
+                None,
+                "is outside the trees of parameters",
+                "Masked weights are brought back to zero by the update, which takes the weights: "
+                "call tx.update(grads, state, params).",
+            )
+        mask = state.mask
+        masked_params = masks.apply(mask, params)
+        # The compiler keeps the constants of this and drops the rest.
+        fresh = inner.init(masked_params)
+        inner_updates, inner_state = inner.update(
+            masks.apply(mask, updates),
+            # Before the step too: the mask may have been replaced since the last one.
+            _refresh(mask, params, state.inner_state, fresh),
+            masked_params,
+            **extra_args,
+        )
+        inner_state = _refresh(mask, params, inner_state, fresh)
+        return _bring_back(mask, inner_updates, params), StaticSparseState(mask, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _own(mask: Mask, params: Params) -> Mask:
+    """Check a mask and copy it: a donated optimizer state must not take the user's mask along."""
+    _checks.mask_fits(mask, params)
+    _checks.mask_leaves(mask)
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
+
+
+def _bring_back(mask: Mask, updates: optax.Updates, params: Params) -> optax.Updates:
+    """Replace the updates of masked weights by those that lead to zero."""
+
+    def bring_back(leaf_mask: Any, update: Any, param: Any) -> Any:
+        if np.ndim(leaf_mask) == 0:
+            return update
+        # The wider dtype of the two: -w rounded to fewer bits would not cancel w.
+        return jnp.where(leaf_mask, update, -param)
+
+    return jax.tree.map(bring_back, mask, updates, params)
+
+
+def _is_absent(node: Any) -> bool:
+    """Whether a node is what Optax puts where a transformation has no business."""
+    return isinstance(node, optax.MaskedNode)
+
+
+def _refresh(mask: Mask, params: Params, state: optax.OptState, fresh: optax.OptState) -> Any:
+    """Give the masked entries of each copy of the parameters' tree their value in ``fresh``."""
+
+    def is_copy(node: Any) -> bool:
+        treedef: Any
+        leaves, treedef = jax.tree.flatten(node, is_leaf=_is_absent)
+        try:
+            parts = treedef.flatten_up_to(params)
+        except ValueError:
+            return False
+        # A single array is a prefix of every tree, so its counterpart has to be an array too.
+        return all(
+            _is_absent(leaf) or jax.tree_util.all_leaves([part])
+            for leaf, part in zip(leaves, parts, strict=True)
+        )
+
+    def refresh_leaf(leaf: Any, fresh_leaf: Any, leaf_mask: Any, param: Any) -> Any:
+        if _is_absent(leaf) or np.ndim(leaf_mask) == 0:
+            return leaf
+        if np.shape(leaf)[-np.ndim(param) :] != np.shape(param):
+            return leaf
+        return jnp.where(leaf_mask, leaf, fresh_leaf.astype(leaf.dtype))
+
+    def refresh(node: Any, fresh_node: Any) -> Any:
+        if not is_copy(node):
+            return node
+        return jax.tree.map(refresh_leaf, node, fresh_node, mask, params, is_leaf=_is_absent)
+
+    return jax.tree.map(refresh, state, fresh, is_leaf=is_copy)

@@ -1,0 +1,177 @@
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import eoi_jax as eoi
+from experiments import benchmarks, data, models, quickstart
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def console():
+    return Console(width=200, record=True, file=io.StringIO())
+
+
+def test_digits_are_normalized_and_split():
+    digits = data.load("digits")
+    assert digits.train_images.shape == (1438, 8, 8, 1)
+    assert digits.test_images.shape == (359, 8, 8, 1)
+    assert abs(digits.train_images.mean()) < 1e-5
+    assert abs(digits.train_images.std() - 1) < 1e-5
+    assert set(np.unique(digits.test_labels)) == set(range(10))
+    again = data.load("digits")
+    np.testing.assert_array_equal(digits.train_images, again.train_images)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no MNIST prepared for tensorflow-datasets")
+def test_mnist_through_tensorflow_datasets():
+    mnist = data.load("mnist", str(SHARED))
+    assert mnist.train_images.shape == (60_000, 28, 28, 1)
+    assert mnist.test_images.shape == (10_000, 28, 28, 1)
+    assert abs(mnist.train_images.mean()) < 1e-3  # the constants are this set's mean and s.d.
+    assert abs(mnist.train_images.std() - 1) < 1e-3
+    assert np.bincount(mnist.test_labels).tolist()[:2] == [980, 1135]
+
+
+def test_data_errors_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"name='svhn' is outside \('digits', 'mnist'\)"):
+        data.load("svhn")
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        data.load("mnist", str(tmp_path / "missing"))
+
+
+def test_mlp_has_the_layers_it_says():
+    model = models.Mlp(depth=1000, width=128, num_classes=10)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
+    kernels = [leaf for leaf in jax.tree.leaves(shapes) if leaf.shape[-2:] == (128, 128)]
+    assert [leaf.shape for leaf in kernels] == [(998, 128, 128)]
+    total = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert total == 784 * 128 + 998 * 128 * 128 + 128 * 10 + 999 * 128 + 10
+
+
+def test_a_scanned_mlp_equals_the_loop():
+    model = models.Mlp(depth=5, width=16, num_classes=3, kernel_init=eoi.dense(0.3))
+    x = jax.random.normal(jax.random.key(1), (4, 5, 5, 1))
+    params = model.init(jax.random.key(0), x)["params"]
+    h = np.tanh(x.reshape(4, -1) @ params["first"]["kernel"] + params["first"]["bias"])
+    hidden = params["hidden"]["linear"]
+    for kernel, bias in zip(hidden["kernel"], hidden["bias"], strict=True):
+        h = np.tanh(h @ kernel + bias)
+    expected = h @ params["last"]["kernel"] + params["last"]["bias"]
+    np.testing.assert_allclose(model.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_quickstart_runs_and_saves_its_picture(tmp_path, console):
+    config = quickstart.Config(layers=12, width=32, steps=6, output=str(tmp_path / "q.png"))
+    results = quickstart.run(config, console)
+    assert [result.start for result in results] == list(quickstart.STARTS)
+    for result in results:
+        assert len(result.losses) == 6
+        assert np.isfinite(result.losses).all()
+        assert 0 <= result.accuracy <= 1
+        assert abs(result.density - (1 if "dense" in result.start else 0.125)) < 0.01
+    text = console.export_text()
+    assert "12-layer tanh MLP on digits" in text
+    for result in results:
+        assert result.start in text
+        assert f"{result.kept:,}" in text
+    assert (tmp_path / "q.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("name", ["EOI", "masked orthogonal", "masked Gaussian"])
+def test_sparse_starts_stay_on_their_mask(name):
+    config = quickstart.Config(layers=6, width=32, steps=3)
+    digits = data.load("digits")
+    trainer = quickstart.Trainer(config, digits)
+    params, mask = quickstart.STARTS[name](config, jax.random.key(0), digits)
+    state = trainer.init(params, mask)
+    for _ in range(3):
+        params, state, _ = trainer.step(
+            params, state, digits.train_images[:64], digits.train_labels[:64]
+        )
+    kernels = [(m, p) for m, p in zip(*map(jax.tree.leaves, (mask, params)), strict=True) if m.ndim]
+    assert len(kernels) == 3
+    for leaf_mask, leaf in kernels:
+        assert (leaf[~leaf_mask] == 0).all()
+        assert 0.1 < leaf_mask.mean() < 0.15
+
+
+def test_ctrl_c_leaves_a_message_and_the_results(tmp_path):
+    """A real process and a real signal, after the first start has finished."""
+    output = tmp_path / "stopped.png"
+    command = ["--layers", "20", "--steps", "400", "--width", "32", "--output", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPS_ITSELF, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, text
+    steps = re.search(r"Stopped by Ctrl-C after (\d+) of 1600 steps", text)
+    assert steps, text
+    assert 400 < int(steps[1]) < 1600
+    assert "dense orthogonal" in text
+    assert "Traceback" not in text
+    assert output.read_bytes().startswith(PNG)
+
+
+STOPS_ITSELF = f"""
+import os, signal
+from experiments import quickstart
+
+train = quickstart.train
+
+def interrupted(config, dataset, trainer, name, results, tick):
+    def tock(loss):
+        tick(loss)
+        if len(results) == 2 and len(results[1].losses) == 3:
+            os.kill(os.getpid(), {int(signal.SIGINT)})
+    train(config, dataset, trainer, name, results, tock)
+
+quickstart.train = interrupted
+quickstart.main()
+"""
+
+
+def test_benchmarks_take_turns_and_do_not_count_the_first():
+    calls = []
+    own = benchmarks.medians(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3
+    )
+    assert calls == ["a", "b"] * 4
+    assert set(own) == {"a", "b"}
+    assert all(seconds >= 0 for seconds in own.values())
+
+
+def test_the_benchmark_plot_is_a_picture(tmp_path):
+    rows = {
+        size: {"normal": 1e-3 * size, "haar": 4e-3 * size, "0.1": 5e-4 * size, "0.5": 6e-4 * size}
+        for size in (128, 256)
+    }
+    path = benchmarks.plot_init(rows, (0.1, 0.5), str(tmp_path / "b.png"))
+    assert path.read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("module", ["quickstart", "benchmarks"])
+def test_help_states_the_command(module):
+    out = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    assert f"python -m experiments.{module}" in out

@@ -1,0 +1,379 @@
+"""Laws of masks: what they select, what they keep, and exact, uniform budgets."""
+
+import itertools
+
+import chex
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx, serialization
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.tree_util import DictKey, GetAttrKey
+
+from eoi_jax import masks
+
+
+def random_mask(seed, shape, density=0.3):
+    return jnp.asarray(np.random.default_rng(seed).random(shape) < density)
+
+
+def example_mask():
+    return {
+        "conv": {"bias": jnp.array(True), "kernel": random_mask(0, (3, 2, 4, 5))},
+        "layers": {"bias": jnp.array(True), "kernel": random_mask(1, (4, 6, 5))},
+        "scale": jnp.array(True),
+    }
+
+
+def linen_params():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.LayerNorm()(nn.Dense(4)(x)), None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(4, (3,))(x)
+            stack = nn.scan(Layer, {"params": 0}, split_rngs={"params": True}, length=3)
+            return stack(name="layers")(x, None)[0]
+
+    shapes = jax.eval_shape(Net().init, jax.random.key(0), jnp.ones((2, 5, 3)))["params"]
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+
+
+def nnx_params():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 4, rngs=rngs)
+            self.norm = nnx.LayerNorm(4, rngs=rngs)
+            self.rest = nnx.List([nnx.Linear(4, 4, rngs=rngs)])
+
+    return nnx.state(Net(nnx.Rngs(0)), nnx.Param)
+
+
+def equinox_params():
+    model = eqx.nn.MLP(3, 2, 4, 2, key=jax.random.key(0))
+    return eqx.filter(model, eqx.is_inexact_array)
+
+
+def haiku_params():
+    def net(x):
+        return hk.LayerNorm(-1, True, True)(hk.nets.MLP([4, 2])(x))
+
+    return hk.without_apply_rng(hk.transform(net)).init(jax.random.key(0), jnp.ones((2, 3)))
+
+
+# The leaves that the default predicate must select, by shape: nothing else in the tree may be.
+FRAMEWORKS = {
+    "linen": (linen_params, [(3, 3, 4), (3, 4, 4)]),
+    "nnx": (nnx_params, [(3, 4), (4, 4)]),
+    "equinox": (equinox_params, [(4, 3), (4, 4), (2, 4)]),
+    "haiku": (haiku_params, [(3, 4), (4, 2)]),
+}
+
+
+@pytest.fixture(params=FRAMEWORKS, scope="module")
+def framework(request):
+    build, kernels = FRAMEWORKS[request.param]
+    return build(), kernels
+
+
+@pytest.mark.parametrize(
+    ("path", "leaf", "expected"),
+    [
+        ((DictKey("kernel"),), jnp.ones((2, 3)), True),
+        ((DictKey("mlp"), DictKey("w")), jnp.ones((2, 3)), True),
+        ((GetAttrKey("weight"),), jnp.ones((2, 3), jnp.bfloat16), True),
+        ((DictKey("kernel"), GetAttrKey("value")), jnp.ones((2, 3)), True),
+        ((DictKey("kernel"),), jax.ShapeDtypeStruct((2, 3), jnp.float32), True),
+        ((DictKey("bias"),), jnp.ones((2, 3)), False),
+        ((DictKey("bias"), GetAttrKey("value")), jnp.ones((2, 3)), False),
+        ((DictKey("kernel"), DictKey("value")), jnp.ones((2, 3)), False),
+        ((DictKey("kernel"), DictKey("scale")), jnp.ones((2, 3)), False),
+        ((DictKey("kernel"),), jnp.ones(3), False),
+        ((DictKey("kernel"),), jnp.ones((2, 3), jnp.int8), False),
+        ((DictKey("kernel"),), jnp.ones((2, 3), jnp.complex64), False),
+        ((DictKey("kernel"),), "text", False),
+        ((), jnp.ones((2, 3)), False),
+    ],
+)
+def test_is_kernel(path, leaf, expected):
+    assert masks.is_kernel(path, leaf) is expected
+
+
+def test_support_selects_the_kernels_of_each_framework(framework):
+    params, kernels = framework
+    mask = masks.support(params)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    chex.assert_type(jax.tree.leaves(mask), bool)
+    found = [leaf.shape for leaf in jax.tree.leaves(mask) if leaf.ndim]
+    assert sorted(found) == sorted(kernels)
+    assert len(jax.tree.leaves(mask)) > len(kernels)
+    assert all(leaf.all() for leaf in jax.tree.leaves(mask) if not leaf.ndim)
+
+
+def test_masks_of_each_framework_survive_fill_apply_and_serialization(framework):
+    params, kernels = framework
+    empty = jax.tree.map(lambda m: m & False if m.ndim else m, masks.support(params))
+    mask = masks.fill(jax.random.key(0), empty, 0.25)
+    assert masks.density(mask) == sum(int(np.prod(k)) // 4 for k in kernels) / sum(
+        int(np.prod(k)) for k in kernels
+    )
+    sparse = masks.apply(mask, params)
+    assert jax.tree.structure(sparse) == jax.tree.structure(params)
+    chex.assert_trees_all_equal(masks.support(sparse), mask)
+    leaves = jax.tree.leaves(mask)
+    restored = serialization.from_bytes(leaves, serialization.to_bytes(leaves))
+    chex.assert_trees_all_equal(jax.tree.map(jnp.asarray, restored), leaves)
+
+
+def test_support_is_where_weights_are_not_zero():
+    kernel = jnp.array([[0.0, -0.0, 1e-30], [jnp.nan, jnp.inf, -2.0]])
+    mask = masks.support({"kernel": kernel, "bias": jnp.zeros((2, 3))})
+    np.testing.assert_array_equal(mask["kernel"], [[False, False, True], [True, True, True]])
+    chex.assert_shape(mask["bias"], ())
+
+
+def test_where_decides():
+    leaf = jnp.eye(3)
+    np.testing.assert_array_equal(masks.support(leaf, where=lambda path, leaf: True), leaf != 0)
+    params = {"kernel": leaf, "table": leaf}
+    mask = masks.support(params, where=lambda path, leaf: path[-1].key == "table")
+    chex.assert_shape([mask["kernel"], mask["table"]], [(), (3, 3)])
+    chex.assert_shape(masks.support(params, where=lambda path, leaf: False)["table"], ())
+
+
+@pytest.mark.parametrize("params", [jnp.eye(3), {"bias": jnp.eye(3)}, {}])
+def test_a_mask_of_nothing_is_refused(params):
+    with pytest.raises(ValueError, match=r"params=.* has no floating leaf .*where=lambda"):
+        masks.support(params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32])
+def test_apply_keeps_or_zeroes(dtype):
+    mask = {"bias": jnp.array(True), "kernel": random_mask(3, (7, 5))}
+    tree = {
+        "bias": jnp.arange(1, 6, dtype=dtype),
+        "kernel": jnp.arange(1, 36, dtype=dtype).reshape(7, 5),
+    }
+    out = masks.apply(mask, tree)
+    assert out["bias"] is tree["bias"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, tree)
+    expected = np.where(np.asarray(mask["kernel"]), np.asarray(tree["kernel"]), 0)
+    np.testing.assert_array_equal(np.asarray(out["kernel"]), expected)
+    chex.assert_trees_all_equal(jax.jit(masks.apply)(mask, tree), out)
+    chex.assert_trees_all_equal(masks.apply(mask, out), out)
+
+
+def test_apply_stops_what_is_not_finite():
+    mask = {"kernel": jnp.array([[True, False, False]])}
+    tree = {"kernel": jnp.array([[jnp.nan, jnp.nan, -jnp.inf]])}
+    out = masks.apply(mask, tree)["kernel"]
+    np.testing.assert_array_equal(out, [[np.nan, 0.0, 0.0]])
+    # The gradient too: multiplication by a mask would give 0 · NaN.
+    grad = jax.grad(lambda t: jnp.nansum(jnp.sqrt(masks.apply(mask, t)["kernel"] + 1)))(tree)
+    np.testing.assert_array_equal(grad["kernel"][0, 1:], [0.0, 0.0])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    start=st.floats(0.0, 1.0),
+    end=st.floats(0.0, 1.0, exclude_min=True),
+    shape=st.sampled_from([(7, 5), (3, 2, 6), (1, 1), (3, 3, 2, 3)]),
+)
+def test_fill_meets_the_budget_exactly_and_only_adds(seed, start, end, shape):
+    before = {"bias": jnp.array(True), "kernel": random_mask(seed, shape, min(start, end))}
+    size = int(np.prod(shape))
+    count = int(before["kernel"].sum())
+    density = max(end, count / size)
+    after = masks.fill(jax.random.key(seed), before, density)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
+    assert after["bias"] is before["bias"]
+    assert abs(int(after["kernel"].sum()) - density * size) <= 0.5
+    assert bool((after["kernel"] >= before["kernel"]).all())
+
+
+@pytest.mark.parametrize(("density", "count"), [(0.1, 1), (0.09, 0), (0.3, 2), (0.5, 3), (1.0, 5)])
+def test_budgets_round_half_up(density, count):
+    mask = {"kernel": jnp.zeros((5, 1), bool)}
+    assert int(masks.fill(jax.random.key(0), mask, density)["kernel"].sum()) == count
+
+
+def test_budgets_are_exact_where_float32_has_no_odd_numbers():
+    size = 2**24 + 2
+    mask = np.ones((size, 1), bool)
+    mask[:3] = False
+    assert masks._budget((size - 1) / size, size) == size - 1
+    assert masks._budget(np.float64(1.0), size) == size
+    np.testing.assert_array_equal(masks._budget(np.array([0.5, 1.0]), size), [size // 2, size])
+    assert masks.density({"w": mask}) == (size - 3) / size
+
+
+def test_every_set_of_further_weights_is_equally_likely():
+    before = np.array([[True, False, False], [False, False, True]])
+    draws = 6000
+    keys = jax.random.split(jax.random.key(7), draws)
+    fill = jax.jit(jax.vmap(lambda key: masks.fill(key, {"w": jnp.asarray(before)}, 4 / 6)["w"]))
+    after = np.asarray(fill(keys)).reshape(draws, -1)
+    free = np.flatnonzero(~before.ravel())
+    pairs = list(itertools.combinations(free, 2))
+    counts = np.array([after[:, list(pair)].all(axis=1).sum() for pair in pairs])
+    assert counts.sum() == draws
+    # Each count is binomial; 5 standard errors.
+    p = 1 / len(pairs)
+    assert np.abs(counts - draws * p).max() < 5 * np.sqrt(draws * p * (1 - p))
+
+
+def test_leaves_and_slices_draw_independently():
+    mask = {"a": jnp.zeros((40, 10), bool), "b": jnp.zeros((40, 10), bool)}
+    filled = masks.fill(jax.random.key(0), mask, 0.5)
+    assert bool((filled["a"] != filled["b"]).any())
+    stack = masks.fill(
+        jax.random.key(0), {"a": jnp.zeros((2, 20, 10), bool)}, {"a": np.array([0.5, 0.5])}
+    )["a"]
+    assert bool((stack[0] != stack[1]).any())
+
+
+def test_same_key_same_mask_and_other_key_other_mask():
+    mask = example_mask()
+    first = masks.fill(jax.random.key(0), mask, 0.6)
+    chex.assert_trees_all_equal(masks.fill(jax.random.key(0), mask, 0.6), first)
+    other = masks.fill(jax.random.key(1), mask, 0.6)
+    assert bool((other["conv"]["kernel"] != first["conv"]["kernel"]).any())
+
+
+def test_fill_under_jit_and_vmap_is_fill():
+    mask = example_mask()
+    keys = jax.random.split(jax.random.key(2), 3)
+    loop = [masks.fill(key, mask, 0.6) for key in keys]
+
+    chex.assert_trees_all_equal(jax.jit(masks.fill, static_argnums=2)(keys[0], mask, 0.6), loop[0])
+    chex.assert_trees_all_equal(jax.jit(lambda k: masks.fill(k, mask, 0.6))(keys[0]), loop[0])
+    # A traced density: half of each size is exact in any precision.
+    half = jax.tree.map(lambda m: jnp.float32(0.5), mask)
+    chex.assert_trees_all_equal(
+        jax.jit(masks.fill)(keys[0], mask, half), masks.fill(keys[0], mask, half)
+    )
+    batched = jax.vmap(lambda k: masks.fill(k, mask, 0.6))(keys)
+    kernels = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+    chex.assert_trees_all_equal(batched, kernels)
+    many_masks = jax.vmap(masks.fill, in_axes=(0, 0, None))(keys, kernels, 0.8)
+    for index, key in enumerate(keys):
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda leaf, i=index: leaf[i], many_masks),
+            masks.fill(key, loop[index], 0.8),
+        )
+
+
+def test_densities_per_leaf_and_per_slice():
+    mask = jax.tree.map(lambda m: jnp.zeros_like(m) if m.ndim else m, example_mask())
+    per_layer = np.array([0.1, 0.5, 0.0, 1.0])
+    wanted = {
+        "conv": {"bias": 1.0, "kernel": 0.25},
+        "layers": {"bias": 7.0, "kernel": per_layer},  # the mask of a bias is a scalar: ignored
+        "scale": 1.0,
+    }
+    filled = masks.fill(jax.random.key(0), mask, wanted)
+    assert int(filled["conv"]["kernel"].sum()) == 30
+    np.testing.assert_array_equal(filled["layers"]["kernel"].sum((1, 2)), [3, 15, 0, 30])
+    traced = jax.jit(masks.fill)(jax.random.key(0), mask, wanted)
+    chex.assert_trees_all_equal(traced, filled)
+
+
+def test_fill_to_its_own_densities_changes_nothing():
+    mask = {**example_mask(), "none": jnp.zeros((4, 4), bool), "empty": jnp.zeros((0, 4), bool)}
+    found = masks.densities(mask)
+    chex.assert_trees_all_equal(masks.fill(jax.random.key(0), mask, found), mask)
+    chex.assert_trees_all_equal(jax.jit(masks.fill)(jax.random.key(0), mask, found), mask)
+
+
+def test_a_traced_support_above_its_budget_is_left_alone():
+    mask = {"w": jnp.eye(4, dtype=bool), "v": jnp.zeros((4, 4), bool)}
+    filled = jax.jit(lambda key, mask: masks.fill(key, mask, 0.125))(jax.random.key(0), mask)
+    np.testing.assert_array_equal(filled["w"], np.eye(4))
+    assert int(filled["v"].sum()) == 2
+
+
+def test_density_is_the_fraction_of_kernel_weights():
+    mask = example_mask()
+    kernels = [np.asarray(mask["conv"]["kernel"]), np.asarray(mask["layers"]["kernel"])]
+    total = sum(k.sum() for k in kernels) / sum(k.size for k in kernels)
+    assert masks.density(mask) == total
+    assert isinstance(masks.density(mask), float)
+    np.testing.assert_allclose(jax.jit(masks.density)(mask), total, rtol=1e-6)
+
+    found = masks.densities(mask)
+    assert jax.tree.structure(found) == jax.tree.structure(mask)
+    chex.assert_type(jax.tree.leaves(found), jnp.float32)
+    chex.assert_shape(jax.tree.leaves(found), ())
+    np.testing.assert_allclose(found["conv"]["kernel"], kernels[0].mean(), rtol=1e-7)
+    np.testing.assert_allclose(found["layers"]["kernel"], kernels[1].mean(), rtol=1e-7)
+    assert float(found["scale"]) == 1.0
+    chex.assert_trees_all_close(jax.jit(masks.densities)(mask), found, rtol=1e-6)
+
+
+def test_a_tree_without_kernels_is_dense():
+    assert masks.density({"bias": jnp.array(True)}) == 1.0
+    assert masks.density({"kernel": jnp.ones((0, 3), bool)}) == 1.0
+    assert float(masks.densities({"kernel": jnp.ones((0, 3), bool)})["kernel"]) == 1.0
+
+
+KERNEL = {"kernel": jnp.eye(4, dtype=bool)}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda key: masks.fill(key, KERNEL, 0.0), r"densities=0.0 is outside \(0, 1\]"),
+        (lambda key: masks.fill(key, KERNEL, 1.5), r"densities=1.5 is outside \(0, 1\]"),
+        (
+            lambda key: masks.fill(key, KERNEL, {"kernel": -0.1}),
+            r"densities\[kernel\]=-0.1 is outside \[0, 1\]",
+        ),
+        (
+            lambda key: masks.fill(key, KERNEL, {"kernel": np.full(3, 0.5)}),
+            r"densities\[kernel\] has shape \(3,\), outside \{\(\), \(4,\)\}",
+        ),
+        (lambda key: masks.fill(key, KERNEL, {"w": 0.5}), "densities has the structure"),
+        (
+            lambda key: masks.fill(key, KERNEL, 0.125),
+            r"mask\[kernel\] has density 0.25: 4 of 16 .*cannot be trimmed .*orthogonality",
+        ),
+        (
+            lambda key: masks.fill(key, KERNEL, {"kernel": np.array([0.5, 0.5, 0.0, 0.5])}),
+            r"mask\[kernel\]\[2\] has density 0.25",
+        ),
+        (
+            lambda key: jax.jit(lambda k: masks.fill(k, KERNEL, 0.125))(key),
+            r"mask\[kernel\] has density 0.25",
+        ),
+        (lambda key: masks.fill(key, {"kernel": jnp.eye(4)}, 0.5), r"mask\[kernel\] has dtype"),
+        (lambda key: masks.density({"kernel": jnp.eye(4)}), r"mask\[kernel\] has dtype float32"),
+        (lambda key: masks.densities({"kernel": jnp.eye(4)}), r"mask\[kernel\] has dtype float32"),
+        (lambda key: masks.apply(KERNEL, {"w": jnp.eye(4)}), "mask has the structure"),
+        (lambda key: masks.apply(KERNEL, {"kernel": jnp.eye(3)}), r"mask\[kernel\] has shape"),
+        (
+            lambda key: masks.apply({"kernel": jnp.array(False)}, {"kernel": jnp.eye(3)}),
+            r"mask\[kernel\]=False is outside \{True\}",
+        ),
+    ],
+)
+def test_errors_name_the_leaf_and_the_remedy(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jax.random.key(0))
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([2, 2**16, 2**32]), st.integers(0, 60))
+def test_selection_by_threshold_equals_a_stable_sort(seed, bound, count):
+    generator = np.random.default_rng(seed)
+    values = generator.integers(0, bound, 60, dtype=np.uint64).astype(np.uint32)
+    eligible = generator.random(60) < 0.7
+    order = [i for i in np.argsort(values, kind="stable") if eligible[i]]
+    chosen = masks._smallest(jnp.asarray(values), jnp.asarray(eligible), jnp.int32(count))
+    assert sorted(order[:count]) == np.flatnonzero(chosen).tolist()
