@@ -27,6 +27,7 @@ import matplotlib
 import numpy as np
 import optax
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -281,9 +282,11 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
 
 def table(config: Config, results: list[Result]) -> Table:
     """Tabulate what each start gave, in 80 columns."""
-    out = Table(title=f"{config.layers}-layer tanh MLP on {config.data}")
+    out = Table(
+        title=f"{config.layers}-layer tanh MLP on {config.data}", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
     out.add_column("start", no_wrap=True)
-    for column in ("density", "weights", "mean sv", "min sv", "max sv", "loss", "accuracy"):
+    for column in ("density", "weights", "mean sv", "min sv", "max sv", "loss", "test"):
         out.add_column(column, justify="right", no_wrap=True)
     for result in results:
         summary = eoi.spectrum.summarize(jnp.asarray(result.singular_values))
@@ -297,7 +300,7 @@ def table(config: Config, results: list[Result]) -> Table:
         )
     out.caption = (
         "sv: singular values of the input-output Jacobian at the start, "
-        f"{SPECTRUM_SAMPLES} images; loss: last step; accuracy: test set"
+        f"{SPECTRUM_SAMPLES} images; loss: last step; test: accuracy"
     )
     return out
 
@@ -309,7 +312,7 @@ def draw(config: Config, results: list[Result]) -> Path:
 
     colors = dict(zip(STARTS, ("#000000", "#0072B2", "#D55E00", "#CC79A7"), strict=True))
     styles = dict(zip(STARTS, ("--", "-", ":", "-."), strict=True))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     floor = 1e-8
     for result in results:
         look = {"color": colors[result.start], "linestyle": styles[result.start], "linewidth": 2}
@@ -320,7 +323,7 @@ def draw(config: Config, results: list[Result]) -> Path:
         values = np.sort(result.singular_values.ravel())[::-1]
         right.plot(np.linspace(0, 1, len(values)), np.maximum(values, floor), **look)
     left.set(xlabel="training step", ylabel="cross-entropy (nats)", title="Training loss")
-    left.legend(title="start: test accuracy", fontsize=9)
+    figure.legend(title="start: test accuracy", loc="outside lower center", ncols=2)
     right.set(
         yscale="log",
         ylim=(floor / 2, 10),
