@@ -321,3 +321,26 @@ def test_bad_arguments_are_named(arguments, message):
     arguments = {"shape": (20, 10), "density": 0.1, **arguments}
     with pytest.raises(ValueError, match=message):
         orthogonal(KEY, **arguments)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_accelerators_run_gives_the_same_matrix(batched, monkeypatch):
+    """Wide blocks and batched loops, which a CPU does not choose, forced upon it."""
+    keys = jax.random.split(KEY, 3)
+    expected = jnp.stack([orthogonal(key, (50, 30), 0.3) for key in keys])
+
+    def accelerator(*operands, default, **platforms):
+        assert "cpu" in platforms
+        return default(*operands)
+
+    jax.clear_caches()
+    monkeypatch.setattr(jax.lax, "platform_dependent", accelerator)
+    try:
+        if batched:
+            ws = jax.vmap(lambda key, d: orthogonal(key, (50, 30), d), (0, None))(keys, 0.3)
+        else:
+            ws = jnp.stack([orthogonal(key, (50, 30), 0.3) for key in keys])
+    finally:
+        jax.clear_caches()  # or later calls would find these programs
+    np.testing.assert_array_equal(ws != 0, expected != 0)
+    np.testing.assert_allclose(ws, expected, atol=1e-6)
