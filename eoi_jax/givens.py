@@ -54,9 +54,9 @@ class Rotations(NamedTuple):
     """A sequence of Givens rotations, applied from index 0 on.
 
     Attributes:
-      i: ``(num_rotations,)`` int32, the first coordinate of each plane.
-      j: ``(num_rotations,)`` int32, the second coordinate, never equal to ``i``.
-      theta: ``(num_rotations,)`` floating, the angles in radians.
+        i: ``(num_rotations,)`` int32, the first coordinate of each plane.
+        j: ``(num_rotations,)`` int32, the second coordinate, never equal to ``i``.
+        theta: ``(num_rotations,)`` floating, the angles in radians.
     """
 
     i: Array
@@ -72,17 +72,17 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
     permutation by accident.
 
     Args:
-      key: a PRNG key.
-      dtype: a floating dtype; narrower ones than float32 are drawn in float32.
+        key: a PRNG key.
+        dtype: a floating dtype; narrower ones than float32 are drawn in float32.
 
     Returns:
-      A scalar in (0, 2π), in radians.
+        A scalar in (0, 2π), in radians.
 
     Example:
-      >>> import jax
-      >>> from eoi_jax import givens
-      >>> bool(0 < givens.uniform_angle(jax.random.key(0)) < 6.2832)
-      True
+        >>> import jax
+        >>> from eoi_jax import givens
+        >>> bool(0 < givens.uniform_angle(jax.random.key(0)) < 6.2832)
+        True
     """
     dtype = jnp.promote_types(_checks.float_dtype(dtype), jnp.float32)
     if dtype == jnp.float64:
@@ -109,31 +109,31 @@ def sample(
     so the batched result equals the looped one for all of them.
 
     Args:
-      key: a PRNG key.
-      size: number of coordinates, at least 2.
-      num_rotations: length of the sequence, at least 0.
-      angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
-      dtype: floating dtype of the angles.
-      first: index of the first rotation to return, at least 0; may be traced.
+        key: a PRNG key.
+        size: number of coordinates, at least 2.
+        num_rotations: length of the sequence, at least 0.
+        angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
+        dtype: floating dtype of the angles.
+        first: index of the first rotation to return, at least 0; may be traced.
 
     Returns:
-      :class:`Rotations` of ``num_rotations`` planes and angles.
+        :class:`Rotations` of ``num_rotations`` planes and angles.
 
     Raises:
-      ValueError: if ``size < 2``, ``num_rotations < 0``, ``first < 0`` or ``dtype`` is not
-        floating.
+        ValueError: if ``size < 2``, ``num_rotations < 0``, ``first < 0`` or ``dtype`` is not
+            floating.
 
     Example:
-      >>> import jax
-      >>> from eoi_jax import givens
-      >>> rotations = givens.sample(jax.random.key(0), size=8, num_rotations=5)
-      >>> rotations.i.shape, rotations.theta.dtype
-      ((5,), dtype('float32'))
-      >>> bool((rotations.i != rotations.j).all())
-      True
+        >>> import jax
+        >>> from eoi_jax import givens
+        >>> rotations = givens.sample(jax.random.key(0), size=8, num_rotations=5)
+        >>> rotations.i.shape, rotations.theta.dtype
+        ((5,), dtype('float32'))
+        >>> bool((rotations.i != rotations.j).all())
+        True
 
     Reference:
-      Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
     size = _checks.integer(
         size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
@@ -158,24 +158,24 @@ def from_pairs(
     pattern from neighbouring pairs, a butterfly from pairs that differ in one bit).
 
     Args:
-      key: a PRNG key, for the angles.
-      pairs: ``(num_rotations, 2)`` integers, the planes; the two of a pair differ.
-      angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
-      dtype: floating dtype of the angles.
+        key: a PRNG key, for the angles.
+        pairs: ``(num_rotations, 2)`` integers, the planes; the two of a pair differ.
+        angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
+        dtype: floating dtype of the angles.
 
     Returns:
-      :class:`Rotations` in the order of ``pairs``.
+        :class:`Rotations` in the order of ``pairs``.
 
     Raises:
-      ValueError: if ``pairs`` is not ``(num_rotations, 2)`` integers, holds a negative coordinate
-        or a pair of equal ones.
+        ValueError: if ``pairs`` is not ``(num_rotations, 2)`` integers, holds a negative coordinate
+            or a pair of equal ones.
 
     Example:
-      >>> import jax
-      >>> from eoi_jax import givens
-      >>> rotations = givens.from_pairs(jax.random.key(0), [(0, 1), (2, 3), (1, 2)])
-      >>> givens.waves(rotations, size=4).tolist()
-      [0, 0, 1]
+        >>> import jax
+        >>> from eoi_jax import givens
+        >>> rotations = givens.from_pairs(jax.random.key(0), [(0, 1), (2, 3), (1, 2)])
+        >>> givens.waves(rotations, size=4).tolist()
+        [0, 0, 1]
     """
     dtype = _checks.float_dtype(dtype)
     remedy = "Give one row (i, j) of two different non-negative coordinates for each rotation."
@@ -207,18 +207,18 @@ def waves(rotations: Rotations, size: int) -> Array:
     a prefix of the sequence are the prefix of its waves.
 
     Args:
-      rotations: the sequence.
-      size: number of coordinates.
+        rotations: the sequence.
+        size: number of coordinates.
 
     Returns:
-      ``(num_rotations,)`` int32, the wave of each rotation.
+        ``(num_rotations,)`` int32, the wave of each rotation.
 
     Example:
-      >>> import jax
-      >>> from eoi_jax import givens
-      >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (0, 2), (3, 4), (2, 4)])
-      >>> givens.waves(planes, size=5).tolist()
-      [0, 1, 0, 2]
+        >>> import jax
+        >>> from eoi_jax import givens
+        >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (0, 2), (3, 4), (2, 4)])
+        >>> givens.waves(planes, size=5).tolist()
+        [0, 1, 0, 2]
     """
     size = _checks.integer(size, low=2, name="size")
     return _waves(rotations.i, rotations.j, size)
@@ -231,21 +231,21 @@ def support(rotations: Rotations, shape: Shape) -> Array:
     angle is read. With probability one this is where the product is not zero.
 
     Args:
-      rotations: the sequence, over ``max(shape)`` coordinates.
-      shape: ``(n, m)``; a wide matrix is the transpose of the tall one.
+        rotations: the sequence, over ``max(shape)`` coordinates.
+        shape: ``(n, m)``; a wide matrix is the transpose of the tall one.
 
     Returns:
-      ``(n, m)`` booleans.
+        ``(n, m)`` booleans.
 
     Raises:
-      ValueError: if ``shape`` is not two positive ints.
+        ValueError: if ``shape`` is not two positive ints.
 
     Example:
-      >>> import jax
-      >>> from eoi_jax import givens
-      >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (1, 2)])
-      >>> givens.support(planes, (3, 3)).astype(int).tolist()
-      [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+        >>> import jax
+        >>> from eoi_jax import givens
+        >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (1, 2)])
+        >>> givens.support(planes, (3, 3)).astype(int).tolist()
+        [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
     """
     n, m = _matrix_shape(shape)
     packed, _ = _simulate(rotations, max(n, m), min(n, m))
@@ -258,22 +258,22 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
     """Count the non-zeros of the product after each prefix of the sequence.
 
     Args:
-      rotations: the sequence, over ``max(shape)`` coordinates, with angles of a continuous law.
-      shape: ``(n, m)`` with ``n * m < 2**31``.
+        rotations: the sequence, over ``max(shape)`` coordinates, with angles of a continuous law.
+        shape: ``(n, m)`` with ``n * m < 2**31``.
 
     Returns:
-      ``(num_rotations + 1,)`` uint32: entry ``t`` counts after ``t`` rotations; entry 0 is
-      ``min(n, m)``.
+        ``(num_rotations + 1,)`` uint32: entry ``t`` counts after ``t`` rotations; entry 0 is
+        ``min(n, m)``.
 
     Raises:
-      ValueError: if ``shape`` is not two positive ints with a product below 2**31.
+        ValueError: if ``shape`` is not two positive ints with a product below 2**31.
 
     Example:
-      >>> import jax
-      >>> from eoi_jax import givens
-      >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (1, 2)])
-      >>> givens.num_nonzeros(planes, (3, 3)).tolist()
-      [3, 5, 8]
+        >>> import jax
+        >>> from eoi_jax import givens
+        >>> planes = givens.from_pairs(jax.random.key(0), [(0, 1), (1, 2)])
+        >>> givens.num_nonzeros(planes, (3, 3)).tolist()
+        [3, 5, 8]
     """
     n, m = _matrix_shape(shape)
     _, gained = _simulate(rotations, max(n, m), min(n, m))

@@ -36,32 +36,32 @@ def dense(
     smaller, and a fraction ``density`` of non-zeros, to within :math:`1/(2\max(n, m))`.
 
     Args:
-      density: fraction of non-zeros, in [1/max(n, m), 1]; may be traced.
-      scale: factor of the kernel; ``1.0`` keeps norms, a mean-field critical value keeps
-        the signal of a nonlinear network (1.0247 for deep tanh networks).
-      column_axis: the axis of outputs; all other axes together are the inputs.
-      angles: law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
-      permute: permute rows and columns at random and draw their signs.
-      dtype: the dtype if ``init`` is called without one.
+        density: fraction of non-zeros, in [1/max(n, m), 1]; may be traced.
+        scale: factor of the kernel; ``1.0`` keeps norms, a mean-field critical value keeps the
+            signal of a nonlinear network (1.0247 for deep tanh networks).
+        column_axis: the axis of outputs; all other axes together are the inputs.
+        angles: law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
+        permute: permute rows and columns at random and draw their signs.
+        dtype: the dtype if ``init`` is called without one.
 
     Returns:
-      ``init(key, shape, dtype=dtype, out_sharding=None)``.
+        ``init(key, shape, dtype=dtype, out_sharding=None)``.
 
     Raises:
-      ValueError: here for a density outside (0, 1] or a bad ``scale`` or ``dtype``; from ``init``
-        for a density below the shape's minimum or a shape with fewer than two axes.
+        ValueError: here for a density outside (0, 1] or a bad ``scale`` or ``dtype``; from ``init``
+            for a density below the shape's minimum or a shape with fewer than two axes.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import flax.linen as nn
-      >>> import eoi_jax as eoi
-      >>> layer = nn.Dense(512, kernel_init=eoi.dense(density=0.1))
-      >>> kernel = layer.init(jax.random.key(0), jnp.ones((1, 256)))["params"]["kernel"]
-      >>> kernel.shape, round(float((kernel != 0).mean()), 3)
-      ((256, 512), 0.1)
+        >>> import jax, jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import eoi_jax as eoi
+        >>> layer = nn.Dense(512, kernel_init=eoi.dense(density=0.1))
+        >>> kernel = layer.init(jax.random.key(0), jnp.ones((1, 256)))["params"]["kernel"]
+        >>> kernel.shape, round(float((kernel != 0).mean()), 3)
+        ((256, 512), 0.1)
 
     Reference:
-      Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
     _checks.density(density)
     _checks.finite_scalar(scale, "scale")
@@ -112,42 +112,42 @@ def conv(
     or 0. VALID padding crops and strides subsample.
 
     Args:
-      density: fraction of weights of the whole kernel to keep, in (0, 1]; may be traced.
-      scale: factor of the kernel.
-      center_density: density of the center tap, in [1/N, 1]; default by the rule above. ``density``
-        itself is the paper's choice for its 1000-layer network.
-      feature_group_count: groups of channels, as in :class:`flax.linen.Conv`. Every group is an
-        isometry of its own; a depthwise kernel has ``scale`` at its center.
-      transposed: whether the kernel is for a transposed convolution
-        (:class:`flax.linen.ConvTranspose` with its default ``transpose_kernel=False``): the
-        aligned tap of an even size ``k`` is then ``k // 2`` and not ``(k - 1) // 2``.
-      angles: law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
-      permute: permute channels at random and draw signs.
-      dtype: the dtype if ``init`` is called without one.
+        density: fraction of weights of the whole kernel to keep, in (0, 1]; may be traced.
+        scale: factor of the kernel.
+        center_density: density of the center tap, in [1/N, 1]; default by the rule above.
+            ``density`` itself is the paper's choice for its 1000-layer network.
+        feature_group_count: groups of channels, as in :class:`flax.linen.Conv`. Every group is an
+            isometry of its own; a depthwise kernel has ``scale`` at its center.
+        transposed: whether the kernel is for a transposed convolution
+            (:class:`flax.linen.ConvTranspose` with its default ``transpose_kernel=False``): the
+            aligned tap of an even size ``k`` is then ``k // 2`` and not ``(k - 1) // 2``.
+        angles: law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
+        permute: permute channels at random and draw signs.
+        dtype: the dtype if ``init`` is called without one.
 
     Returns:
-      ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
-      ``(*spatial, inputs / groups, outputs)``.
+        ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
+        ``(*spatial, inputs / groups, outputs)``.
 
     Raises:
-      ValueError: here for a density outside (0, 1]; from ``init`` for a shape with fewer than three
-        axes, outputs that the groups do not divide, a ``density`` too small for :math:`H`, or a
-        ``center_density`` with more weights than ``density`` allows.
+        ValueError: here for a density outside (0, 1]; from ``init`` for a shape with fewer than
+            three axes, outputs that the groups do not divide, a ``density`` too small for
+            :math:`H`, or a ``center_density`` with more weights than ``density`` allows.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import flax.linen as nn
-      >>> import eoi_jax as eoi
-      >>> layer = nn.Conv(64, (3, 3), padding="CIRCULAR", kernel_init=eoi.conv(density=0.1))
-      >>> x = jax.random.normal(jax.random.key(1), (1, 8, 8, 32))
-      >>> variables = layer.init(jax.random.key(0), x)
-      >>> y = layer.apply(variables, x)
-      >>> bool(jnp.allclose(jnp.linalg.norm(y), jnp.linalg.norm(x), rtol=1e-5))
-      True
+        >>> import jax, jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import eoi_jax as eoi
+        >>> layer = nn.Conv(64, (3, 3), padding="CIRCULAR", kernel_init=eoi.conv(density=0.1))
+        >>> x = jax.random.normal(jax.random.key(1), (1, 8, 8, 32))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y = layer.apply(variables, x)
+        >>> bool(jnp.allclose(jnp.linalg.norm(y), jnp.linalg.norm(x), rtol=1e-5))
+        True
 
     Reference:
-      Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 2;
-      Nowak et al. (ICML 2024), section 4.2.
+        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 2;
+        Nowak et al. (ICML 2024), section 4.2.
     """
     _checks.density(density)
     _checks.finite_scalar(scale, "scale")

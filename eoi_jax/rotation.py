@@ -24,28 +24,28 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
     the result is that of the sequential product.
 
     Args:
-      matrix: ``(..., size, ...)`` floating array with ``size >= 2`` along ``axis``.
-      rotations: the sequence, with coordinates below ``size``.
-      axis: the axis of the coordinates.
+        matrix: ``(..., size, ...)`` floating array with ``size >= 2`` along ``axis``.
+        rotations: the sequence, with coordinates below ``size``.
+        axis: the axis of the coordinates.
 
     Returns:
-      An array of the shape and dtype of ``matrix``; narrower dtypes than float32 are rotated in
-      float32 and cast last.
+        An array of the shape and dtype of ``matrix``; narrower dtypes than float32 are rotated in
+        float32 and cast last.
 
     Raises:
-      ValueError: if ``matrix`` is not floating, ``axis`` is out of range, the axis is shorter than
-        2, or (where they are not traced) a coordinate is outside ``[0, size)``.
+        ValueError: if ``matrix`` is not floating, ``axis`` is out of range, the axis is shorter
+            than 2, or (where they are not traced) a coordinate is outside ``[0, size)``.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from eoi_jax import givens, rotation
-      >>> turns = givens.sample(jax.random.key(0), size=6, num_rotations=20)
-      >>> w = rotation.rotate(jnp.eye(6), turns, axis=0)
-      >>> bool(jnp.allclose(w @ w.T, jnp.eye(6), atol=1e-6))
-      True
+        >>> import jax, jax.numpy as jnp
+        >>> from eoi_jax import givens, rotation
+        >>> turns = givens.sample(jax.random.key(0), size=6, num_rotations=20)
+        >>> w = rotation.rotate(jnp.eye(6), turns, axis=0)
+        >>> bool(jnp.allclose(w @ w.T, jnp.eye(6), atol=1e-6))
+        True
 
     Reference:
-      Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
     matrix = jnp.asarray(matrix)
     dtype = _checks.float_dtype(matrix.dtype, name="matrix.dtype")
@@ -66,22 +66,22 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
     The plain sequential product, slow and easy to read: what :func:`rotate` must equal.
 
     Args:
-      rotations: the sequence, with coordinates below ``size``.
-      size: number of coordinates, at least 2.
+        rotations: the sequence, with coordinates below ``size``.
+        size: number of coordinates, at least 2.
 
     Returns:
-      ``(size, size)`` of the dtype of the angles.
+        ``(size, size)`` of the dtype of the angles.
 
     Raises:
-      ValueError: if ``size < 2`` or a coordinate that is not traced is outside ``[0, size)``.
+        ValueError: if ``size < 2`` or a coordinate that is not traced is outside ``[0, size)``.
 
     Example:
-      >>> import jax
-      >>> from eoi_jax import givens, rotation
-      >>> turn = givens.from_pairs(jax.random.key(0), [(0, 1)], angles=0.5)
-      >>> rotation.as_matrix(turn, size=2).round(2)
-      Array([[ 0.88,  0.48],
-             [-0.48,  0.88]], dtype=float32)
+        >>> import jax
+        >>> from eoi_jax import givens, rotation
+        >>> turn = givens.from_pairs(jax.random.key(0), [(0, 1)], angles=0.5)
+        >>> rotation.as_matrix(turn, size=2).round(2)
+        Array([[ 0.88,  0.48],
+               [-0.48,  0.88]], dtype=float32)
     """
     size = _checks.integer(size, low=2, name="size")
     _check_coordinates(rotations, size)

@@ -50,41 +50,42 @@ def orthogonal(
     traced: nothing is compiled anew for another density under :func:`jax.jit`.
 
     Args:
-      key: a PRNG key.
-      shape: the shape; as in :func:`jax.nn.initializers.orthogonal`, ``column_axis`` gives the
-        :math:`m` columns and all other axes together the :math:`n` rows. At most ``2**31 - 1``
-        elements.
-      density: fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside gives NaN.
-      scale: factor of the result: the singular values are all ``scale``.
-      dtype: real floating dtype of the result. float32 or wider is computed in itself, a narrower
-        dtype in float32 and cast last; the density is that before the cast (float16 rounds the
-        smallest entries to zero).
-      column_axis: the axis that holds the columns.
-      angles: law of the angles, a constant in radians or ``(key, dtype) -> scalar``; default
-        :math:`U(0, 2\pi)`. For any other law non-zeros are counted on the floats, since equal
-        angles cancel entries to exact zeros.
-      permute: permute rows and columns at random and draw their signs, which keeps orthogonality
-        and density and unties the support from the diagonal. The paper does not.
+        key: a PRNG key.
+        shape: the shape; as in :func:`jax.nn.initializers.orthogonal`, ``column_axis`` gives the
+            :math:`m` columns and all other axes together the :math:`n` rows. At most ``2**31 - 1``
+            elements.
+        density: fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside gives NaN.
+        scale: factor of the result: the singular values are all ``scale``.
+        dtype: real floating dtype of the result. float32 or wider is computed in itself, a narrower
+            dtype in float32 and cast last; the density is that before the cast (float16 rounds the
+            smallest entries to zero).
+        column_axis: the axis that holds the columns.
+        angles: law of the angles, a constant in radians or ``(key, dtype) -> scalar``; default
+            :math:`U(0, 2\pi)`. For any other law non-zeros are counted on the floats, since equal
+            angles cancel entries to exact zeros.
+        permute: permute rows and columns at random and draw their signs, which keeps orthogonality
+            and density and unties the support from the diagonal. The paper does not.
 
     Returns:
-      An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
+        An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
 
     Raises:
-      ValueError: for a density outside its range, fewer than two axes, a dtype that is not real
-        floating, too many elements, a ``scale`` that is not finite, or an angle that is a multiple
-        of π/2 (its rotations only permute, so no density beyond the minimum is reached).
+        ValueError: for a density outside its range, fewer than two axes, a dtype that is not real
+            floating, too many elements, a ``scale`` that is not finite, or an angle that is a
+            multiple of π/2 (its rotations only permute, so no density beyond the minimum is
+            reached).
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import eoi_jax as eoi
-      >>> w = eoi.orthogonal(jax.random.key(0), (64, 100), density=0.1)
-      >>> bool(jnp.allclose(w @ w.T, jnp.eye(64), atol=1e-5))
-      True
-      >>> abs(float((w != 0).mean()) - 0.1) <= 0.5 / 100
-      True
+        >>> import jax, jax.numpy as jnp
+        >>> import eoi_jax as eoi
+        >>> w = eoi.orthogonal(jax.random.key(0), (64, 100), density=0.1)
+        >>> bool(jnp.allclose(w @ w.T, jnp.eye(64), atol=1e-5))
+        True
+        >>> abs(float((w != 0).mean()) - 0.1) <= 0.5 / 100
+        True
 
     Reference:
-      Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
     shape = _checks.shape(shape)
     dtype = _checks.float_dtype(dtype)

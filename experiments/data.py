@@ -27,23 +27,23 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """Load a data set.
 
     Args:
-      name: ``"digits"``, the 1797 8 x 8 digits that scikit-learn carries (a fifth of them, drawn
-        with a fixed seed, is the test set), or ``"mnist"`` through tensorflow-datasets.
-      data_dir: folder of tensorflow-datasets; default: its own (``TFDS_DATA_DIR`` or the home
-        folder), where a missing set is downloaded to.
+        name: ``"digits"``, the 1797 8 x 8 digits that scikit-learn carries (a fifth of them, drawn
+            with a fixed seed, is the test set), or ``"mnist"`` through tensorflow-datasets.
+        data_dir: folder of tensorflow-datasets; default: its own (``TFDS_DATA_DIR`` or the home
+            folder), where a missing set is downloaded to.
 
     Returns:
-      A :class:`Dataset`.
+        A :class:`Dataset`.
 
     Raises:
-      ValueError: for another name.
-      FileNotFoundError: if the set is not there and could not be downloaded.
-      ImportError: if the package that carries or reads the set is not installed.
+        ValueError: for another name.
+        FileNotFoundError: if the set is not there and could not be downloaded.
+        ImportError: if the package that carries or reads the set is not installed.
 
     Example:
-      >>> from experiments import data
-      >>> data.load("digits").train_images.shape
-      (1438, 8, 8, 1)
+        >>> from experiments import data
+        >>> data.load("digits").train_images.shape
+        (1438, 8, 8, 1)
     """
     if name == "digits":
         return _digits()

@@ -20,12 +20,12 @@ class Mlp(nn.Module):
     their kernels are stacked in one ``(depth - 2, width, width)`` leaf.
 
     Attributes:
-      depth: number of linear layers, at least 2.
-      width: units of every layer but the last.
-      num_classes: units of the last layer.
-      activation: applied after every layer but the last.
-      kernel_init: initializer of every kernel.
-      bias_init: initializer of every bias.
+        depth: number of linear layers, at least 2.
+        width: units of every layer but the last.
+        num_classes: units of the last layer.
+        activation: applied after every layer but the last.
+        kernel_init: initializer of every kernel.
+        bias_init: initializer of every bias.
     """
 
     depth: int

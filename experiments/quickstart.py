@@ -125,20 +125,16 @@ def masked_gaussian(config: Config, key: Array, dataset: data.Dataset) -> tuple[
     for_mask, for_noise = jax.random.split(key)
     params, mask = masked_orthogonal(config, for_mask, dataset)
 
-    def fill(path: Any, leaf_mask: Array, leaf: Array) -> Array:
+    def fill(key: Array, leaf_mask: Array, leaf: Array) -> Array:
         if leaf_mask.ndim == 0:
             return leaf
         kept = jnp.maximum(leaf_mask.sum(axis=-2, keepdims=True), 1)
-        own = jax.random.fold_in(for_noise, hash_of(path))
-        noise = jax.random.normal(own, leaf.shape)
+        noise = jax.random.normal(key, leaf.shape)
         return jnp.where(leaf_mask, config.scale * noise / jnp.sqrt(kept), 0.0)
 
-    return jax.tree_util.tree_map_with_path(fill, mask, params), mask
-
-
-def hash_of(path: Any) -> int:
-    """Number a leaf by its path, the same in every run."""
-    return sum(map(ord, jax.tree_util.keystr(path)))
+    structure = jax.tree.structure(mask)
+    keys = jax.tree.unflatten(structure, jax.random.split(for_noise, structure.num_leaves))
+    return jax.tree.map(fill, keys, mask, params), mask
 
 
 Start = Callable[[Config, Array, data.Dataset], tuple[Params, Mask]]
