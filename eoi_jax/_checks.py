@@ -88,6 +88,11 @@ def float_dtype(value: Any, name: str = "dtype") -> Any:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
+def wide(dtype: Any) -> Any:
+    """Name the dtype to compute in: float64 for float64, float32 for all narrower ones."""
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+
+
 def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy: str = "") -> int:
     """Accept a Python integer in [low, high]."""
     bounds = f"[{low}, {'...)' if high is None else f'{high}]'}"

@@ -73,7 +73,7 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
 
     Args:
         key: a PRNG key.
-        dtype: a floating dtype; narrower ones than float32 are drawn in float32.
+        dtype: a real floating dtype; narrower ones than float32 are drawn as float32.
 
     Returns:
         A scalar in (0, 2π), in radians.
@@ -84,12 +84,7 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
         >>> bool(0 < givens.uniform_angle(jax.random.key(0)) < 6.2832)
         True
     """
-    dtype = jnp.promote_types(_checks.float_dtype(dtype), jnp.float32)
-    if dtype == jnp.float64:
-        number, places = jax.random.bits(key, (), jnp.uint64) >> 11, 53
-    else:
-        number, places = jax.random.bits(key, (), jnp.uint32) >> 8, 24
-    return (number.astype(dtype) + 0.5) * jnp.asarray(2 * math.pi / 2**places, dtype)
+    return _uniform(jax.random.bits(key, (2,), jnp.uint32), _checks.float_dtype(dtype))
 
 
 def sample(
@@ -113,7 +108,7 @@ def sample(
         size: number of coordinates, at least 2.
         num_rotations: length of the sequence, at least 0.
         angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
-        dtype: floating dtype of the angles.
+        dtype: real floating dtype of the angles; a narrower one than float32 becomes float32.
         first: index of the first rotation to return, at least 0; may be traced.
 
     Returns:
@@ -139,7 +134,7 @@ def sample(
         size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
     )
     num_rotations = _checks.integer(num_rotations, low=0, name="num_rotations")
-    dtype = _checks.float_dtype(dtype)
+    dtype = _checks.wide(_checks.float_dtype(dtype))
     if not _checks.is_traced(first):
         first = _checks.integer(first, low=0, name="first")
     return _sample(key, jnp.asarray(first, jnp.uint32), size, num_rotations, angles, dtype)
@@ -161,7 +156,7 @@ def from_pairs(
         key: a PRNG key, for the angles.
         pairs: ``(num_rotations, 2)`` integers, the planes; the two of a pair differ.
         angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
-        dtype: floating dtype of the angles.
+        dtype: real floating dtype of the angles; a narrower one than float32 becomes float32.
 
     Returns:
         :class:`Rotations` in the order of ``pairs``.
@@ -177,7 +172,7 @@ def from_pairs(
         >>> givens.waves(rotations, size=4).tolist()
         [0, 0, 1]
     """
-    dtype = _checks.float_dtype(dtype)
+    dtype = _checks.wide(_checks.float_dtype(dtype))
     remedy = "Give one row (i, j) of two different non-negative coordinates for each rotation."
     if not isinstance(pairs, jax.Array):
         pairs = np.asarray(pairs)
@@ -193,8 +188,8 @@ def from_pairs(
                 f"pairs[{bad[0]}]", tuple(planes[bad[0]].tolist()), "is not a plane", remedy
             )
     pairs = jnp.asarray(pairs, jnp.int32)
-    keys = jax.vmap(lambda t: jax.random.fold_in(_threefry(key), t))(jnp.arange(len(pairs)))
-    theta = jax.vmap(lambda own: _angle(own, angles, dtype))(keys)
+    words = _words(key, jnp.arange(len(pairs), dtype=jnp.uint32))
+    theta = jax.vmap(lambda own: _angle(own[2:], angles, dtype))(words)
     return Rotations(pairs[:, 0], pairs[:, 1], theta)
 
 
@@ -249,7 +244,7 @@ def support(rotations: Rotations, shape: Shape) -> Array:
     """
     n, m = _matrix_shape(shape)
     packed, _ = _simulate(rotations, max(n, m), min(n, m))
-    bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)) & 1
+    bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)[None, None, :]) & 1
     full = bits.reshape(max(n, m), -1)[:, : min(n, m)].astype(bool)
     return full if n >= m else full.T
 
@@ -288,7 +283,7 @@ def eye_support(rows: int, columns: int) -> Array:
     """Bit-packed support of the ``(rows, columns)`` partial identity: ``(rows, words)`` uint32."""
     words = -(-columns // _WORD)
     row = jnp.arange(rows, dtype=jnp.uint32)[:, None]
-    here = (row // _WORD == jnp.arange(words, dtype=jnp.uint32)) & (row < columns)
+    here = (row // _WORD == jnp.arange(words, dtype=jnp.uint32)[None, :]) & (row < columns)
     return jnp.where(here, jnp.uint32(1) << (row % _WORD), jnp.uint32(0))
 
 
@@ -316,16 +311,12 @@ def grow_support(packed: Array, rotations: Rotations, wave: Array) -> tuple[Arra
 def _sample(
     key: Array, first: Array, size: int, num_rotations: int, angles: AngleLaw, dtype: DType
 ) -> Rotations:
-    stream = _threefry(key)
+    def one(own: Array) -> Rotations:
+        i = _below(own[0], size)
+        j = _below(own[1], size - 1)
+        return Rotations(i, jnp.where(j >= i, j + 1, j), _angle(own[2:], angles, dtype))
 
-    def one(index: Array) -> Rotations:
-        own = jax.random.fold_in(stream, index)
-        bits = jax.random.bits(own, (2,), jnp.uint32)
-        i = _below(bits[0], size)
-        j = _below(bits[1], size - 1)
-        return Rotations(i, j + (j >= i), _angle(jax.random.fold_in(own, 0), angles, dtype))
-
-    return jax.vmap(one)(first + jnp.arange(num_rotations, dtype=jnp.uint32))
+    return jax.vmap(one)(_words(key, first + jnp.arange(num_rotations, dtype=jnp.uint32)))
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "columns"))
@@ -343,21 +334,41 @@ def _matrix_shape(shape: Shape) -> tuple[int, int]:
     return n, m
 
 
-def _threefry(key: Array) -> Array:
-    """Seed a Threefry stream with a key of any implementation.
+def _words(key: Array, index: Array) -> Array:
+    """Draw four random words for each rotation, from the key and the rotation's index alone.
 
-    Threefry is the one whose batched draws equal the looped ones. The words of the key are read
-    instead of drawing from it, because for other implementations that draw itself depends on vmap.
+    They come from a Threefry stream whatever the key's implementation: it is the one whose batched
+    draws equal the looped ones. Its seed is read off the key instead of being drawn from it,
+    because for other implementations that draw itself depends on vmap.
     """
-    words = jax.random.key_data(key)
-    stream = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
-    for word in words[2:]:
+    seed = jax.random.key_data(key)
+    stream = jax.random.wrap_key_data(seed[:2] ^ np.uint32(_STREAM), impl="threefry2x32")
+    for word in seed[2:]:
         stream = jax.random.fold_in(stream, word)
-    return jax.random.fold_in(stream, _STREAM)
+
+    def own(index: Array) -> Array:
+        return jax.random.bits(jax.random.fold_in(stream, index), (4,), jnp.uint32)
+
+    return jax.vmap(own)(index)
 
 
-def _angle(key: Array, angles: AngleLaw, dtype: DType) -> Array:
-    return jnp.asarray(angles(key, dtype) if callable(angles) else angles, dtype)
+def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
+    """Draw an angle from two random words: a law gets them as its key, the default reads them."""
+    if angles is uniform_angle:
+        return _uniform(words, dtype)
+    if not callable(angles):
+        return jnp.asarray(angles, dtype)
+    return jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype), dtype)
+
+
+def _uniform(words: Array, dtype: DType) -> Array:
+    wide = _checks.wide(dtype)
+    if wide == jnp.float64:
+        high, low = words.astype(jnp.uint64)
+        number, places = ((high << np.uint64(32)) | low) >> np.uint64(11), 53
+    else:
+        number, places = words[0] >> np.uint32(8), 24
+    return (number.astype(wide) + 0.5) * jnp.asarray(2 * math.pi / 2**places, wide)
 
 
 def _below(bits: Array, bound: int) -> Array:

@@ -138,7 +138,7 @@ def count_gained(rows: Array, rotations: Rotations, wave: Array) -> tuple[Array,
 def _rotate(matrix: Array, rotations: Rotations, axis: int, dtype: DType) -> Array:
     front = jnp.moveaxis(matrix, axis, 0)
     size = front.shape[0]
-    rows = front.reshape(size, -1).astype(jnp.promote_types(dtype, jnp.float32))
+    rows = front.reshape(size, -1).astype(_checks.wide(dtype))
     rows = rotate_rows(rows, rotations, givens.waves(rotations, size))
     return jnp.moveaxis(rows.reshape(front.shape).astype(dtype), 0, axis)
 

@@ -108,7 +108,7 @@ def orthogonal(
         why=f"An orthogonal {rows} x {columns} matrix has at least one non-zero in each vector "
         "of its smaller side.",
     )
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = _checks.wide(dtype)
     matrix = _draw(
         key,
         jnp.asarray(density, jnp.result_type(float)),
@@ -243,7 +243,7 @@ def _rotate_to_density(
 
 
 def _eye(size: int, columns: int, scale: Array) -> Array:
-    diagonal = jnp.arange(size)[:, None] == jnp.arange(columns)
+    diagonal = jnp.arange(size)[:, None] == jnp.arange(columns)[None, :]
     return jnp.where(diagonal, scale, jnp.zeros((), scale.dtype))
 
 

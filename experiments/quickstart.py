@@ -132,7 +132,7 @@ def masked_gaussian(config: Config, key: Array, dataset: data.Dataset) -> tuple[
         noise = jax.random.normal(key, leaf.shape)
         return jnp.where(leaf_mask, config.scale * noise / jnp.sqrt(kept), 0.0)
 
-    structure = jax.tree.structure(mask)
+    structure: Any = jax.tree.structure(mask)
     keys = jax.tree.unflatten(structure, jax.random.split(for_noise, structure.num_leaves))
     return jax.tree.map(fill, keys, mask, params), mask
 

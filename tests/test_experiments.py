@@ -132,6 +132,8 @@ STOPS_ITSELF = f"""
 import os, signal
 from experiments import quickstart
 
+# A job that a shell runs in the background is born with the signal ignored.
+signal.signal({int(signal.SIGINT)}, signal.default_int_handler)
 train = quickstart.train
 
 def interrupted(config, dataset, trainer, name, results, tick):

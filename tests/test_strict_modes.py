@@ -1,0 +1,41 @@
+"""Users may forbid implicit promotion of dtypes and ranks: the library runs there all the same."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import eoi_jax as eoi
+
+KEY = jax.random.key(0)
+KERNEL = {"kernel": jnp.eye(6, 4), "bias": jnp.zeros(4)}
+
+
+def step_under_a_mask():
+    tx = eoi.static_sparse(optax.sgd(1e-3, momentum=0.9), eoi.masks.support(KERNEL))
+    return tx.update(KERNEL, tx.init(KERNEL), KERNEL)
+
+
+CALLS = {
+    "orthogonal": lambda: eoi.orthogonal(KEY, (10, 20), 0.2),
+    "traced density": lambda: jax.jit(lambda d: eoi.orthogonal(KEY, (10, 20), d))(0.2),
+    "bfloat16": lambda: eoi.orthogonal(KEY, (10, 20), 0.2, scale=2.0, dtype=jnp.bfloat16),
+    "options": lambda: eoi.orthogonal(KEY, (10, 20), 0.2, permute=True, angles=0.3),
+    "conv": lambda: eoi.conv(0.2, feature_group_count=2)(KEY, (3, 3, 8, 8), jnp.float32),
+    "support": lambda: eoi.givens.support(eoi.givens.sample(KEY, 10, 5), (10, 4)),
+    "rotate": lambda: eoi.rotation.rotate(jnp.ones((3, 10)), eoi.givens.sample(KEY, 10, 5)),
+    "fill": lambda: eoi.masks.fill(KEY, eoi.masks.support(KERNEL), 0.5),
+    "static_sparse": step_under_a_mask,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_implicit_promotion(name):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        CALLS[name]()
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "options", "conv", "static_sparse"])
+def test_no_nan_on_the_way(name):
+    with jax.debug_nans(True):
+        CALLS[name]()
