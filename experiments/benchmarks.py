@@ -112,7 +112,7 @@ def bench_init(options: Init, console: Console) -> None:
         rows[size] = medians(calls, options.repeats if size < 4096 else min(options.repeats, 5))
 
     names = ["normal", "haar", *(f"{density}" for density in densities)]
-    heads = ["normal", "orthogonal", *(f"d = {density:.3g}" for density in densities)]
+    heads = ["normal", "orthogonal", *(f"d={density:.2g}" for density in densities)]
     for title, unit in (
         ("Time of one n x n matrix (ms); d: eoi.orthogonal at that density", None),
         ("The same over jax.random.normal", "normal"),

@@ -82,6 +82,31 @@ class Result:
     accuracy: float = math.nan
 
 
+def check(config: Config) -> None:
+    """Refuse settings that would only fail after minutes of training.
+
+    Raises:
+        ValueError: naming the setting, its value, the allowed range and the remedy.
+    """
+    smallest = {"layers": 2, "width": 2, "steps": 1, "batch_size": 1}
+    for name, low in smallest.items():
+        if getattr(config, name) < low:
+            raise ValueError(
+                f"{name}={getattr(config, name)} is outside [{low}, ...). Give a larger number."
+            )
+    if not 1 / config.width <= config.density <= 1:
+        raise ValueError(
+            f"density={config.density} is outside [{1 / config.width:.4g}, 1], what an orthogonal "
+            f"matrix of width {config.width} can have. Give a density in it or a larger width."
+        )
+    folder = Path(config.output).resolve().parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"output={config.output!r} is in a folder that does not exist. Create {folder}, or "
+            "name another place."
+        )
+
+
 def model_of(config: Config, num_classes: int, kernel_init: Any) -> models.Mlp:
     """Build the network with one initializer for all its kernels."""
     return models.Mlp(
@@ -226,6 +251,7 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
 
     Ctrl-C ends the training; the table and the picture then show what there is.
     """
+    check(config)
     console = console or Console()
     dataset = data.load(config.data, config.data_dir)
     started, results = time.perf_counter(), list[Result]()
@@ -343,7 +369,10 @@ def draw(config: Config, results: list[Result]) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     config = tyro.cli(Config, args=arguments, description=__doc__)
-    run(config)
+    try:
+        run(config)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -177,3 +177,21 @@ def test_help_states_the_command(module):
         timeout=120,
     ).stdout
     assert f"python -m experiments.{module}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "1"], r"layers=1 is outside \[2, ...\)"),
+        (["--steps", "0"], r"steps=0 is outside \[1, ...\)"),
+        (["--batch-size", "0"], r"batch_size=0 is outside"),
+        (["--density", "2"], r"density=2.0 is outside \[0.007812, 1\]"),
+        (["--density", "0.001"], r"density=0.001 is outside \[0.007812, 1\]"),
+        (["--output", "nowhere/at/all.png"], r"output='nowhere/at/all.png' is in a folder"),
+        (["--data", "mnist", "--data-dir", "nowhere"], r"data_dir='nowhere' is not a folder"),
+    ],
+)
+def test_bad_settings_are_named_before_any_training(arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        quickstart.main(arguments)
+    assert re.match(f"error: {message}", str(stopped.value))
