@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax.typing import Layout
+
 
 def is_traced(value: Any) -> bool:
     """Whether ``value`` is a tracer: a value that only the compiled program will know."""
@@ -111,6 +113,27 @@ def axis(value: Any, ndim: int, name: str = "axis") -> int:
     return integer(value, low=-ndim, high=ndim - 1, name=name) % ndim
 
 
+def rotations(value: Any, size: int) -> None:
+    """Require sequences of one length and planes of two different coordinates below ``size``."""
+    i, j, _ = value
+    shapes = tuple(np.shape(leaf) for leaf in value)
+    if len(shapes[0]) != 1 or len(set(shapes)) != 1:
+        raise ValueError(
+            f"rotations has leaves of shapes {shapes}, outside (num_rotations,) for all three. "
+            "Use jax.vmap over a batch of sequences."
+        )
+    if is_traced(i) or is_traced(j):
+        return
+    i, j = np.asarray(i), np.asarray(j)
+    bad = np.flatnonzero((i < 0) | (i >= size) | (j < 0) | (j >= size) | (i == j))
+    if bad.size:
+        raise ValueError(
+            f"rotations[{bad[0]}] has the plane ({i[bad[0]]}, {j[bad[0]]}), outside the pairs of "
+            f"different coordinates in [0, {size}). Use as many coordinates as the planes were "
+            "drawn over."
+        )
+
+
 def finite_scalar(value: Any, name: str) -> Any:
     """Accept a finite real scalar."""
     if is_traced(value):
@@ -182,8 +205,9 @@ def mask_leaves(mask: Any, *, name: str = "mask") -> None:
 
 
 def leaf_density(value: Any, shape: Sequence[int], *, name: str) -> Any:
-    """Accept a density in [0, 1] for a leaf, or one for each slice of its first axis."""
-    if np.ndim(value) != 0 and (len(shape) < 2 or np.shape(value) != (shape[0],)):
+    """Accept a density in [0, 1] for a leaf, or one for each slice of its first axis or axes."""
+    axes = np.ndim(value)
+    if axes > 0 and (axes >= len(shape) or np.shape(value) != tuple(shape[:axes])):
         raise ValueError(
             f"{name} has shape {np.shape(value)}, outside {{(), ({shape[0]},)}}. "
             "Give one density for the leaf, or one for each slice of its first axis."
@@ -214,3 +238,86 @@ def budget_holds(counts: Any, budget: Any, size: int, *, name: str) -> None:
             f"{budget[row] / size:.6g}. A support cannot be trimmed without losing "
             "orthogonality: raise the density, or build the support at a lower one."
         )
+
+
+def kernels(params: Any, where: Any, *, required: bool) -> Any:
+    """Return a tree of bools, which leaves ``where`` selects: at least one if it is required."""
+    selected = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(where(path, leaf)), params)
+    if required and not any(jax.tree.leaves(selected)):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise fail(
+            "params",
+            [path_name(path) for path in paths],
+            "has no floating leaf of 2 or more axes named kernel, weight, w",
+            "Say which leaves are kernels: where=lambda path, leaf: leaf.ndim >= 2.",
+        )
+    return selected
+
+
+def densities(value: Any, tree: Any, *, name: str, tree_name: str) -> list[Any]:
+    """Accept one density for all leaves of a tree, or a tree of densities; return one a leaf."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if jax.tree_util.all_leaves([value]) and np.ndim(value) == 0:
+        return [density(value, name=name)] * len(paths_and_leaves)
+    same_structure(value, tree, name=name, other_name=tree_name)
+    return [
+        leaf_density(leaf_value, leaf.shape, name=f"{name}[{path_name(path)}]")
+        if np.ndim(leaf) > 0 and leaf.size > 0
+        else 1.0
+        for (path, leaf), leaf_value in zip(paths_and_leaves, jax.tree.leaves(value), strict=True)
+    ]
+
+
+def scores(value: Any, *, name: str = "scores") -> None:
+    """Require float arrays without NaN; a leaf without axes marks a dense leaf."""
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+
+    def check(path: Sequence[Any], leaf: Any) -> None:
+        if np.ndim(leaf) == 0:
+            return
+        where = f"{name}[{path_name(path)}]"
+        if leaf.dtype.name not in dtypes:
+            raise ValueError(
+                f"{where} has dtype {leaf.dtype}, outside {{{', '.join(dtypes)}}}. "
+                "Convert the scores with `leaf.astype(jnp.float32)`."
+            )
+        if is_traced(leaf):
+            return
+        with jax.ensure_compile_time_eval():  # a constant is no tracer, but its sum would be
+            has_nan = bool(jnp.isnan(leaf).any())
+        if has_nan:
+            raise ValueError(
+                f"{where} has NaN among its scores, outside [-inf, inf]. Find where the loss or "
+                "its gradient is not a number, or replace NaN by -inf to drop those weights first."
+            )
+
+    jax.tree_util.tree_map_with_path(check, value)
+
+
+def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
+    """Return the layout that ``value`` gives a leaf, ``Layout()`` if it is None."""
+    found = Layout() if value is None else value(tuple(path), leaf)
+    where = f"layout({path_name(path)})"
+    integer(found.groups, low=1, name=f"{where}.groups")
+    integer(found.batch_axes, low=0, high=max(len(leaf.shape) - 1, 0), name=f"{where}.batch_axes")
+    return found
+
+
+def micro_batch_size(value: Any, batch: Any) -> int:
+    """Accept a divisor of the number of examples, which all arrays of a batch have in front."""
+    size = integer(value, low=1, name="micro_batch_size")
+    leading = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(leading) != 1 or leading == {()}:
+        raise ValueError(
+            f"batch has arrays of the leading axes {sorted(leading)}, outside one number of "
+            "examples for all. Bind what is no batch to the loss, or leave micro_batch_size=None."
+        )
+    [(examples,)] = leading
+    if examples == 0 or examples % size:
+        raise fail(
+            "micro_batch_size",
+            size,
+            f"is outside the divisors of {examples} examples",
+            "Give a divisor, or drop examples.",
+        )
+    return size

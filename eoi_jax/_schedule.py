@@ -49,7 +49,9 @@ def waves(i: Array, j: Array, size: int) -> Array:
         return 1 + jnp.where(previous < 0, -1, wave[previous]).max(axis=0)
 
     def unsettled(state: tuple[Array, Array]) -> Array:
-        return (state[0] != state[1]).any()
+        before, now = state
+        # No wave exceeds the number of rotations, but those of a plane (i, i) would never settle.
+        return (before != now).any() & (now.max() < length)
 
     start = jnp.zeros((length,), jnp.int32)
     return jax.lax.while_loop(unsettled, lambda s: (s[1], relax(s[1])), (start, relax(start)))[1]

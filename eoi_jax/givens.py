@@ -208,6 +208,10 @@ def waves(rotations: Rotations, size: int) -> Array:
     Returns:
         ``(num_rotations,)`` int32, the wave of each rotation.
 
+    Raises:
+        ValueError: if ``size < 2``, the three leaves differ in length, or a plane that is not
+            traced is no pair of different coordinates below ``size``.
+
     Example:
         >>> import jax
         >>> from eoi_jax import givens
@@ -216,6 +220,7 @@ def waves(rotations: Rotations, size: int) -> Array:
         [0, 1, 0, 2]
     """
     size = _checks.integer(size, low=2, name="size")
+    _checks.rotations(rotations, size)
     return _waves(rotations.i, rotations.j, size)
 
 
@@ -233,7 +238,7 @@ def support(rotations: Rotations, shape: Shape) -> Array:
         ``(n, m)`` booleans.
 
     Raises:
-        ValueError: if ``shape`` is not two positive ints.
+        ValueError: if ``shape`` is not two positive ints, or as :func:`waves`.
 
     Example:
         >>> import jax
@@ -243,6 +248,7 @@ def support(rotations: Rotations, shape: Shape) -> Array:
         [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
     """
     n, m = _matrix_shape(shape)
+    _checks.rotations(rotations, max(n, m))
     packed, _ = _simulate(rotations, max(n, m), min(n, m))
     bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)[None, None, :]) & 1
     full = bits.reshape(max(n, m), -1)[:, : min(n, m)].astype(bool)
@@ -261,7 +267,8 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
         ``min(n, m)``.
 
     Raises:
-        ValueError: if ``shape`` is not two positive ints with a product below 2**31.
+        ValueError: if ``shape`` is not two positive ints with a product below 2**31, or as
+            :func:`waves`.
 
     Example:
         >>> import jax
@@ -271,6 +278,7 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
         [3, 5, 8]
     """
     n, m = _matrix_shape(shape)
+    _checks.rotations(rotations, max(n, m))
     _, gained = _simulate(rotations, max(n, m), min(n, m))
     start = jnp.full((1,), min(n, m), jnp.uint32)
     return jnp.cumsum(jnp.concatenate([start, gained]), dtype=jnp.uint32)
@@ -322,7 +330,8 @@ def _sample(
 @functools.partial(jax.jit, static_argnames=("rows", "columns"))
 def _simulate(rotations: Rotations, rows: int, columns: int) -> tuple[Array, Array]:
     """Rotate the support of the partial identity."""
-    return grow_support(eye_support(rows, columns), rotations, waves(rotations, rows))
+    wave = _schedule.waves(rotations.i, rotations.j, rows)
+    return grow_support(eye_support(rows, columns), rotations, wave)
 
 
 def _matrix_shape(shape: Shape) -> tuple[int, int]:

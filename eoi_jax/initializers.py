@@ -193,20 +193,22 @@ def _center_density(density: Any, center_density: Any, taps: int, size: int) -> 
         f"take a density of at least {minimum / taps:.6g} of the whole kernel."
     )
     density = _checks.density(density, minimum=minimum / taps, why=remedy)
-    traced = _checks.is_traced(density)
     if center_density is None:
-        if traced:
-            rule = jnp.minimum(jnp.minimum(density * taps, jnp.sqrt(density)), 1.0)
-            # A budget below the minimum stays below it: the matrix is then NaN and not too dense.
-            return jnp.where(density * taps < minimum, rule, jnp.maximum(rule, minimum))
-        return max(min(density * taps, math.sqrt(density), 1.0), minimum)
-    own = _checks.density(
-        center_density,
-        name="center_density",
-        minimum=minimum,
-        why=f"An orthogonal matrix with a larger side of {size} has no fewer non-zeros.",
-    )
-    if not traced and not _checks.is_traced(own) and own > density * taps * (1 + 1e-6):
+        if not _checks.is_traced(density):
+            return max(min(density * taps, math.sqrt(density), 1.0), minimum)
+        rule = jnp.minimum(jnp.minimum(density * taps, jnp.sqrt(density)), 1.0)
+        own = jnp.maximum(rule, minimum)
+    else:
+        own = _checks.density(
+            center_density,
+            name="center_density",
+            minimum=minimum,
+            why=f"An orthogonal matrix with a larger side of {size} has no fewer non-zeros.",
+        )
+    allowed = (density <= 1) & (own <= density * taps * (1 + 1e-6))
+    if _checks.is_traced(allowed):
+        return jnp.where(allowed, own, jnp.nan)  # a matrix of NaN, and no quiet excess
+    if not allowed:
         raise _checks.fail(
             "center_density",
             own,

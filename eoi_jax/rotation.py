@@ -56,7 +56,7 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
         name=f"matrix.shape[{axis}]",
         remedy="A plane takes two coordinates.",
     )
-    _check_coordinates(rotations, size)
+    _checks.rotations(rotations, size)
     return _rotate(matrix, rotations, axis, dtype)
 
 
@@ -84,7 +84,7 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
                [-0.48,  0.88]], dtype=float32)
     """
     size = _checks.integer(size, low=2, name="size")
-    _check_coordinates(rotations, size)
+    _checks.rotations(rotations, size)
     return _multiply_out(rotations, size)
 
 
@@ -172,18 +172,3 @@ def _turn(rows: Array, block: Block, round_products: bool) -> tuple[Array, Array
         own = jnp.where(jnp.abs(own) < tiny, 0, own)
         others = jnp.where(jnp.abs(others) < tiny, 0, others)
     return both, own + others
-
-
-def _check_coordinates(rotations: Rotations, size: int) -> None:
-    for name in ("i", "j"):
-        coordinates = getattr(rotations, name)
-        if _checks.is_traced(coordinates) or coordinates.size == 0:
-            continue
-        low, high = int(coordinates.min()), int(coordinates.max())
-        if low < 0 or high >= size:
-            raise _checks.fail(
-                f"rotations.{name}",
-                low if low < 0 else high,
-                f"is outside [0, {size})",
-                "Rotate an axis as long as the number of coordinates the planes were drawn over.",
-            )

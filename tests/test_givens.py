@@ -184,8 +184,23 @@ def test_stable_argsort(bound):
         (lambda: givens.from_pairs(KEY, [(0.0, 1.0)]), r"pairs.dtype='float64' is not integer"),
         (lambda: givens.support(givens.sample(KEY, 5, 1), (5, 5, 5)), r"shape=\(5, 5, 5\)"),
         (lambda: givens.num_nonzeros(givens.sample(KEY, 5, 1), (2**16, 2**15)), r"2\*\*31"),
+        (lambda: givens.waves(givens.sample(KEY, 9, 50), 4), r"rotations\[\d+\] has the plane"),
+        (lambda: givens.support(givens.sample(KEY, 9, 50), (4, 4)), r"in \[0, 4\)"),
+        (
+            lambda: givens.waves(givens.Rotations(*3 * (jnp.zeros(2, int),)), 4),
+            r"rotations\[0\] has the plane \(0, 0\)",
+        ),
+        (
+            lambda: givens.waves(givens.Rotations(jnp.zeros(2), jnp.ones(1), jnp.ones(1)), 4),
+            r"rotations has leaves of shapes \(\(2,\), \(1,\), \(1,\)\)",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_traced_plane_of_one_coordinate_does_not_hang():
+    wave = jax.jit(lambda i: givens.waves(givens.Rotations(i, i, jnp.ones(3)), 4))(jnp.arange(3))
+    assert wave.shape == (3,)

@@ -150,7 +150,11 @@ def test_densities_may_be_traced():
     traced = jax.jit(draw)
     for density in (0.01, 0.1, 0.9):
         np.testing.assert_allclose(traced(density), draw(density), atol=1e-6)
-    assert jnp.isnan(traced(0.001)).any()
+    for bad in (0.001, 2.0, -1.0, math.nan):
+        assert jnp.isnan(traced(bad)).any()
+    taps = jax.jit(lambda d, own: eoi.conv(d, center_density=own)(KEY, (3, 3, 8, 8), jnp.float32))
+    assert not jnp.isnan(taps(0.1, 0.5)).any()
+    assert jnp.isnan(taps(0.01, 0.95)).any()
     layers = jax.vmap(lambda k, d: eoi.dense(d)(k, (16, 16), jnp.float32))(
         jax.random.split(KEY, 3), jnp.array([0.1, 0.3, 0.7])
     )

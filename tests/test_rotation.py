@@ -106,7 +106,7 @@ def test_gained_counts_follow_the_floats():
     [
         (
             lambda: rotation.rotate(jnp.eye(4), givens.sample(KEY, 9, 50)),
-            r"rotations.i=\d is outside \[0, 4\)",
+            r"rotations\[\d+\] has the plane \(\d, \d\), outside .* in \[0, 4\)",
         ),
         (
             lambda: rotation.rotate(jnp.eye(4, dtype=int), givens.sample(KEY, 4, 5)),
@@ -122,7 +122,7 @@ def test_gained_counts_follow_the_floats():
         ),
         (
             lambda: rotation.as_matrix(givens.sample(KEY, 9, 50), 4),
-            r"rotations.i=\d is outside \[0, 4\)",
+            r"rotations\[\d+\] has the plane \(\d, \d\), outside .* in \[0, 4\)",
         ),
     ],
 )
