@@ -8,7 +8,8 @@ usual sparse starts do not.
 ``dense``, ``conv``                     initializers for Flax or anything that takes those of JAX
 ``orthogonal``                          one sparse, exactly orthogonal matrix
 ``static_sparse``, ``mask_updates``     optax: weights off the mask stay exactly zero
-``masks``                               mask pytrees: support, fill, apply, density, densities
+``masks``                               mask pytrees: support, random, top_k, fill, apply, densities
+``budgets``                             one density shared among layers: uniform, ER, ERK
 ``spectrum``                            Jacobians and their singular values
 ``theory``                              density and number of rotations, one from the other
 ``givens``, ``rotation``                sequences of Givens rotations, and applying them
@@ -21,12 +22,13 @@ A module imports only from lower floors::
 
     4  initializers
     3  sparse_orthogonal
-    2  rotation  optim
+    2  rotation  optim  budgets
     1  givens  theory  masks  spectrum
-    0  typing  (_checks  _schedule)
+    0  typing  (_checks  _schedule  _selection)
 """
 
 from eoi_jax import (
+    budgets,
     givens,
     initializers,
     masks,
@@ -44,6 +46,7 @@ from eoi_jax.sparse_orthogonal import orthogonal
 
 __all__ = [
     "__version__",
+    "budgets",
     "conv",
     "dense",
     "givens",

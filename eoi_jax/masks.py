@@ -11,20 +11,36 @@ Each leaf of a mask is an array, the scalars too, so a mask passes through :func
 the mask from the tree that it will be used with: for Flax NNX that is
 ``nnx.state(model, nnx.Param)``, and its mask is an ``nnx.State`` as well; for Equinox it is
 ``eqx.filter(model, eqx.is_inexact_array)``.
+
+Masks come from weights (:func:`support`), scores (:func:`top_k`) or a key (:func:`random`,
+:func:`fill`), always with exact counts. :func:`shuffle` keeps only the counts of a mask: a method
+that does no better than its own shuffled masks has found densities, not weights.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks
-from eoi_jax.typing import Array, Densities, Mask, Params, Where
+from eoi_jax import _checks, _selection
+from eoi_jax.typing import Array, Densities, LayoutOf, Mask, Params, Scores, Where
 
-__all__ = ["apply", "densities", "density", "fill", "is_kernel", "support"]
+__all__ = [
+    "apply",
+    "densities",
+    "density",
+    "fill",
+    "is_kernel",
+    "overlap",
+    "random",
+    "shuffle",
+    "support",
+    "top_k",
+]
 
 _KERNEL_NAMES = ("kernel", "weight", "w")
 
@@ -90,28 +106,12 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         >>> mask["kernel"].tolist(), mask["bias"].tolist()
         ([[False, True], [True, False]], True)
     """
-    selected = 0
-
-    def leaf_support(path: tuple[Any, ...], leaf: Any) -> Array:
-        nonlocal selected
-        if not where(path, leaf):
-            # A new array each time: one buffer shared by two leaves could not be donated.
-            return jnp.array(True)
-        selected += 1
-        return jnp.asarray(leaf) != 0
-
-    mask = jax.tree_util.tree_map_with_path(leaf_support, params)
-    if selected == 0 and where is is_kernel:
-        leaves = [
-            _checks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
-        ]
-        raise _checks.fail(
-            "params",
-            leaves,
-            f"has no floating leaf of 2 or more axes named {', '.join(_KERNEL_NAMES)}",
-            "Say which leaves are kernels: where=lambda path, leaf: leaf.ndim >= 2.",
-        )
-    return mask
+    # A new scalar each time: one buffer shared by two leaves could not be donated.
+    return jax.tree.map(
+        lambda kernel, leaf: jnp.asarray(leaf) != 0 if kernel else jnp.array(True),
+        _checks.kernels(params, where, required=where is is_kernel),
+        params,
+    )
 
 
 def apply(mask: Mask, tree: Params) -> Params:
@@ -149,6 +149,83 @@ def apply(mask: Mask, tree: Params) -> Params:
     return jax.tree.map(leaf_apply, mask, tree)
 
 
+def random(key: Array, params: Params, densities: Densities, *, where: Where = is_kernel) -> Mask:
+    r"""Draw a uniformly random mask with an exact count for every kernel.
+
+    Each of the :math:`\binom{n}{b}` masks of a kernel of :math:`n` weights with the budget
+    :math:`b = \lfloor d n + 1/2 \rfloor` is equally likely.
+
+    Args:
+        key: A random key.
+        params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
+        densities: A number in (0, 1] for every kernel, or a tree of the structure of ``params``
+            as for :func:`fill`; :mod:`eoi_jax.budgets` makes one from a density of the whole.
+        where: ``(path, leaf) -> bool``, which leaves are kernels.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError: As :func:`support` and :func:`fill` raise it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
+        >>> int(random(jax.random.key(0), params, 0.25)["kernel"].sum())
+        50
+    """
+    empty = jax.tree.map(
+        lambda kernel, leaf: jnp.zeros(leaf.shape, bool) if kernel else jnp.array(True),
+        _checks.kernels(params, where, required=where is is_kernel),
+        params,
+    )
+    return fill(key, empty, densities)
+
+
+def top_k(
+    scores: Scores, density: Densities, *, scope: Literal["global", "layer"] = "global"
+) -> Mask:
+    r"""Keep the weights of the largest scores, exactly so many.
+
+    Of :math:`n` scores, :math:`\lfloor d n + 1/2 \rfloor` are kept: of all kernels together, or of
+    each. Equal scores are kept in order: earlier leaves first, then lower indices. The cost is one
+    pass for each bit of a score, with no sorting and no copy of all scores in one array.
+
+    Args:
+        scores: A pytree of float arrays, larger means keep: float16, bfloat16, float32 or float64.
+            A leaf without axes is dense, whatever its value (criteria put ``inf`` there).
+        density: The fraction to keep, in (0, 1]. With ``scope="layer"`` also a tree of densities
+            as for :func:`fill`, so that one method may share the weights and another choose them.
+        scope: ``"global"`` compares scores across kernels; ``"layer"`` within each.
+
+    Returns:
+        The mask: boolean arrays of the scores' shapes, scalar ``True`` where a score is a scalar.
+        Its count is exact if the density is static; a traced one is multiplied in its own
+        precision. NaN in scores that are being traced is below every number.
+
+    Raises:
+        ValueError: If an argument is out of range, if a score is NaN or not a float, or if more
+            than 2^31 - 1 scores are to be compared.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scores = {"kernel": jnp.array([[3.0, 1.0], [2.0, 2.0]]), "bias": jnp.inf}
+        >>> top_k(scores, 0.5)["kernel"].tolist()
+        [[True, False], [True, False]]
+    """
+    _checks.scores(scores)
+    if scope == "layer":
+        checked = _checks.densities(density, scores, name="density", tree_name="scores")
+        return _selection.by_rows(lambda _, *rows: _selection.largest_rows(*rows), scores, checked)
+    if scope != "global":
+        raise _checks.fail("scope", scope, "is outside {'global', 'layer'}", "Give one of the two.")
+    density = _checks.density(density)
+    size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
+    high = _selection.MAX_SIZE
+    _checks.integer(size, low=0, high=high, name="scores.size", remedy="Use scope='layer'.")
+    return _selection.largest_of_tree(scores, _selection.budget(density, size))
+
+
 def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
     r"""Unmask uniformly random further weights until every kernel meets its budget exactly.
 
@@ -163,7 +240,7 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         mask: The mask to start from; its ``True`` entries all stay.
         densities: A number in (0, 1] for every kernel, or a tree of the structure of ``mask``
             with one number in [0, 1] a leaf, ignored where the mask is a scalar. A leaf may hold
-            one density for each slice of the kernel's first axis, shape ``(L,)`` for a stack
+            one density for each slice of the kernel's leading axes, shape ``(L,)`` for a stack
             ``(L, n, m)`` of layers: then each slice meets a budget of its own. Without it the
             whole leaf has one budget.
 
@@ -189,33 +266,57 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         Exact Orthogonal Initialization <https://arxiv.org/abs/2406.01755>`_, 2024
     """
     _checks.mask_leaves(mask)
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(mask)
-    if jax.tree_util.all_leaves([densities]) and np.ndim(densities) == 0:
-        leaf_densities = [_checks.density(densities, name="densities")] * len(paths_and_leaves)
-    else:
-        _checks.same_structure(densities, mask, name="densities", other_name="mask")
-        leaf_densities = jax.tree.leaves(densities)
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(mask)
 
-    filled = []
+    def fill_rows(index: int, rows: Array, budgets: Any) -> Array:
+        path, leaf = paths_and_leaves[index]  # while jit traces, even constant rows are traced
+        if not _checks.is_traced(leaf) and not _checks.is_traced(budgets):
+            counts = np.count_nonzero(np.asarray(leaf).reshape(rows.shape), axis=1)
+            name = f"mask[{_checks.path_name(path)}]"
+            _checks.budget_holds(counts, budgets, rows.shape[1], name=name)
+        keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
+        return _selection.unmask_rows(keys, rows, budgets)
+
+    checked = _checks.densities(densities, mask, name="densities", tree_name="mask")
+    return _selection.by_rows(fill_rows, mask, checked)
+
+
+def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
+    """Permute the entries of each kernel's mask uniformly.
+
+    Args:
+        key: A random key.
+        mask: A mask.
+        layout: ``(path, leaf) -> Layout``: each layer of a stack is shuffled within itself, so it
+            keeps its count. Without it a stack is one kernel.
+
+    Returns:
+        A mask of the same structure and the same counts; nothing else of ``mask`` is left.
+
+    Raises:
+        ValueError: If a leaf is no mask, or if a layout stacks more axes than a leaf has.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> mask = {"kernel": jnp.eye(10, dtype=bool), "bias": jnp.array(True)}
+        >>> shuffled = shuffle(jax.random.key(0), mask)
+        >>> int(shuffled["kernel"].sum()), bool((shuffled["kernel"] == mask["kernel"]).all())
+        (10, False)
+    """
+    _checks.mask_leaves(mask)
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(mask)
+    out = []
     for index, (path, leaf) in enumerate(paths_and_leaves):
         if np.ndim(leaf) == 0 or leaf.size == 0:
-            filled.append(leaf)
+            out.append(leaf)
             continue
-        leaf_name = _checks.path_name(path)
-        leaf_density = _checks.leaf_density(
-            leaf_densities[index], np.shape(leaf), name=f"densities[{leaf_name}]"
-        )
-        num_rows = leaf.shape[0] if np.ndim(leaf_density) == 1 else 1
-        size = leaf.size // num_rows
-        budget = _budget(leaf_density, size)
-        if not _checks.is_traced(leaf) and not _checks.is_traced(budget):
-            counts = np.count_nonzero(np.asarray(leaf).reshape(num_rows, size), axis=1)
-            _checks.budget_holds(counts, budget, size, name=f"mask[{leaf_name}]")
-        rows = jnp.reshape(leaf, (num_rows, size))
-        keys = jax.random.split(jax.random.fold_in(key, index), num_rows)
-        budgets = jnp.broadcast_to(jnp.asarray(budget, jnp.int32), (num_rows,))
-        filled.append(_fill_rows(keys, rows, budgets).reshape(leaf.shape))
-    return jax.tree.unflatten(treedef, filled)
+        batch_axes = _checks.layout(layout, path, leaf).batch_axes
+        rows = jnp.reshape(leaf, (math.prod(leaf.shape[:batch_axes]), -1))
+        keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
+        counts = jnp.sum(rows, axis=1, dtype=jnp.int32)
+        shuffled = _selection.unmask_rows(keys, jnp.zeros_like(rows), counts)
+        out.append(shuffled.reshape(leaf.shape))
+    return jax.tree.unflatten(treedef, out)
 
 
 def density(mask: Mask) -> float | Array:
@@ -238,11 +339,8 @@ def density(mask: Mask) -> float | Array:
     """
     _checks.mask_leaves(mask)
     kernels = [leaf for leaf in jax.tree.leaves(mask) if np.ndim(leaf) > 0]
-    size = sum(leaf.size for leaf in kernels)
-    if size == 0:
-        return 1.0
-    total: float | Array = _fraction([_count(leaf) for leaf in kernels], size)
-    return total
+    counts = [_selection.count(leaf) for leaf in kernels]
+    return _selection.fraction(counts, [leaf.size for leaf in kernels])
 
 
 def densities(mask: Mask) -> Densities:
@@ -265,59 +363,38 @@ def densities(mask: Mask) -> Densities:
     _checks.mask_leaves(mask)
 
     def leaf_density(leaf: Any) -> Array:
-        if np.ndim(leaf) == 0 or leaf.size == 0:
-            return jnp.ones((), jnp.float32)
-        return jnp.asarray(_fraction([_count(leaf)], leaf.size), jnp.float32)
+        counts = [_selection.count(leaf)] if np.ndim(leaf) > 0 else [1]
+        return jnp.asarray(_selection.fraction(counts, [np.size(leaf)]), jnp.float32)
 
     return jax.tree.map(leaf_density, mask)
 
 
-def _count(leaf: Any) -> Any:
-    """Count the True entries: exactly, on the host unless the leaf is being traced."""
-    if _checks.is_traced(leaf):
-        return jnp.sum(leaf, dtype=jnp.int32)
-    return int(np.count_nonzero(leaf))
+def overlap(mask: Mask, other: Mask) -> float | Array:
+    r"""Return the Jaccard index of two masks: 1 if they are equal, 0 if they share no weight.
 
+    :math:`|A \cap B| / |A \cup B|` of the sets of unmasked weights of all kernels together. Random
+    masks of one density :math:`d` overlap by about :math:`d / (2 - d)`.
 
-def _fraction(counts: list[Any], size: int) -> Any:
-    """Divide a sum of counts by a size: in float64 unless a count is being traced."""
-    if not any(_checks.is_traced(count) for count in counts):
-        return sum(counts) / size
-    # Counts add up as floats: the total of a large network overflows 32-bit integers.
-    return sum(jnp.asarray(count, jnp.float32) for count in counts) / jnp.float32(size)
+    Args:
+        mask: A mask.
+        other: A mask of the same structure and shapes.
 
+    Returns:
+        The fraction as a float in [0, 1], or as a float32 scalar if a mask is being traced. Masks
+        that unmask nothing are equal and overlap by 1.
 
-def _budget(density: Any, size: int) -> Any:
-    """Round ``density * size`` half up: in float64 on the host unless the density is traced."""
-    if _checks.is_traced(density):
-        # ``size`` itself caps the product: float32 has no 2^24 + 1.
-        product = jnp.floor(density * size + 0.5)
-        return jnp.minimum(product.astype(jnp.int32), size)
-    return np.floor(np.asarray(density, np.float64) * size + 0.5).astype(np.int64)
+    Raises:
+        ValueError: If the masks differ in structure or shape.
 
-
-@jax.jit
-@jax.vmap
-def _fill_rows(key: Array, row: Array, budget: Array) -> Array:
-    """Unmask random masked entries of each row until its budget is met."""
-    missing = budget - jnp.sum(row, dtype=jnp.int32)
-    return row | _smallest(jax.random.bits(key, row.shape, jnp.uint32), ~row, missing)
-
-
-def _smallest(values: Array, eligible: Array, count: Array) -> Array:
-    """Select exactly ``count`` of the eligible uint32 values, the smallest; ties by index.
-
-    The largest selected value is found bit by bit, with one count over the array for each of 32
-    bits. Sorting 16 million values takes 20 times as long.
+    Example:
+        >>> import jax.numpy as jnp
+        >>> overlap({"w": jnp.array([True, True, False])}, {"w": jnp.array([False, True, True])})
+        0.3333333333333333
     """
-
-    def bit_by_bit(step: Array, low: Array) -> Array:
-        half = jnp.uint32(1) << (31 - step).astype(jnp.uint32)
-        below = jnp.sum(eligible & (values <= low + (half - 1)), dtype=jnp.int32)
-        return jnp.where(below < count, low + half, low)
-
-    threshold = jax.lax.fori_loop(0, 32, bit_by_bit, jnp.uint32(0))
-    chosen = eligible & (values < threshold)
-    ties = eligible & (values == threshold)
-    left = count - jnp.sum(chosen, dtype=jnp.int32)
-    return chosen | (ties & (jnp.cumsum(ties, dtype=jnp.int32) <= left))
+    for tree, like in ((other, mask), (mask, other)):  # both ways, so the shapes are equal
+        _checks.mask_fits(tree, like, name="other", tree_name="mask")
+    pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(other), strict=True)
+    kernels = [(left, right) for left, right in pairs if np.ndim(left) > 0]
+    both = [_selection.count(left & right) for left, right in kernels]
+    either = [_selection.count(left | right) for left, right in kernels]
+    return _selection.fraction(both, either)

@@ -11,13 +11,15 @@
                 sparse kernel, ``1.0`` for a leaf that stays dense
 ``Scores``      a pytree of the structure of ``Params``: larger means keep
 ``Where``       ``(path, leaf) -> bool``: whether a leaf is a kernel to be made sparse
+``Layout``      how a kernel is a stack of layers, and each layer one of groups
+``LayoutOf``    ``(path, leaf) -> Layout``
 ``Initializer`` ``(key, shape, dtype, out_sharding) -> Array``, the protocol of
                 :mod:`jax.nn.initializers`
 =============== =====================================================================
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
@@ -29,6 +31,24 @@ Mask: TypeAlias = Any
 Densities: TypeAlias = Any
 Scores: TypeAlias = Any
 Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
+
+
+class Layout(NamedTuple):
+    """How to read the axes of a kernel, which its shape alone does not tell.
+
+    A scan over ``L`` dense layers stores one kernel ``(L, n, m)``, as a 1-D convolution does: the
+    scan's has ``batch_axes=1``. A depthwise kernel of ``c`` channels has ``groups=c``.
+
+    Attributes:
+        batch_axes: How many leading axes stack layers, 0 or more.
+        groups: Into how many groups the channels of each layer are divided, 1 or more.
+    """
+
+    batch_axes: int = 0
+    groups: int = 1
+
+
+LayoutOf: TypeAlias = Callable[[tuple[Any, ...], Any], Layout]
 
 
 class Initializer(Protocol):

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import DictKey, GetAttrKey
 
-from eoi_jax import masks
+from eoi_jax import _selection, masks
+from eoi_jax.typing import Layout
 
 
 def random_mask(seed, shape, density=0.3):
@@ -209,9 +210,9 @@ def test_budgets_are_exact_where_float32_has_no_odd_numbers():
     size = 2**24 + 2
     mask = np.ones((size, 1), bool)
     mask[:3] = False
-    assert masks._budget((size - 1) / size, size) == size - 1
-    assert masks._budget(np.float64(1.0), size) == size
-    np.testing.assert_array_equal(masks._budget(np.array([0.5, 1.0]), size), [size // 2, size])
+    assert _selection.budget((size - 1) / size, size) == size - 1
+    assert _selection.budget(np.float64(1.0), size) == size
+    np.testing.assert_array_equal(_selection.budget(np.array([0.5, 1.0]), size), [size // 2, size])
     assert masks.density({"w": mask}) == (size - 3) / size
 
 
@@ -324,7 +325,167 @@ def test_a_tree_without_kernels_is_dense():
     assert float(masks.densities({"kernel": jnp.ones((0, 3), bool)})["kernel"]) == 1.0
 
 
+# Shapes and trees are few, since each compiles.
+TREES = [
+    {"a": {"kernel": (7, 5), "bias": ()}},
+    {"a": {"kernel": (7, 5), "bias": ()}, "b": {"kernel": (3, 2, 6)}, "c": {"kernel": (1, 1)}},
+]
+
+
+@pytest.mark.parametrize("tree", TREES)
+@given(
+    seed=st.integers(0, 2**31),
+    density=st.floats(0.0, 1.0, exclude_min=True),
+    levels=st.integers(1, 50),
+)
+def test_every_mask_has_the_exact_count(tree, seed, density, levels):
+    """Random masks and masks of scores with many ties, for any tree and density."""
+    generator = np.random.default_rng(seed)
+    scores = jax.tree.map(
+        lambda shape: generator.integers(0, levels, shape).astype(np.float32) if shape else np.inf,
+        tree,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    sizes = [np.size(leaf) for leaf in jax.tree.leaves(scores) if np.ndim(leaf)]
+
+    def counts(mask):
+        assert jax.tree.structure(mask) == jax.tree.structure(scores)
+        assert [m.shape for m in jax.tree.leaves(mask)] == list(
+            map(np.shape, jax.tree.leaves(scores))
+        )
+        chex.assert_type(jax.tree.leaves(mask), bool)
+        assert all(m for m in jax.tree.leaves(mask) if m.ndim == 0)
+        return [int(m.sum()) for m in jax.tree.leaves(mask) if m.ndim]
+
+    each = [np.floor(density * size + 0.5) for size in sizes]
+    random = masks.random(jax.random.key(seed), scores, density)
+    by_layer = masks.top_k(scores, density, scope="layer")
+    overall = masks.top_k(scores, density)
+    assert counts(random) == counts(by_layer) == each
+    assert sum(counts(overall)) == np.floor(density * sum(sizes) + 0.5)
+    assert counts(masks.shuffle(jax.random.key(seed), overall)) == counts(overall)
+
+    # The right ones: a stable sort in the order of the tree.
+    flat = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(scores) if np.ndim(leaf)])
+    kept = np.concatenate([np.ravel(m) for m in jax.tree.leaves(overall) if m.ndim])
+    best = np.argsort(-flat, kind="stable")[: sum(counts(overall))]
+    np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(best))
+    for leaf, mask in zip(jax.tree.leaves(scores), jax.tree.leaves(by_layer), strict=True):
+        if mask.ndim:
+            best = np.argsort(-leaf.ravel(), kind="stable")[: int(mask.sum())]
+            np.testing.assert_array_equal(np.flatnonzero(mask), np.sort(best))
+
+
+def example_scores():
+    generator = np.random.default_rng(5)
+    shapes = {"conv": {"bias": (), "kernel": (7, 5)}, "stack": (3, 2, 6), "empty": (0, 4)}
+    return jax.tree.map(
+        lambda shape: jnp.asarray(generator.standard_normal(shape), jnp.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def test_top_k_under_jit_and_vmap_is_top_k():
+    scores = example_scores()
+    eager = masks.top_k(scores, 0.25)
+    chex.assert_trees_all_equal(jax.jit(masks.top_k)(scores, 0.25), eager)
+    by_layer = jax.jit(lambda: masks.top_k(scores, 0.25, scope="layer"))
+    chex.assert_trees_all_equal(by_layer(), masks.top_k(scores, 0.25, scope="layer"))
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), scores)
+    batched = jax.vmap(lambda s: masks.top_k(s, 0.25))(batch)
+    for index, sign in enumerate([1, -1]):
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda leaf, i=index: leaf[i], batched),
+            masks.top_k(jax.tree.map(lambda leaf, s=sign: s * leaf, scores), 0.25),
+        )
+
+
+def test_top_k_takes_densities_per_leaf_and_per_slice():
+    scores = example_scores()
+    wanted = {"conv": {"bias": 1.0, "kernel": 0.2}, "stack": np.array([0.0, 0.5, 1.0]), "empty": 1}
+    mask = masks.top_k(scores, wanted, scope="layer")
+    assert int(mask["conv"]["kernel"].sum()) == 7
+    np.testing.assert_array_equal(mask["stack"].sum((1, 2)), [0, 6, 12])
+    kept = np.asarray(scores["stack"][1])[np.asarray(mask["stack"][1])]
+    assert kept.min() >= np.median(scores["stack"][1])
+    nested = masks.top_k(scores, {**wanted, "stack": np.full((3, 2), 1 / 3)}, scope="layer")
+    np.testing.assert_array_equal(nested["stack"].sum(2), np.full((3, 2), 2))
+
+
+def test_infinite_scores_have_their_place():
+    scores = {"w": jnp.array([[-jnp.inf, 0.0], [jnp.inf, -1.0]])}
+    for density, expected in [(0.25, [2]), (0.5, [1, 2]), (0.75, [1, 2, 3]), (1.0, [0, 1, 2, 3])]:
+        mask = masks.top_k(scores, density)
+        assert np.flatnonzero(mask["w"]).tolist() == expected
+
+
+def test_random_and_shuffled_masks_are_uniform_under_vmap():
+    """Each set of 2 among 6 entries, within five standard errors; and vmap over keys = loop."""
+    draws = 6000
+    keys = jax.random.split(jax.random.key(11), draws)
+    start = {"w": jnp.array([[True, True, False], [False, False, False]]), "b": jnp.array(True)}
+    weights = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    samplers = [
+        lambda key: masks.random(key, weights, 1 / 3),
+        lambda key: masks.shuffle(key, start),
+    ]
+    for sampler in samplers:
+        many = jax.jit(jax.vmap(sampler))(keys)
+        for index in range(3):
+            one = jax.tree.map(lambda leaf, i=index: leaf[i], many)
+            chex.assert_trees_all_equal(one, sampler(keys[index]))
+        drawn = np.asarray(many["w"]).reshape(draws, 6)
+        pairs = list(itertools.combinations(range(6), 2))
+        counts = np.array([drawn[:, list(pair)].all(axis=1).sum() for pair in pairs])
+        assert counts.sum() == draws
+        p = 1 / len(pairs)
+        assert np.abs(counts - draws * p).max() < 5 * np.sqrt(draws * p * (1 - p))
+
+
+def test_shuffle_keeps_counts_by_kernel_or_by_layer():
+    mask = {
+        "stack": jnp.zeros((3, 2, 6), bool).at[0].set(True),
+        "kernel": random_mask(2, (7, 5)),
+        "bias": jnp.array(True),
+        "empty": jnp.zeros((0, 3), bool),
+    }
+    whole = masks.shuffle(jax.random.key(0), mask)
+    assert jax.tree.map(lambda m: int(m.sum()), whole) == jax.tree.map(lambda m: int(m.sum()), mask)
+    assert whole["bias"] is mask["bias"]
+    assert bool((whole["kernel"] != mask["kernel"]).any())
+    assert not bool(whole["stack"][0].all())
+    again = masks.shuffle(jax.random.key(0), mask)
+    chex.assert_trees_all_equal(again, whole)
+    other = masks.shuffle(jax.random.key(1), mask)
+    assert bool((other["kernel"] != whole["kernel"]).any())
+
+    def layout(path, leaf):
+        return Layout(batch_axes=1 if path[-1].key == "stack" else 0)
+
+    layered = masks.shuffle(jax.random.key(0), mask, layout=layout)
+    np.testing.assert_array_equal(layered["stack"], mask["stack"])
+    assert int(layered["kernel"].sum()) == int(mask["kernel"].sum())
+
+
+def test_overlap_is_the_jaccard_index():
+    mask, other = example_mask(), example_mask()
+    assert masks.overlap(mask, other) == 1.0
+    other["conv"]["kernel"] = random_mask(8, (3, 2, 4, 5))
+    pairs = [(mask["conv"]["kernel"], other["conv"]["kernel"])]
+    pairs.append((mask["layers"]["kernel"], other["layers"]["kernel"]))
+    both = sum(int((left & right).sum()) for left, right in pairs)
+    either = sum(int((left | right).sum()) for left, right in pairs)
+    assert masks.overlap(mask, other) == masks.overlap(other, mask) == both / either
+    np.testing.assert_allclose(jax.jit(masks.overlap)(mask, other), both / either, rtol=1e-6)
+    nothing = jax.tree.map(lambda m: m & False if m.ndim else m, mask)
+    assert masks.overlap(mask, nothing) == 0.0
+    assert masks.overlap(nothing, nothing) == 1.0
+    assert float(jax.jit(masks.overlap)(nothing, nothing)) == 1.0
+
+
 KERNEL = {"kernel": jnp.eye(4, dtype=bool)}
+SCORES = {"kernel": jnp.arange(6.0).reshape(2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -358,6 +519,39 @@ KERNEL = {"kernel": jnp.eye(4, dtype=bool)}
         (lambda key: masks.densities({"kernel": jnp.eye(4)}), r"mask\[kernel\] has dtype float32"),
         (lambda key: masks.apply(KERNEL, {"w": jnp.eye(4)}), "mask has the structure"),
         (lambda key: masks.apply(KERNEL, {"kernel": jnp.eye(3)}), r"mask\[kernel\] has shape"),
+        (lambda key: masks.random(key, SCORES, 2.0), r"densities=2.0 is outside \(0, 1\]"),
+        (lambda key: masks.random(key, {"bias": jnp.ones(3)}, 0.5), "params=.*where=lambda"),
+        (lambda key: masks.top_k(SCORES, 0.0), r"density=0.0 is outside \(0, 1\]"),
+        (lambda key: masks.top_k(SCORES, {"kernel": 0.5}), r"density=.* is not a number in"),
+        (lambda key: masks.top_k(SCORES, 0.5, scope="net"), "scope='net' is outside .*'layer'"),
+        (
+            lambda key: masks.top_k(SCORES, {"kernel": 1.5}, scope="layer"),
+            r"density\[kernel\]=1.5 is outside \[0, 1\]",
+        ),
+        (lambda key: masks.top_k(SCORES, {"w": 0.5}, scope="layer"), "density has the structure"),
+        (
+            lambda key: masks.top_k({"kernel": jnp.array([1.0, jnp.nan])}, 0.5),
+            r"scores\[kernel\] has NaN .*\[-inf, inf\].* gradient",
+        ),
+        (
+            lambda key: masks.top_k({"kernel": jnp.arange(4)}, 0.5),
+            r"scores\[kernel\] has dtype int32, outside \{float16",
+        ),
+        (
+            lambda key: jax.eval_shape(
+                lambda leaf: masks.top_k({"a": leaf, "b": leaf}, 0.5),
+                jax.ShapeDtypeStruct((2**15, 2**15), jnp.bfloat16),
+            ),
+            r"scores.size=2147483648 is outside \[0, 2147483647\]. Use scope='layer'",
+        ),
+        (lambda key: masks.shuffle(key, {"kernel": jnp.eye(4)}), r"mask\[kernel\] has dtype"),
+        (
+            lambda key: masks.shuffle(key, KERNEL, layout=lambda path, leaf: Layout(2)),
+            r"layout\(kernel\).batch_axes=2 is outside \[0, 1\]",
+        ),
+        (lambda key: masks.overlap(KERNEL, {"w": jnp.eye(4)}), "other has the structure"),
+        (lambda key: masks.overlap(KERNEL, {"kernel": jnp.eye(3, dtype=bool)}), "other.* shape"),
+        (lambda key: masks.overlap({"kernel": jnp.array(True)}, KERNEL), "other.* has shape"),
         (
             lambda key: masks.apply({"kernel": jnp.array(False)}, {"kernel": jnp.eye(3)}),
             r"mask\[kernel\]=False is outside \{True\}",
@@ -367,13 +561,3 @@ KERNEL = {"kernel": jnp.eye(4, dtype=bool)}
 def test_errors_name_the_leaf_and_the_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call(jax.random.key(0))
-
-
-@given(st.integers(0, 2**31 - 1), st.sampled_from([2, 2**16, 2**32]), st.integers(0, 60))
-def test_selection_by_threshold_equals_a_stable_sort(seed, bound, count):
-    generator = np.random.default_rng(seed)
-    values = generator.integers(0, bound, 60, dtype=np.uint64).astype(np.uint32)
-    eligible = generator.random(60) < 0.7
-    order = [i for i in np.argsort(values, kind="stable") if eligible[i]]
-    chosen = masks._smallest(jnp.asarray(values), jnp.asarray(eligible), jnp.int32(count))
-    assert sorted(order[:count]) == np.flatnonzero(chosen).tolist()

@@ -1,0 +1,224 @@
+r"""Budgets: how the weights that one density allows are shared among the layers.
+
+Each rule gives layer :math:`l` of :math:`n_l` weights a density
+:math:`d_l = \min(1, \varepsilon r_l)`:
+
+============================ ====================================================================
+:func:`uniform`              :math:`r_l = 1`
+:func:`erdos_renyi`          :math:`r_l = (n_{in} + n_{out}) / (n_{in} n_{out})`, from the two
+                             channel axes of the kernel
+:func:`erdos_renyi_kernel`   the sum of all the kernel's axes over their product
+============================ ====================================================================
+
+and :math:`\varepsilon` solves :math:`\sum_l d_l n_l = b` for the budget of the whole,
+:math:`b = \lfloor d \sum_l n_l + 1/2 \rfloor`: layers that would exceed 1 are dense, and the
+others share the rest. The products :math:`d_l n_l` are rounded to integers that sum to :math:`b`:
+each one down, then the largest remainders up, equal ones in the order of the tree.
+
+The returned densities are these integers over :math:`n_l`, so :func:`eoi_jax.masks.random` and
+:func:`eoi_jax.masks.fill` turn them back into the very same counts. All of it is done on the host
+in float64 and reads shapes only: ``params`` may hold :class:`jax.ShapeDtypeStruct`, as
+:func:`jax.eval_shape` returns them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from eoi_jax import _checks, _selection, masks
+from eoi_jax.typing import Densities, LayoutOf, Params, Where
+
+__all__ = ["erdos_renyi", "erdos_renyi_kernel", "uniform"]
+
+_Ints: TypeAlias = NDArray[np.int64]
+_Floats: TypeAlias = NDArray[np.float64]
+
+
+def uniform(
+    params: Params,
+    density: float,
+    *,
+    where: Where = masks.is_kernel,
+    layout: LayoutOf | None = None,
+) -> Densities:
+    r"""Give every layer the same density, up to the rounding to an exact total.
+
+    :math:`d_l = d`; the counts :math:`d n_l`, rounded, sum to
+    :math:`\lfloor d \sum_l n_l + 1/2 \rfloor`, so each is within 1 of :math:`d n_l`.
+
+    Args:
+        params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
+        density: The fraction of the weights of all kernels together, in (0, 1].
+        where: ``(path, leaf) -> bool``, which leaves are kernels.
+        layout: ``(path, leaf) -> Layout``: a stack with ``batch_axes=1``, a kernel of a scan over
+            layers, counts as that many layers. Without it each kernel is one layer.
+
+    Returns:
+        A tree of the structure of ``params``: a float for a kernel, a float64 NumPy array ``(L,)``
+        for a stack of ``L`` layers, and 1.0 for a leaf that stays dense. A layer whose share is
+        below one half weight may get 0.
+
+    Raises:
+        ValueError: If the density leaves no weight at all or is out of range or traced, if the
+            default ``where`` selects no leaf, or if a layout does not fit its leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> uniform({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, 0.5)
+        {'bias': 1.0, 'kernel': 0.5}
+    """
+    return _share(params, density, where, layout, lambda shape: 1.0)
+
+
+def erdos_renyi(
+    params: Params,
+    density: float,
+    *,
+    where: Where = masks.is_kernel,
+    layout: LayoutOf | None = None,
+) -> Densities:
+    r"""Give a layer of fewer channels a higher density: as many weights as it has channels.
+
+    :math:`d_l = \min(1, \varepsilon (n_{in} + n_{out}) / (n_{in} n_{out}))`, where
+    :math:`n_{in}` and :math:`n_{out}` are the last two axes of the kernel: channels, in the layout
+    of Flax and Haiku. For kernels stored as ``(out, in, height, width)`` use
+    :func:`erdos_renyi_kernel`, which reads the axes in any order.
+
+    Args:
+        params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
+        density: The fraction of the weights of all kernels together, in (0, 1].
+        where: ``(path, leaf) -> bool``, which leaves are kernels.
+        layout: As for :func:`uniform`.
+
+    Returns:
+        A tree of densities, as :func:`uniform` returns it.
+
+    Raises:
+        ValueError: As :func:`uniform` raises it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> sizes = [784, 100, 100, 10]
+        >>> params = [{"kernel": jnp.ones(shape)} for shape in zip(sizes[:-1], sizes[1:])]
+        >>> [round(layer["kernel"], 4) for layer in erdos_renyi(params, 0.1)]
+        [0.0844, 0.1497, 0.824]
+
+    Reference:
+        Mocanu et al., `Scalable Training of Artificial Neural Networks with Adaptive Sparse
+        Connectivity <https://arxiv.org/abs/1707.04780>`_, 2018
+    """
+    return _share(params, density, where, layout, lambda shape: _sum_over_product(shape[-2:]))
+
+
+def erdos_renyi_kernel(
+    params: Params,
+    density: float,
+    *,
+    where: Where = masks.is_kernel,
+    layout: LayoutOf | None = None,
+) -> Densities:
+    r"""Give a smaller layer a higher density: the window of a convolution counts as well.
+
+    :math:`d_l = \min(1, \varepsilon \sum_a s_{la} / \prod_a s_{la})` over all axes :math:`a` of
+    the kernel, of shape :math:`s_l`. A grouped kernel counts with the shape it is stored in. On
+    dense layers it is :func:`erdos_renyi`.
+
+    Args:
+        params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
+        density: The fraction of the weights of all kernels together, in (0, 1].
+        where: ``(path, leaf) -> bool``, which leaves are kernels.
+        layout: As for :func:`uniform`.
+
+    Returns:
+        A tree of densities, as :func:`uniform` returns it.
+
+    Raises:
+        ValueError: As :func:`uniform` raises it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> shapes = [(3, 3, 3, 16), (3, 3, 16, 64)]
+        >>> params = [{"kernel": jnp.ones(shape)} for shape in shapes]
+        >>> [round(layer["kernel"], 3) for layer in erdos_renyi_kernel(params, 0.2)]
+        [1.0, 0.163]
+
+    Reference:
+        Evci et al., `Rigging the Lottery: Making All Tickets Winners
+        <https://arxiv.org/abs/1911.11134>`_, 2020
+    """
+    return _share(params, density, where, layout, _sum_over_product)
+
+
+def _sum_over_product(shape: tuple[int, ...]) -> float:
+    return sum(shape) / math.prod(shape)
+
+
+def _share(
+    params: Params,
+    density: float,
+    where: Where,
+    layout: LayoutOf | None,
+    ratio: Callable[[tuple[int, ...]], float],
+) -> Densities:
+    """Share the budget of a tree among its layers, a weight of a layer by ``ratio(its shape)``."""
+    if _checks.is_traced(density):
+        remedy = "Budgets are computed on the host: make the density a static argument."
+        raise _checks.fail("density", density, "is being traced", remedy)
+    density = _checks.density(density)
+    kernels = jax.tree.leaves(_checks.kernels(params, where, required=where is masks.is_kernel))
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    stacks, shapes = [], []  # of each kernel: the axes that count its layers, and those of a layer
+    for (path, leaf), kernel in zip(paths_and_leaves, kernels, strict=True):
+        if kernel:
+            batch_axes = _checks.layout(layout, path, leaf).batch_axes
+            stacks.append(tuple(leaf.shape[:batch_axes]))
+            shapes.append(tuple(leaf.shape[batch_axes:]))
+
+    repeats = [math.prod(stack) for stack in stacks]
+    sizes = np.repeat(np.array([math.prod(shape) for shape in shapes], np.int64), repeats)
+    ratios = np.repeat([ratio(shape) if math.prod(shape) else 0.0 for shape in shapes], repeats)
+    total = int(sizes.sum())
+    target = int(_selection.budget(density, total))
+    if total > 0 and target == 0:
+        problem = f"leaves none of {total} weights, outside [{0.5 / total:.6g}, 1]"
+        raise _checks.fail("density", density, problem, "Give a density that keeps a weight.")
+    counts = _round(_quotas(sizes, ratios, target), sizes, target)
+
+    fractions = np.where(sizes > 0, counts / np.maximum(sizes, 1), 1.0)
+    parts = iter(np.split(fractions, np.cumsum(repeats)[:-1]) if repeats else [])
+    stack_shapes = iter(stacks)
+    leaves: list[Any] = []
+    for kernel in kernels:
+        part = next(parts).reshape(next(stack_shapes)) if kernel else np.ones(())
+        leaves.append(part if part.ndim else float(part))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _quotas(sizes: _Ints, ratios: _Floats, target: int) -> _Floats:
+    """Solve ``sum(min(1, epsilon * ratios) * sizes) = target``; return the summands."""
+    dense = sizes == 0
+    while not dense.all():
+        # Layers that exceed 1 give their excess to the others, so epsilon only grows and a layer
+        # found dense stays so: at most one round for each layer.
+        epsilon = (target - sizes[dense].sum()) / (ratios * sizes)[~dense].sum()
+        over = ~dense & (epsilon * ratios > 1.0)
+        if not over.any():
+            return np.where(dense, sizes, epsilon * ratios * sizes)
+        dense |= over
+    return sizes.astype(np.float64)
+
+
+def _round(quotas: _Floats, sizes: _Ints, target: int) -> _Ints:
+    """Round quotas down, then as many of the largest remainders up as the target asks for."""
+    counts = np.minimum(np.floor(quotas), sizes).astype(np.int64)
+    # Remainders that differ by less than float64 can tell are equal, and go in order.
+    order = np.argsort(np.round(counts - quotas, 6), kind="stable")
+    with_room = order[counts[order] < sizes[order]]
+    counts[with_room[: target - counts.sum()]] += 1
+    return counts
