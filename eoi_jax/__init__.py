@@ -10,6 +10,7 @@ usual sparse starts do not.
 ``static_sparse``, ``mask_updates``     optax: weights off the mask stay exactly zero
 ``masks``                               mask pytrees: support, random, top_k, fill, apply, densities
 ``budgets``                             one density shared among layers: uniform, ER, ERK
+``criteria``                            scores to prune by: magnitude, SNIP, GraSP, SynFlow
 ``spectrum``                            Jacobians and their singular values
 ``theory``                              density and number of rotations, one from the other
 ``givens``, ``rotation``                sequences of Givens rotations, and applying them
@@ -22,13 +23,14 @@ A module imports only from lower floors::
 
     4  initializers
     3  sparse_orthogonal
-    2  rotation  optim  budgets
-    1  givens  theory  masks  spectrum
+    2  rotation  optim  budgets  criteria
+    1  givens  theory  masks  spectrum  (_flow  _pruning)
     0  typing  (_checks  _schedule  _selection)
 """
 
 from eoi_jax import (
     budgets,
+    criteria,
     givens,
     initializers,
     masks,
@@ -48,6 +50,7 @@ __all__ = [
     "__version__",
     "budgets",
     "conv",
+    "criteria",
     "dense",
     "givens",
     "initializers",
