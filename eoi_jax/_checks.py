@@ -79,7 +79,10 @@ def shape(value: Any, *, min_ndim: int = 2, name: str = "shape") -> tuple[int, .
 
 def float_dtype(value: Any, name: str = "dtype") -> Any:
     """Accept a real floating dtype, canonicalized (float64 is float32 unless x64 is enabled)."""
-    dtype = jnp.dtype(value)
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise fail(name, value, "is no dtype", "Use float32, bfloat16 or float16.") from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise fail(
             name,

@@ -367,7 +367,12 @@ def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
         return _uniform(words, dtype)
     if not callable(angles):
         return jnp.asarray(angles, dtype)
-    return jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype), dtype)
+    angle = jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype), dtype)
+    if angle.ndim:
+        raise _checks.fail(
+            "angles", angles, f"returns shape {angle.shape}, outside ()", "Draw one angle per key."
+        )
+    return angle
 
 
 def _uniform(words: Array, dtype: DType) -> Array:
@@ -377,7 +382,8 @@ def _uniform(words: Array, dtype: DType) -> Array:
         number, places = ((high << np.uint64(32)) | low) >> np.uint64(11), 53
     else:
         number, places = words[0] >> np.uint32(8), 24
-    return (number.astype(wide) + 0.5) * jnp.asarray(2 * math.pi / 2**places, wide)
+    angle = (number.astype(wide) + 0.5) * jnp.asarray(2 * math.pi / 2**places, wide)
+    return jnp.minimum(angle, np.nextafter(wide.type(2 * math.pi), wide.type(0)))
 
 
 def _below(bits: Array, bound: int) -> Array:

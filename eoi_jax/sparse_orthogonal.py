@@ -20,6 +20,8 @@ __all__ = ["orthogonal"]
 # matrix is full after about 9 and the chance that one is not after 64 is below 1e-45, so only an
 # angle law that undoes its own work gets here (and then returns NaN).
 _LIMIT = 64
+# Longer segments would have more touched coordinates than an index can count.
+_MAX_SEGMENT = 2**24
 
 
 def orthogonal(
@@ -91,7 +93,7 @@ def orthogonal(
     dtype = _checks.float_dtype(dtype)
     column_axis = _checks.axis(column_axis, len(shape), "column_axis")
     scale = _checks.finite_scalar(scale, "scale")
-    _check_angles(angles)
+    angles = _check_angles(angles)
     columns = shape[column_axis]
     rows = math.prod(shape) // columns if columns else 0
     if rows == 0:
@@ -109,16 +111,20 @@ def orthogonal(
         "of its smaller side.",
     )
     wide = _checks.wide(dtype)
+    # A loop of unknown length has no reverse mode, so a scale that may be differentiated stays out.
+    differentiable = _checks.is_traced(scale)
     matrix = _draw(
         key,
-        jnp.asarray(density, jnp.result_type(float)),
-        jnp.asarray(scale, wide),
+        jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float))),
+        jnp.asarray(1.0 if differentiable else scale, wide),
         size=size,
         columns=min(rows, columns),
         segment=_segment(size, density),
         angles=angles,
-        permute=permute,
+        permute=bool(permute),
     )
+    if differentiable:
+        matrix = matrix * jnp.asarray(scale, wide)
     matrix = matrix if rows >= columns else matrix.T
     rest = shape[:column_axis] + shape[column_axis + 1 :]
     return jnp.moveaxis(matrix.reshape(*rest, columns), -1, column_axis).astype(dtype)
@@ -199,14 +205,15 @@ def _rotate_to_density(
     # Counts are compared doubled, so that the middle between two counts is an integer as well. The
     # slack takes back what rounding a density such as 0.3 to float32 may have added to a count.
     slack = 2 * jnp.finfo(density.dtype).eps
-    twice_target = jnp.ceil(2 * total * jnp.clip(density, 1 / size, 1) * (1 - slack))
+    twice_target = jnp.ceil(2.0 * total * jnp.clip(density, 1 / size, 1) * (1 - slack))
     twice_target = twice_target.astype(jnp.uint32)
     twice_target = jnp.where(jnp.isnan(density), jnp.uint32(0), twice_target)
+    limit = min(_LIMIT * size, 2**31 - 1 - segment)
     State = tuple[Array, Array, Array, Array]
 
     def unfinished(state: State) -> Array:
         first, nonzeros, _, _ = state
-        return (2 * nonzeros < twice_target) & (first < _LIMIT * size)
+        return (2 * nonzeros < twice_target) & (first < limit)
 
     def extend(state: State) -> State:
         first, nonzeros, packed, matrix = state
@@ -269,15 +276,20 @@ def _segment(size: int, density: Any) -> int:
     """
     unit = max(size, 32)
     if _checks.is_traced(density):
-        return 4 * unit
+        return min(4 * unit, _MAX_SEGMENT)
     needed = _expected_rotations(size, float(density)) + size // 4
-    return min(max(-(-needed // unit), 1), 4) * unit
+    return min(min(max(-(-needed // unit), 1), 4) * unit, _MAX_SEGMENT)
 
 
-def _check_angles(angles: Any) -> None:
+def _check_angles(angles: Any) -> AngleLaw:
     if callable(angles):
-        return
+        return angles
+    if _checks.is_traced(angles):
+        raise _checks.fail(
+            "angles", angles, "is traced", "Give a static angle or a law (key, dtype) -> scalar."
+        )
     remedy = "Give an angle in radians away from the multiples of pi/2, or (key, dtype) -> scalar."
     angle = _checks.finite_scalar(angles, "angles")
     if abs(math.sin(2 * angle)) < 1e-6:
         raise _checks.fail("angles", angle, "only permutes coordinates", remedy)
+    return float(angle)

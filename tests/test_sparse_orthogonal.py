@@ -315,6 +315,8 @@ def test_temporary_memory_is_below_three_outputs(size):
         ({"scale": math.inf}, r"scale=inf is outside the finite numbers"),
         ({"angles": math.pi / 2}, r"angles=1.57\d+ only permutes"),
         ({"angles": "uniform"}, r"angles='uniform' is not a real number"),
+        ({"angles": lambda key, dtype: jnp.ones(2)}, r"returns shape \(2,\), outside \(\)"),
+        ({"dtype": "floaty"}, r"dtype='floaty' is no dtype"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -344,3 +346,22 @@ def test_what_accelerators_run_gives_the_same_matrix(batched, monkeypatch):
         jax.clear_caches()  # or later calls would find these programs
     np.testing.assert_array_equal(ws != 0, expected != 0)
     np.testing.assert_allclose(ws, expected, atol=1e-6)
+
+
+def test_the_scale_may_be_differentiated():
+    def total(scale):
+        return orthogonal(KEY, (12, 8), 0.3, scale=scale).sum()
+
+    np.testing.assert_allclose(jax.grad(total)(2.0), total(1.0), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(total)(2.0), total(2.0), rtol=1e-5)
+
+
+def test_the_largest_shapes_can_be_traced():
+    for shape in ((1, 2**27), (2**15, 2**15 + 2**14), (2, 2**30 - 1)):
+        out = jax.eval_shape(lambda key, d, shape=shape: orthogonal(key, shape, d), KEY, 0.5)
+        assert out.shape == shape
+
+
+def test_a_constant_angle_may_be_an_array():
+    w = orthogonal(KEY, (20, 20), 0.2, angles=jnp.float32(0.5))
+    np.testing.assert_allclose(w, orthogonal(KEY, (20, 20), 0.2, angles=0.5), atol=1e-6)
