@@ -308,7 +308,7 @@ def table(config: Config, results: list[Result]) -> Table:
         title=f"{config.layers}-layer tanh MLP on {config.data}", box=SIMPLE, padding=(0, 1, 0, 0)
     )
     out.add_column("start", no_wrap=True)
-    for column in ("density", "weights", "mean sv", "min sv", "max sv", "loss", "test"):
+    for column in ("density", "weights", "mean", "min", "max", "loss", "test"):
         out.add_column(column, justify="right", no_wrap=True)
     for result in results:
         summary = eoi.spectrum.summarize(jnp.asarray(result.singular_values))
@@ -321,7 +321,7 @@ def table(config: Config, results: list[Result]) -> Table:
             "–" if math.isnan(result.accuracy) else f"{result.accuracy:.1%}",
         )
     out.caption = (
-        "sv: singular values of the input-output Jacobian at the start, "
+        "mean, min, max: singular values of the input-output Jacobian at the start, "
         f"{SPECTRUM_SAMPLES} images; loss: last step; test: accuracy"
     )
     return out
@@ -353,7 +353,9 @@ def draw(config: Config, results: list[Result]) -> Path:
         ylabel="singular value",
         title="Singular values of the input-output Jacobian at the start",
     )
-    right.annotate(f"at or below {floor:g}", (0.02, floor * 1.6), fontsize=9, color="#555555")
+    right.annotate(
+        f"at or below {floor:g}", (0.98, floor * 1.6), ha="right", fontsize=9, color="#555555"
+    )
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(
