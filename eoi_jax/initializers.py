@@ -102,7 +102,8 @@ def conv(
     .. math:: W_{p,:,:} = \delta_{p,c} H, \qquad
               d_H = \min(\text{density} \cdot k, \sqrt{\text{density}}, 1)
 
-    with :math:`k` the number of taps (and at least the :math:`1/N` that :math:`H` can have). The
+    with :math:`k` the number of taps (and at least the :math:`1/N` that :math:`H` can have; where
+    the first term binds, :math:`1/(2N)` less, so that the budget is never exceeded). The
     kernel has :math:`d_H / k \le` ``density`` non-zeros; :func:`eoi_jax.masks.fill` opens further
     weights, which are zero now and may learn, up to ``density``.
 
@@ -194,9 +195,13 @@ def _center_density(density: Any, center_density: Any, taps: int, size: int) -> 
     )
     density = _checks.density(density, minimum=minimum / taps, why=remedy)
     if center_density is None:
+        # The matrix ends up to half a step, 1 / (2 size), from its target: the room is left so that
+        # it never exceeds the kernel's budget, which no support can be trimmed to.
         if not _checks.is_traced(density):
-            return max(min(density * taps, math.sqrt(density), 1.0), minimum)
-        rule = jnp.minimum(jnp.minimum(density * taps, jnp.sqrt(density)), 1.0)
+            room = density * taps - (minimum / 2 if density < 1 else 0.0)
+            return max(min(room, math.sqrt(density), 1.0), minimum)
+        room = density * taps - jnp.where(density < 1, minimum / 2, 0.0)
+        rule = jnp.minimum(jnp.minimum(room, jnp.sqrt(density)), 1.0)
         own = jnp.maximum(rule, minimum)
     else:
         own = _checks.density(
