@@ -140,6 +140,8 @@ def rotations(value: Any, size: int) -> None:
 def finite_scalar(value: Any, name: str) -> Any:
     """Accept a finite real scalar."""
     if is_traced(value):
+        if value.ndim != 0:
+            raise fail(name, value, "is not a scalar", "Use jax.vmap over an array of them.")
         return value
     try:
         number = float(value)

@@ -182,7 +182,8 @@ def from_pairs(
         raise _checks.fail("pairs.dtype", pairs.dtype.name, "is not integer", remedy)
     if not _checks.is_traced(pairs):
         planes = np.asarray(pairs)
-        bad = np.flatnonzero((planes < 0).any(1) | (planes[:, 0] == planes[:, 1]))
+        outside = (planes < 0) | (planes > 2**31 - 1)
+        bad = np.flatnonzero(outside.any(1) | (planes[:, 0] == planes[:, 1]))
         if bad.size:
             raise _checks.fail(
                 f"pairs[{bad[0]}]", tuple(planes[bad[0]].tolist()), "is not a plane", remedy

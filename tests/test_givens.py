@@ -180,6 +180,7 @@ def test_stable_argsort(bound):
         (lambda: givens.sample(KEY, 5, 1, dtype=int), r"dtype='int\d+' is outside"),
         (lambda: givens.from_pairs(KEY, [(0, 1), (2, 2)]), r"pairs\[1\]=\(2, 2\) is not a plane"),
         (lambda: givens.from_pairs(KEY, [(0, -1)]), r"pairs\[0\]=\(0, -1\) is not a plane"),
+        (lambda: givens.from_pairs(KEY, [(2**32 + 1, 1)]), r"pairs\[0\]=.* is not a plane"),
         (lambda: givens.from_pairs(KEY, [0, 1]), r"pairs.shape=\(2,\) is outside"),
         (lambda: givens.from_pairs(KEY, [(0.0, 1.0)]), r"pairs.dtype='float64' is not integer"),
         (lambda: givens.support(givens.sample(KEY, 5, 1), (5, 5, 5)), r"shape=\(5, 5, 5\)"),

@@ -365,3 +365,8 @@ def test_the_largest_shapes_can_be_traced():
 def test_a_constant_angle_may_be_an_array():
     w = orthogonal(KEY, (20, 20), 0.2, angles=jnp.float32(0.5))
     np.testing.assert_allclose(w, orthogonal(KEY, (20, 20), 0.2, angles=0.5), atol=1e-6)
+
+
+def test_a_traced_scale_is_a_scalar():
+    with pytest.raises(ValueError, match=r"scale=.* is not a scalar"):
+        jax.jit(lambda scale: orthogonal(KEY, (4, 4), 0.5, scale=scale))(jnp.ones(4))
