@@ -111,6 +111,12 @@ def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy:
     return number
 
 
+def one_of(value: Any, options: Sequence[str], *, name: str, remedy: str) -> None:
+    """Require one of the named options."""
+    if value not in options:
+        raise fail(name, value, f"is outside {{{', '.join(map(repr, options))}}}", remedy)
+
+
 def axis(value: Any, ndim: int, name: str = "axis") -> int:
     """Accept an axis of an array of ``ndim`` axes; return it non-negative."""
     return integer(value, low=-ndim, high=ndim - 1, name=name) % ndim

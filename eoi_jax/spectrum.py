@@ -242,13 +242,8 @@ def _map_jacobian(
     """Apply ``use`` to the Jacobian of ``fn`` at each example, ``batch_size`` at a time."""
     x = jnp.asarray(x)
     _check_batch(x)
-    if mode not in ("auto", "forward", "reverse"):
-        raise _checks.fail(
-            "mode",
-            mode,
-            "is outside {'auto', 'forward', 'reverse'}",
-            "Leave the default 'auto': the mode with fewer passes.",
-        )
+    remedy = "Leave the default 'auto': the mode with fewer passes."
+    _checks.one_of(mode, ("auto", "forward", "reverse"), name="mode", remedy=remedy)
     if batch_size is not None:
         batch_size = _checks.integer(
             batch_size, low=1, name="batch_size", remedy="Leave it out for one batch."

@@ -245,13 +245,8 @@ def min_density(shape: Shape, *, column_axis: int = -1) -> float:
 
 
 def _check_method(method: str) -> None:
-    if method not in ("auto", "exact", "closed_form"):
-        raise _checks.fail(
-            "method",
-            method,
-            "is outside {'auto', 'exact', 'closed_form'}",
-            "Leave the default 'auto': exact where that is cheap.",
-        )
+    remedy = "Leave the default 'auto': exact where that is cheap."
+    _checks.one_of(method, ("auto", "exact", "closed_form"), name="method", remedy=remedy)
 
 
 def _birth_chain(size: int) -> Iterator[NDArray[np.float64]]:
