@@ -8,7 +8,7 @@ Each function returns an ``init(key, shape, dtype, out_sharding=None)`` of the p
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ def dense(
     column_axis: int = -1,
     angles: AngleLaw = givens.uniform_angle,
     permute: bool = False,
+    stopping: Literal["closest", "at_most"] = "closest",
     dtype: DType = jnp.float32,
 ) -> Initializer:
     r"""Sparse, exactly orthogonal kernels for dense layers: EOI as a ``kernel_init``.
@@ -42,6 +43,8 @@ def dense(
         column_axis: the axis of outputs; all other axes together are the inputs.
         angles: law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
         permute: permute rows and columns at random and draw their signs.
+        stopping: ``"closest"``, the paper's rule, or ``"at_most"``, which never exceeds the budget
+            and so leaves room for :func:`eoi_jax.masks.fill` to make the count exact.
         dtype: the dtype if ``init`` is called without one.
 
     Returns:
@@ -77,6 +80,7 @@ def dense(
             column_axis=column_axis,
             angles=angles,
             permute=permute,
+            stopping=stopping,
         )
         return _shard(kernel, out_sharding)
 

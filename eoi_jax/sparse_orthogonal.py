@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ def orthogonal(
     column_axis: int = -1,
     angles: AngleLaw = givens.uniform_angle,
     permute: bool = False,
+    stopping: Literal["closest", "at_most"] = "closest",
 ) -> Array:
     r"""Draw a sparse, exactly orthogonal matrix: Exact Orthogonal Initialization (EOI).
 
@@ -46,7 +47,9 @@ def orthogonal(
               W^\top W = \text{scale}^2 I \quad (n \ge m),
 
     up to rounding, and a rotation adds at most one non-zero to each vector of the smaller side, so
-    the density ends within :math:`1/(2N)` of the target.
+    the density ends within :math:`1/(2N)` of the target. With ``stopping="at_most"`` they stop
+    before the first rotation that would exceed the target instead, and the density ends at most
+    :math:`1/N` below it.
 
     One key makes one matrix, whether the call is eager, jitted or vmapped. The density may be
     traced: nothing is compiled anew for another density under :func:`jax.jit`.
@@ -67,15 +70,18 @@ def orthogonal(
             angles cancel entries to exact zeros.
         permute: permute rows and columns at random and draw their signs, which keeps orthogonality
             and density and unties the support from the diagonal. The paper does not.
+        stopping: ``"closest"``, the paper's rule, may end above the target; ``"at_most"`` keeps to
+            the budget of :func:`eoi_jax.masks.fill`, the target count rounded half up, so that
+            further weights can be unmasked up to it exactly.
 
     Returns:
         An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
 
     Raises:
         ValueError: for a density outside its range, fewer than two axes, a dtype that is not real
-            floating, too many elements, a ``scale`` that is not finite, or an angle that is a
-            multiple of π/2 (its rotations only permute, so no density beyond the minimum is
-            reached).
+            floating, too many elements, a ``scale`` that is not finite, a ``stopping`` of another
+            name, or an angle that is a multiple of π/2 (its rotations only permute, so no density
+            beyond the minimum is reached).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,6 +100,12 @@ def orthogonal(
     column_axis = _checks.axis(column_axis, len(shape), "column_axis")
     scale = _checks.finite_scalar(scale, "scale")
     angles = _check_angles(angles)
+    _checks.one_of(
+        stopping,
+        ("closest", "at_most"),
+        name="stopping",
+        remedy="Use the paper's 'closest', or 'at_most' to keep to a budget.",
+    )
     columns = shape[column_axis]
     rows = math.prod(shape) // columns if columns else 0
     if rows == 0:
@@ -110,30 +122,90 @@ def orthogonal(
         why=f"An orthogonal {rows} x {columns} matrix has at least one non-zero in each vector "
         "of its smaller side.",
     )
+    target = jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float)))
+    matrix = _matrix(
+        key,
+        (rows, columns),
+        target,
+        scale=scale,
+        dtype=dtype,
+        segment=_segment(size, density),
+        angles=angles,
+        permute=permute,
+        at_most=stopping == "at_most",
+    )
+    rest = shape[:column_axis] + shape[column_axis + 1 :]
+    return jnp.moveaxis(matrix.reshape(*rest, columns), -1, column_axis)
+
+
+def with_budget(
+    key: Array,
+    shape: tuple[int, int],
+    budget: Any,
+    *,
+    largest: float,
+    scale: float | Array = 1.0,
+    dtype: DType = jnp.float32,
+    angles: AngleLaw = givens.uniform_angle,
+    permute: bool = False,
+) -> Array:
+    """Draw the matrix of :func:`orthogonal` with ``stopping="at_most"`` for a count, not a density.
+
+    ``budget`` is an integer, traced or not, of at least ``min(shape)``. ``largest`` bounds the
+    density of all the matrices that one vmapped call draws; it changes the speed alone.
+    """
+    return _matrix(
+        key,
+        shape,
+        jnp.asarray(budget, jnp.int32),
+        scale=scale,
+        dtype=dtype,
+        segment=_segment(max(shape), max(largest, 1 / max(shape))),
+        angles=_check_angles(angles),
+        permute=permute,
+        at_most=True,
+    )
+
+
+def _matrix(
+    key: Array,
+    shape: tuple[int, int],
+    target: Array,
+    *,
+    scale: Any,
+    dtype: DType,
+    segment: int,
+    angles: AngleLaw,
+    permute: bool,
+    at_most: bool,
+) -> Array:
+    """Draw a matrix of ``shape`` and cast it last."""
+    rows, columns = shape
     wide = _checks.wide(dtype)
     # A loop of unknown length has no reverse mode, so a scale that may be differentiated stays out.
     differentiable = _checks.is_traced(scale)
     matrix = _draw(
         key,
-        jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float))),
+        target,
         jnp.asarray(1.0 if differentiable else scale, wide),
-        size=size,
+        size=max(rows, columns),
         columns=min(rows, columns),
-        segment=_segment(size, density),
+        segment=segment,
         angles=angles,
         permute=bool(permute),
+        at_most=at_most,
     )
     if differentiable:
         matrix = matrix * jnp.asarray(scale, wide)
-    matrix = matrix if rows >= columns else matrix.T
-    rest = shape[:column_axis] + shape[column_axis + 1 :]
-    return jnp.moveaxis(matrix.reshape(*rest, columns), -1, column_axis).astype(dtype)
+    return (matrix if rows >= columns else matrix.T).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "columns", "segment", "angles", "permute"))
+@functools.partial(
+    jax.jit, static_argnames=("size", "columns", "segment", "angles", "permute", "at_most")
+)
 def _draw(
     key: Array,
-    density: Array,
+    target: Array,
     scale: Array,
     *,
     size: int,
@@ -141,19 +213,38 @@ def _draw(
     segment: int,
     angles: AngleLaw,
     permute: bool,
+    at_most: bool,
 ) -> Array:
-    """Draw the ``(size, columns)`` matrix, tall or square."""
+    """Draw the ``(size, columns)`` matrix, tall or square, for a density or a count of non-zeros."""
 
-    def draw(key: Array, density: Array, scale: Array) -> Array:
-        valid = (density >= (1 - 1e-6) / size) & (density <= 1)
+    def draw(key: Array, target: Array, scale: Array) -> Array:
+        twice_target, valid = _twice_target(target, size, columns, at_most)
         matrix = _eye(size, columns, jnp.where(valid, scale, jnp.nan))
         if size > 1:
-            matrix = _rotate_to_density(key, matrix, density, segment, angles)
+            matrix = _rotate_to_density(key, matrix, twice_target, segment, angles, at_most)
         if permute:
             matrix = _permute(jax.random.fold_in(key, 1), matrix)
         return matrix
 
-    return _map_on_cpu(draw)(key, density, scale)
+    return _map_on_cpu(draw)(key, target, scale)
+
+
+def _twice_target(target: Array, size: int, columns: int, at_most: bool) -> tuple[Array, Array]:
+    """Double the count that a target asks for, and tell whether a matrix can have it.
+
+    Counts are compared doubled, so that the middle between two counts is an integer as well.
+    """
+    total = size * columns
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        valid = (target >= columns) & (target <= total)
+        return 2 * jnp.clip(target, columns, total).astype(jnp.uint32), valid
+    valid = (target >= (1 - 1e-6) / size) & (target <= 1)
+    density = jnp.where(valid, jnp.clip(target, 1 / size, 1), 1 / size)
+    if at_most:
+        return 2 * jnp.floor(total * density + 0.5).astype(jnp.uint32), valid
+    # The slack takes back what rounding a density such as 0.3 to float32 may have added.
+    slack = 2 * jnp.finfo(density.dtype).eps
+    return jnp.ceil(2.0 * total * density * (1 - slack)).astype(jnp.uint32), valid
 
 
 def _map_on_cpu(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -191,9 +282,9 @@ def _map_on_cpu(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _rotate_to_density(
-    key: Array, matrix: Array, density: Array, segment: int, angles: AngleLaw
+    key: Array, matrix: Array, twice_target: Array, segment: int, angles: AngleLaw, at_most: bool
 ) -> Array:
-    """Rotate the partial identity until its density is closest to the target.
+    """Rotate the partial identity until its count is closest to the target, or below it.
 
     Rotations come in segments of a static length, each with waves of its own; how long a segment
     is changes the speed and not the result. The non-zeros of every prefix are counted first, on
@@ -202,12 +293,6 @@ def _rotate_to_density(
     size, columns = matrix.shape
     continuous = angles is givens.uniform_angle
     total = size * columns
-    # Counts are compared doubled, so that the middle between two counts is an integer as well. The
-    # slack takes back what rounding a density such as 0.3 to float32 may have added to a count.
-    slack = 2 * jnp.finfo(density.dtype).eps
-    twice_target = jnp.ceil(2.0 * total * jnp.clip(density, 1 / size, 1) * (1 - slack))
-    twice_target = twice_target.astype(jnp.uint32)
-    twice_target = jnp.where(jnp.isnan(density), jnp.uint32(0), twice_target)
     limit = min(_LIMIT * size, 2**31 - 1 - segment)
     State = tuple[Array, Array, Array, Array]
 
@@ -229,8 +314,10 @@ def _rotate_to_density(
         counts = nonzeros + jnp.cumsum(gained, dtype=jnp.uint32)
         reached = 2 * counts >= twice_target
         crossing = jnp.argmax(reached)
-        before = counts[crossing] - gained[crossing]
-        keep = jnp.where(counts[crossing] + before < twice_target, crossing + 1, crossing)
+        # Kept if its own count fits, or else if it is nearer than the count before it.
+        other = counts[crossing] if at_most else counts[crossing] - gained[crossing]
+        fits = counts[crossing] + other < twice_target + jnp.uint32(at_most)
+        keep = jnp.where(fits, crossing + 1, crossing)
         count = jnp.where(reached.any(), keep, segment).astype(jnp.int32)
         matrix = rotation.rotate_rows(
             matrix, rotations, wave, count=count, round_products=not continuous

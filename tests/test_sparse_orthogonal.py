@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eoi_jax import givens, sparse_orthogonal
-from eoi_jax.sparse_orthogonal import orthogonal
+from eoi_jax.sparse_orthogonal import orthogonal, with_budget
 
 KEY = jax.random.key(5)
 SHAPES = [(1, 1), (2, 2), (1, 9), (9, 1), (12, 40), (40, 12), (33, 33), (65, 64)]
@@ -173,8 +173,8 @@ def test_old_style_keys():
     np.testing.assert_array_equal(old, orthogonal(jax.random.key(3), (20, 20), 0.2))
 
 
-@pytest.mark.parametrize("density", [0.15, 0.9])
-def test_the_length_of_a_segment_changes_nothing(density):
+@pytest.mark.parametrize(("density", "at_most"), [(0.15, False), (0.9, False), (0.15, True)])
+def test_the_length_of_a_segment_changes_nothing(density, at_most):
     draw = functools.partial(
         sparse_orthogonal._draw,
         KEY,
@@ -184,11 +184,50 @@ def test_the_length_of_a_segment_changes_nothing(density):
         columns=30,
         angles=givens.uniform_angle,
         permute=False,
+        at_most=at_most,
     )
     long = draw(segment=400)
     for segment in (1, 7, 64):
         np.testing.assert_array_equal(draw(segment=segment) != 0, long != 0)
         np.testing.assert_allclose(draw(segment=segment), long, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (20, 50)])
+@pytest.mark.parametrize("density", [0.02, 1 / 3, 1.0])
+def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, density):
+    density = max(density, 1 / max(shape))
+    budget = math.floor(density * math.prod(shape) + 0.5)
+    keys = jax.random.split(KEY, 20)
+    draw = functools.partial(orthogonal, shape=shape, density=density)
+    below = jax.vmap(functools.partial(draw, stopping="at_most"))(keys)
+    counts = np.count_nonzero(below, axis=(1, 2))
+    assert counts.max() <= budget
+    assert counts.min() > budget - min(shape)  # a rotation adds at most one to each vector
+    assert max(gram_error(matrix) for matrix in below) < 1e-5
+    # The paper's rule is at the same count or one rotation further.
+    closest = np.count_nonzero(jax.vmap(draw)(keys), axis=(1, 2))
+    same = (closest == counts) | (closest > budget) | (counts == budget)
+    assert same.all()
+    by_count = jax.vmap(lambda key: with_budget(key, shape, budget, largest=density))(keys)
+    np.testing.assert_array_equal(below, by_count)
+
+
+def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
+    budgets = jnp.array([16, 30, 100, 128, 256])
+    draw = functools.partial(with_budget, shape=(16, 16), largest=1.0)
+    batch = jax.vmap(lambda key, budget: draw(key, budget=budget))(
+        jax.random.split(KEY, 5), budgets
+    )
+    counts = np.count_nonzero(batch, axis=(1, 2))
+    assert (counts <= budgets).all()
+    assert (counts > budgets - 16).all()
+    assert np.isnan(draw(KEY, budget=15)).any()
+    assert np.isnan(draw(KEY, budget=257)).any()
+
+
+def test_an_unknown_stopping_rule_is_refused():
+    with pytest.raises(ValueError, match=r"stopping='below' is outside \{'closest', 'at_most'\}"):
+        orthogonal(KEY, (4, 4), 0.5, stopping="below")
 
 
 def test_a_new_density_compiles_nothing():
