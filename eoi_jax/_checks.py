@@ -40,6 +40,8 @@ def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "den
             raise fail(name, value, "is not a scalar", "Use jax.vmap over an array of densities.")
         return value
     try:
+        if isinstance(value, str):  # float("0.5") would pass
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise fail(
@@ -150,6 +152,8 @@ def finite_scalar(value: Any, name: str) -> Any:
             raise fail(name, value, "is not a scalar", "Use jax.vmap over an array of them.")
         return value
     try:
+        if isinstance(value, str):  # float("0.5") would pass
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise fail(name, value, "is not a real number", "Give a finite float.") from None
@@ -332,3 +336,55 @@ def micro_batch_size(value: Any, batch: Any) -> int:
             "Give a divisor, or drop examples.",
         )
     return size
+
+
+def drop_fraction(value: Any) -> Any:
+    """Accept a scalar fraction in [0, 1)."""
+    if is_traced(value):
+        if value.ndim != 0:
+            raise fail("drop_fraction", value, "is not a scalar", "Use jax.vmap over an array.")
+        return value
+    remedy = "Give the fraction of a kernel's unmasked weights that one mask update exchanges."
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise fail("drop_fraction", value, "is not a number in [0, 1)", remedy) from None
+    if not 0.0 <= number < 1.0:
+        raise fail("drop_fraction", number, "is outside [0, 1)", remedy)
+    return number
+
+
+def single_key(value: Any, *, name: str = "key") -> tuple[Any, Any]:
+    """Accept one random key, new style or old; return its integers and its implementation."""
+    remedy = "Give one key: jax.random.key(0). Use jax.vmap over an array of keys."
+    try:
+        data, impl = jax.random.key_data(value), jax.random.key_impl(value)
+        # A key of the implementation is one row of integers, however many keys there are.
+        shape = jax.random.wrap_key_data(data, impl=impl).shape
+    except TypeError:
+        raise fail(name, value, "is outside the random keys", remedy) from None
+    if shape != ():
+        raise ValueError(f"{name} has shape {shape}, outside {{()}}. {remedy}")
+    return data, impl
+
+
+def some_weights(params: Any, kernels: Any) -> None:
+    """Require a weight that is not zero of every kernel whose values can be read."""
+
+    def check(path: Sequence[Any], leaf: Any, kernel: bool) -> None:
+        if not kernel or is_traced(leaf):
+            return
+        where = f"params[{path_name(path)}]"
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{where} is a shape without values, outside the arrays. "
+                "Draw the parameters first; masks.random takes shapes."
+            )
+        if np.size(leaf) and not np.any(np.asarray(leaf)):
+            raise ValueError(
+                f"{where} is zero everywhere, outside the kernels with a weight that is not. "
+                "None of its weights would ever train: leave it dense with "
+                "where=lambda path, leaf: ..., or draw it from an initializer."
+            )
+
+    jax.tree_util.tree_map_with_path(check, params, kernels)

@@ -159,7 +159,7 @@ def _select(keys: Sequence[Array], eligible: Sequence[Any], count: Array) -> lis
     one = jnp.ones((), keys[0].dtype)
 
     def bit_by_bit(step: Array, low: Array) -> Array:
-        candidate = low | (one << (bits - 1 - step).astype(low.dtype))
+        candidate = low | (one << jnp.asarray(bits - 1 - step, low.dtype))
         at_least = [
             jnp.sum(allowed & (leaf >= candidate), dtype=jnp.int32)
             for leaf, allowed in zip(keys, eligible, strict=True)

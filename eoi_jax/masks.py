@@ -19,7 +19,6 @@ that does no better than its own shuffled masks has found densities, not weights
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import jax
@@ -49,13 +48,12 @@ def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
     """Tell whether a leaf of a parameter tree is a kernel, judged by its name.
 
     A kernel is a floating leaf with at least two axes whose last name is ``kernel`` (Flax),
-    ``weight`` (Equinox) or ``w`` (Haiku). The ``value`` attribute in which NNX variables and
-    Linen's partitioned boxes keep their array does not count as a name. Biases have other names,
-    so they are never selected, stacked by a scan over layers or not.
+    ``weight`` (Equinox) or ``w`` (Haiku); the ``value`` attribute in which NNX variables and
+    Linen's partitioned boxes keep their array is no name. Biases have other names, stacked by a
+    scan over layers or not.
 
     A name says no more than that: Equinox calls the table of an ``Embedding`` and the scale of
-    a norm ``weight`` too, and a stack of such scales has two axes. Pass your own ``where=`` to
-    functions over trees if yours should stay dense.
+    a norm ``weight`` too. Pass your own ``where=`` to functions over trees to leave one dense.
 
     Args:
         path: The key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
@@ -97,7 +95,8 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         The mask: boolean arrays of the kernels' shapes, scalar ``True`` elsewhere.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf: such a mask would mask nothing.
+        ValueError: If the default ``where`` selects no leaf, so that the mask would mask nothing,
+            or a kernel of zeros only, which would never train.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,11 +105,12 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         >>> mask["kernel"].tolist(), mask["bias"].tolist()
         ([[False, True], [True, False]], True)
     """
+    kernels = _checks.kernels(params, where, required=where is is_kernel)
+    if where is is_kernel:
+        _checks.some_weights(params, kernels)
     # A new scalar each time: one buffer shared by two leaves could not be donated.
     return jax.tree.map(
-        lambda kernel, leaf: jnp.asarray(leaf) != 0 if kernel else jnp.array(True),
-        _checks.kernels(params, where, required=where is is_kernel),
-        params,
+        lambda kernel, leaf: jnp.asarray(leaf) != 0 if kernel else jnp.array(True), kernels, params
     )
 
 
@@ -125,8 +125,7 @@ def apply(mask: Mask, tree: Params) -> Params:
         tree: Parameters, gradients or updates.
 
     Returns:
-        A tree of the same structure, shapes and dtypes. A leaf whose mask is a scalar is the very
-        object that was passed.
+        A tree of the same structure; a leaf whose mask is a scalar is the object that was passed.
 
     Raises:
         ValueError: If the mask does not fit the tree.
@@ -201,7 +200,7 @@ def top_k(
     Returns:
         The mask: boolean arrays of the scores' shapes, scalar ``True`` where a score is a scalar.
         Its count is exact if the density is static; a traced one is multiplied in its own
-        precision. NaN in scores that are being traced is below every number.
+        precision, and traced NaN scores are below every number.
 
     Raises:
         ValueError: If an argument is out of range, if a score is NaN or not a float, or if more
@@ -240,9 +239,8 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         mask: The mask to start from; its ``True`` entries all stay.
         densities: A number in (0, 1] for every kernel, or a tree of the structure of ``mask``
             with one number in [0, 1] a leaf, ignored where the mask is a scalar. A leaf may hold
-            one density for each slice of the kernel's leading axes, shape ``(L,)`` for a stack
-            ``(L, n, m)`` of layers: then each slice meets a budget of its own. Without it the
-            whole leaf has one budget.
+            one for each slice of the kernel's leading axes, shape ``(L,)`` for a stack
+            ``(L, n, m)`` of layers: then each slice meets a budget of its own.
 
     Returns:
         A mask of the same structure. The budget is exact for a density that is static when the
@@ -291,7 +289,7 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
             keeps its count. Without it a stack is one kernel.
 
     Returns:
-        A mask of the same structure and the same counts; nothing else of ``mask`` is left.
+        A mask of the same structure and counts.
 
     Raises:
         ValueError: If a leaf is no mask, or if a layout stacks more axes than a leaf has.
@@ -304,33 +302,27 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         (10, False)
     """
     _checks.mask_leaves(mask)
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(mask)
-    out = []
-    for index, (path, leaf) in enumerate(paths_and_leaves):
-        if np.ndim(leaf) == 0 or leaf.size == 0:
-            out.append(leaf)
-            continue
-        batch_axes = _checks.layout(layout, path, leaf).batch_axes
-        rows = jnp.reshape(leaf, (math.prod(leaf.shape[:batch_axes]), -1))
+
+    def shuffle_rows(index: int, rows: Array, _: Any) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
         counts = jnp.sum(rows, axis=1, dtype=jnp.int32)
-        shuffled = _selection.unmask_rows(keys, jnp.zeros_like(rows), counts)
-        out.append(shuffled.reshape(leaf.shape))
-    return jax.tree.unflatten(treedef, out)
+        return _selection.unmask_rows(keys, jnp.zeros_like(rows), counts)
+
+    layers = jax.tree.leaves(densities(mask, layout=layout))
+    return _selection.by_rows(shuffle_rows, mask, layers)
 
 
 def density(mask: Mask) -> float | Array:
     r"""Return the density of all kernels together: the fraction of their weights that is unmasked.
 
-    :math:`d = \sum_l k_l / \sum_l n_l` over the kernels; leaves whose mask is a scalar do not
-    count.
+    :math:`d = \sum_l k_l / \sum_l n_l` over the kernels, the leaves whose mask is no scalar.
 
     Args:
         mask: A mask.
 
     Returns:
-        The fraction as a float in [0, 1], or as a float32 scalar if the mask is being traced. A
-        mask without kernels has density 1.
+        The fraction in [0, 1], a float or, of a traced mask, a float32 scalar; 1 for a mask
+        without kernels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -343,16 +335,21 @@ def density(mask: Mask) -> float | Array:
     return _selection.fraction(counts, [leaf.size for leaf in kernels])
 
 
-def densities(mask: Mask) -> Densities:
-    """Return the density of each leaf: the fraction of its weights that is unmasked.
+def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
+    """Return the density of each layer: the fraction of its weights that is unmasked.
 
     Args:
         mask: A mask.
+        layout: ``(path, leaf) -> Layout``: a stack of ``L`` layers gets one density for each,
+            shape ``(L,)``. Without it a stack is one kernel.
 
     Returns:
-        A tree of the structure of ``mask`` of float32 scalars in [0, 1]; 1 for a leaf whose mask
-        is a scalar and for a leaf without entries. ``fill(key, mask, densities(mask))`` returns
-        ``mask`` as it is.
+        A tree of the structure of ``mask`` of float32 arrays in [0, 1], scalars but for stacks; 1
+        for a leaf whose mask is a scalar and for a layer without entries.
+        ``fill(key, mask, densities(mask))`` returns ``mask`` as it is.
+
+    Raises:
+        ValueError: If a leaf is no mask, or if a layout stacks more axes than a leaf has.
 
     Example:
         >>> import jax.numpy as jnp
@@ -362,11 +359,14 @@ def densities(mask: Mask) -> Densities:
     """
     _checks.mask_leaves(mask)
 
-    def leaf_density(leaf: Any) -> Array:
+    def leaf_density(path: Any, leaf: Any) -> Array:
+        batch_axes = _checks.layout(layout, path, leaf).batch_axes if np.ndim(leaf) else 0
+        if batch_axes:
+            return jnp.mean(leaf, axis=range(batch_axes, leaf.ndim), dtype=jnp.float32)
         counts = [_selection.count(leaf)] if np.ndim(leaf) > 0 else [1]
         return jnp.asarray(_selection.fraction(counts, [np.size(leaf)]), jnp.float32)
 
-    return jax.tree.map(leaf_density, mask)
+    return jax.tree_util.tree_map_with_path(leaf_density, mask)
 
 
 def overlap(mask: Mask, other: Mask) -> float | Array:
@@ -380,8 +380,8 @@ def overlap(mask: Mask, other: Mask) -> float | Array:
         other: A mask of the same structure and shapes.
 
     Returns:
-        The fraction as a float in [0, 1], or as a float32 scalar if a mask is being traced. Masks
-        that unmask nothing are equal and overlap by 1.
+        The fraction in [0, 1], a float or, of a traced mask, a float32 scalar; 1 for two masks
+        that unmask nothing.
 
     Raises:
         ValueError: If the masks differ in structure or shape.

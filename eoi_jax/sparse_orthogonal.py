@@ -215,7 +215,7 @@ def _draw(
     permute: bool,
     at_most: bool,
 ) -> Array:
-    """Draw the ``(size, columns)`` matrix, tall or square, for a density or a count of non-zeros."""
+    """Draw the ``(size, columns)`` matrix, tall or square, for a density or a count."""
 
     def draw(key: Array, target: Array, scale: Array) -> Array:
         twice_target, valid = _twice_target(target, size, columns, at_most)

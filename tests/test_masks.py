@@ -561,3 +561,31 @@ SCORES = {"kernel": jnp.arange(6.0).reshape(2, 3)}
 def test_errors_name_the_leaf_and_the_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call(jax.random.key(0))
+
+
+def test_densities_of_the_layers_of_a_stack():
+    layers = jnp.stack([jnp.eye(4, dtype=bool), jnp.ones((4, 4), bool), jnp.zeros((4, 4), bool)])
+    mask = {"kernel": layers, "bias": jnp.array(True)}
+    found = masks.densities(mask, layout=lambda path, leaf: Layout(batch_axes=1))
+    assert found["kernel"].tolist() == [0.25, 1.0, 0.0]
+    assert found["bias"].shape == ()
+    refilled = masks.fill(jax.random.key(0), mask, found)
+    chex.assert_trees_all_equal(refilled, mask)
+
+
+def test_a_kernel_of_zeros_has_no_support():
+    params = {"kernel": jnp.zeros((3, 3)), "bias": jnp.zeros(3)}
+    with pytest.raises(ValueError, match=r"params\[kernel\] is zero everywhere"):
+        masks.support(params)
+    everything = masks.support(params, where=lambda path, leaf: leaf.ndim == 2)
+    assert not everything["kernel"].any()
+    assert not jax.jit(masks.support)(params)["kernel"].any()
+    with pytest.raises(ValueError, match="is a shape without values"):
+        masks.support(jax.eval_shape(lambda: params))
+
+
+def test_selection_runs_without_jit():
+    mask = {"kernel": jnp.eye(10, dtype=bool)}
+    with jax.disable_jit():
+        plain = masks.fill(jax.random.key(0), mask, 0.3)
+    chex.assert_trees_all_equal(plain, masks.fill(jax.random.key(0), mask, 0.3))
