@@ -94,6 +94,16 @@ def check(config: Config) -> None:
             raise ValueError(
                 f"{name}={getattr(config, name)} is outside [{low}, ...). Give a larger number."
             )
+    positive = ("scale",) if config.learning_rate is None else ("scale", "learning_rate")
+    for name in positive:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(
+                f"{name}={getattr(config, name)} is outside (0, inf). Give a positive number."
+            )
+    if not 0 <= config.bias_std < math.inf:
+        raise ValueError(f"bias_std={config.bias_std} is outside [0, inf). Give 0 for no biases.")
+    if not 0 <= config.seed < 2**31:
+        raise ValueError(f"seed={config.seed} is outside [0, 2**31). Give another seed.")
     if not 1 / config.width <= config.density <= 1:
         raise ValueError(
             f"density={config.density} is outside [{1 / config.width:.4g}, 1], what an orthogonal "
@@ -176,7 +186,7 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: data.Dataset):
         model = model_of(config, dataset.num_classes, jax.nn.initializers.zeros)
-        rate = config.learning_rate or 0.5 / config.layers
+        rate = 0.5 / config.layers if config.learning_rate is None else config.learning_rate
         sgd = optax.sgd(rate, momentum=0.9, nesterov=True)
 
         def loss_fn(params: Params, images: Array, labels: Array) -> Array:
@@ -255,9 +265,10 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
     console = console or Console()
     dataset = data.load(config.data, config.data_dir)
     started, results = time.perf_counter(), list[Result]()
+    batch = min(config.batch_size, len(dataset.train_images))
     console.print(
         f"{config.layers} layers of width {config.width}, tanh, no residuals, on {config.data}: "
-        f"{config.steps} steps of {config.batch_size} images from each of {len(STARTS)} starts"
+        f"{config.steps} steps of {batch} images from each of {len(STARTS)} starts"
     )
     progress = Progress(
         TextColumn("{task.description:<18}"),
@@ -363,7 +374,7 @@ def draw(config: Config, results: list[Result]) -> Path:
         "no residuals, no normalization"
     )
     path = Path(config.output)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")
     plt.close(figure)
     return path
 
