@@ -30,6 +30,7 @@ __all__ = [
     "largest_of_tree",
     "largest_rows",
     "ordered_bits",
+    "round_to_total",
     "smallest",
     "unmask_rows",
 ]
@@ -45,6 +46,19 @@ def budget(density: Any, size: int) -> Any:
         product = jnp.floor(density * size + 0.5)
         return jnp.minimum(product.astype(jnp.int32), size)
     return np.floor(np.asarray(density, np.float64) * size + 0.5).astype(np.int64)
+
+
+def round_to_total(quotas: Any, sizes: Any, total: int) -> Any:
+    """Round quotas down, then as many of the largest remainders up as the total asks for.
+
+    NumPy arrays of float64 and int64; no count exceeds its size.
+    """
+    counts = np.minimum(np.floor(quotas), sizes).astype(np.int64)
+    # Remainders that differ by less than float64 can tell are equal, and go in order.
+    order = np.argsort(np.round(counts - quotas, 6), kind="stable")
+    with_room = order[counts[order] < sizes[order]]
+    counts[with_room[: total - counts.sum()]] += 1
+    return counts
 
 
 def count(leaf: Any) -> Any:

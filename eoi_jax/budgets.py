@@ -188,7 +188,7 @@ def _share(
     if total > 0 and target == 0:
         problem = f"leaves none of {total} weights, outside [{0.5 / total:.6g}, 1]"
         raise _checks.fail("density", density, problem, "Give a density that keeps a weight.")
-    counts = _round(_quotas(sizes, ratios, target), sizes, target)
+    counts = _selection.round_to_total(_quotas(sizes, ratios, target), sizes, target)
 
     fractions = np.where(sizes > 0, counts / np.maximum(sizes, 1), 1.0)
     parts = iter(np.split(fractions, np.cumsum(repeats)[:-1]) if repeats else [])
@@ -212,13 +212,3 @@ def _quotas(sizes: _Ints, ratios: _Floats, target: int) -> _Floats:
             return np.where(dense, sizes, epsilon * ratios * sizes)
         dense |= over
     return sizes.astype(np.float64)
-
-
-def _round(quotas: _Floats, sizes: _Ints, target: int) -> _Ints:
-    """Round quotas down, then as many of the largest remainders up as the target asks for."""
-    counts = np.minimum(np.floor(quotas), sizes).astype(np.int64)
-    # Remainders that differ by less than float64 can tell are equal, and go in order.
-    order = np.argsort(np.round(counts - quotas, 6), kind="stable")
-    with_room = order[counts[order] < sizes[order]]
-    counts[with_room[: target - counts.sum()]] += 1
-    return counts

@@ -129,7 +129,7 @@ def orthogonal(
         target,
         scale=scale,
         dtype=dtype,
-        segment=_segment(size, density),
+        segment=segment_length(size, density),
         angles=angles,
         permute=permute,
         at_most=stopping == "at_most",
@@ -143,7 +143,7 @@ def with_budget(
     shape: tuple[int, int],
     budget: Any,
     *,
-    largest: float,
+    segment: int,
     scale: float | Array = 1.0,
     dtype: DType = jnp.float32,
     angles: AngleLaw = givens.uniform_angle,
@@ -151,8 +151,8 @@ def with_budget(
 ) -> Array:
     """Draw the matrix of :func:`orthogonal` with ``stopping="at_most"`` for a count, not a density.
 
-    ``budget`` is an integer, traced or not, of at least ``min(shape)``. ``largest`` bounds the
-    density of all the matrices that one vmapped call draws; it changes the speed alone.
+    ``budget`` is an integer, traced or not, of at least ``min(shape)``; ``segment`` comes from
+    :func:`segment_length`.
     """
     return _matrix(
         key,
@@ -160,7 +160,7 @@ def with_budget(
         jnp.asarray(budget, jnp.int32),
         scale=scale,
         dtype=dtype,
-        segment=_segment(max(shape), max(largest, 1 / max(shape))),
+        segment=segment,
         angles=_check_angles(angles),
         permute=permute,
         at_most=True,
@@ -355,11 +355,11 @@ def _expected_rotations(size: int, density: float) -> int:
     return theory.num_rotations(size, density, method="closed_form")
 
 
-def _segment(size: int, density: Any) -> int:
-    """Rotations per segment: 1 to 4 per coordinate, so that few programs are ever compiled.
+def segment_length(size: int, density: Any) -> int:
+    """Choose the rotations of a segment: 1 to 4 per coordinate, so that few programs are compiled.
 
-    A static density gets one segment that nearly always suffices; for a traced one the four
-    rotations per coordinate reach a density of about 0.4.
+    It changes the speed and not the matrix. A static density gets one segment that nearly always
+    suffices; for a traced one the four rotations per coordinate reach a density of about 0.4.
     """
     unit = max(size, 32)
     if _checks.is_traced(density):

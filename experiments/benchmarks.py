@@ -3,6 +3,7 @@
 Commands:
     init    time, compile time and memory of drawing matrices, against JAX's own initializers
     optim   time of a training step under a mask, against the dense step
+    methods time to initialize networks and matrices with every method
 
 Example:
     python -m experiments.benchmarks init --quick
@@ -12,11 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import platform
-import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +30,9 @@ from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
-from experiments import models
+from experiments import models, timing
+from experiments.benchmark_methods import Methods, bench_methods
+from experiments.timing import haar, machine, medians, normal, sparse
 
 DENSITIES = (2**-7, 2**-6, 2**-5, 2**-4, 0.1, 2**-3, 2**-2, 2**-1)
 
@@ -56,52 +57,13 @@ class Optim:
     """Runs of each function, of which the median counts."""
 
 
-def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Run the functions in turns and return the median seconds of each.
-
-    Taking turns lets a machine's drift in speed fall on all of them alike. The first turn compiles
-    and is not counted.
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(own) for name, own in times.items()}
-
-
-def machine() -> str:
-    """Name what the numbers were measured on."""
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"{device.device_kind} x {jax.device_count()}, {cores} CPU cores, "
-        f"Python {platform.python_version()}, jax {jax.__version__}"
-    )
-
-
-def normal(shape: Sequence[int]) -> Callable[[Array], Array]:
-    """Draw Gaussians, the cheapest start there is."""
-    return jax.jit(lambda key: jax.random.normal(key, shape))
-
-
-def haar(shape: Sequence[int]) -> Callable[[Array], Array]:
-    """Draw a dense orthogonal matrix by QR, JAX's own initializer."""
-    return jax.jit(lambda key: jax.nn.initializers.orthogonal()(key, shape))
-
-
-def sparse(shape: Sequence[int], density: float) -> Any:
-    """Draw a sparse orthogonal matrix."""
-    return jax.jit(lambda key: eoi.orthogonal(key, shape, density))
-
-
 def bench_init(options: Init, console: Console) -> None:
     """Print the tables of ``init`` and save its plot."""
     sizes = (128, 256, 512, 1024) if options.quick else (128, 256, 512, 1024, 2048, 4096)
     densities = (2**-7, 0.1, 2**-1) if options.quick else DENSITIES
-    console.print(f"Median of {options.repeats} runs, float32, warm. {machine()}")
+    console.print(
+        f"Median of {options.repeats} runs (at most 5 at n = 4096), float32, warm. {machine()}"
+    )
     key = jax.random.key(0)
     rows = {}
     for size in sizes:
@@ -224,7 +186,7 @@ def plot_init(rows: dict[int, dict[str, float]], densities: Sequence[float], out
         axes.grid(alpha=0.3)
     figure.suptitle(machine(), fontsize=9)
     path = Path(output)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")
     plt.close(figure)
     return path
 
@@ -281,18 +243,26 @@ def bench_optim(options: Optim, console: Console) -> None:
 
 
 Command = (
-    Annotated[Init, tyro.conf.subcommand("init")] | Annotated[Optim, tyro.conf.subcommand("optim")]
+    Annotated[Init, tyro.conf.subcommand("init")]
+    | Annotated[Optim, tyro.conf.subcommand("optim")]
+    | Annotated[Methods, tyro.conf.subcommand("methods")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    command: Init | Optim = tyro.cli(Command, args=arguments, description=__doc__)
+    command: Init | Optim | Methods = tyro.cli(Command, args=arguments, description=__doc__)
     console = Console(width=None if Console().is_terminal else 120)
+    try:
+        timing.check(command.repeats, getattr(command, "output", None))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if isinstance(command, Init):
         bench_init(command, console)
-    else:
+    elif isinstance(command, Optim):
         bench_optim(command, console)
+    else:
+        bench_methods(command, console)
 
 
 if __name__ == "__main__":

@@ -208,13 +208,13 @@ def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, densit
     closest = np.count_nonzero(jax.vmap(draw)(keys), axis=(1, 2))
     same = (closest == counts) | (closest > budget) | (counts == budget)
     assert same.all()
-    by_count = jax.vmap(lambda key: with_budget(key, shape, budget, largest=density))(keys)
+    by_count = jax.vmap(lambda key: with_budget(key, shape, budget, segment=64))(keys)
     np.testing.assert_array_equal(below, by_count)
 
 
 def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
     budgets = jnp.array([16, 30, 100, 128, 256])
-    draw = functools.partial(with_budget, shape=(16, 16), largest=1.0)
+    draw = functools.partial(with_budget, shape=(16, 16), segment=64)
     batch = jax.vmap(lambda key, budget: draw(key, budget=budget))(
         jax.random.split(KEY, 5), budgets
     )

@@ -1,0 +1,186 @@
+"""Drawing the layers of a network: kernel and mask of one geometry."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax import _checks, _selection, sao, sparse_orthogonal
+from eoi_jax._delta import delta_orthogonal
+from eoi_jax._layers import Counts, Geometry, Kernel
+from eoi_jax.givens import AngleLaw
+from eoi_jax.typing import Array, Layout
+
+__all__ = ["blocks", "exact", "sao_layer"]
+
+
+def exact(
+    key: Array,
+    leaves: Sequence[Any],
+    kernels: Sequence[Kernel | None],
+    budgets: Sequence[Any],
+    *,
+    scale: Any,
+    center_density: float | None,
+    all_taps: bool,
+    angles: AngleLaw,
+    permute: bool,
+) -> tuple[list[Any], list[Any]]:
+    """Draw all kernels of a tree and their masks; other leaves stay as they are."""
+    new_leaves, new_masks = list(leaves), [jnp.array(True) for _ in leaves]
+    # Layers of one geometry are drawn together: one program each is compiled.
+    alike: dict[Any, list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        if kernel is not None:
+            wide = _checks.wide(leaves[index].dtype)
+            alike.setdefault((kernel.geometry, wide), []).append(index)
+    for (geometry, wide), indices in alike.items():
+        budget = np.concatenate([budgets[index] for index in indices])
+        keys = [jax.random.split(jax.random.fold_in(key, i), len(budgets[i])) for i in indices]
+        centers = _center_counts(geometry, budget, center_density, all_taps)
+        drawn = _draw_layers(
+            jnp.concatenate(keys),
+            jnp.asarray(budget, jnp.int32),
+            jnp.asarray(centers, jnp.int32),
+            scale,
+            geometry=geometry,
+            segment=_segment(geometry, centers),
+            dtype=wide,
+            angles=angles,
+            permute=permute,
+            all_taps=all_taps,
+        )
+        ends = np.cumsum([len(budgets[index]) for index in indices])[:-1]
+        for i, own, mask in zip(indices, *(jnp.split(part, ends) for part in drawn), strict=True):
+            new_leaves[i] = own.reshape(leaves[i].shape).astype(leaves[i].dtype)
+            new_masks[i] = mask.reshape(leaves[i].shape)
+    return new_leaves, new_masks
+
+
+def blocks(leaf: Array, layout: Layout) -> tuple[Array, Callable[[Array], Array]]:
+    """Put the matrices of a kernel in one stack ``(matrices, rows, columns)``, and undo it."""
+    axes, groups = layout.batch_axes, layout.groups
+    layers, outputs = math.prod(leaf.shape[:axes]), leaf.shape[-1]
+    grouped = jnp.reshape(leaf, (layers, -1, groups, outputs // groups))
+    stacked = jnp.moveaxis(grouped, 2, 1).reshape(layers * groups, -1, outputs // groups)
+
+    def back(blocks: Array) -> Array:
+        split = blocks.reshape(layers, groups, -1, outputs // groups)
+        return jnp.moveaxis(split, 1, 2).reshape(leaf.shape)
+
+    return stacked, back
+
+
+def _center_counts(
+    geometry: Geometry, budget: Counts, center_density: float | None, all_taps: bool
+) -> Counts:
+    """Count the non-zeros that each matrix at the center tap of each layer may have."""
+    size = geometry.inputs * geometry.outputs
+    counts = budget // (geometry.groups * (geometry.num_taps if all_taps else 1))
+    if geometry.num_taps > 1 and not all_taps:
+        density = budget / geometry.size
+        rule = np.minimum(np.minimum(density * geometry.num_taps, np.sqrt(density)), 1.0)
+        own = rule if center_density is None else np.full_like(density, center_density)
+        counts = np.minimum(counts, np.floor(own * size + 0.5).astype(np.int64))
+    return np.clip(counts, geometry.minimum // geometry.groups, size)
+
+
+def _segment(geometry: Geometry, centers: Counts) -> int:
+    size = max(geometry.inputs, geometry.outputs)
+    density = int(centers.max(initial=1)) / (geometry.inputs * geometry.outputs)
+    return sparse_orthogonal.segment_length(size, max(density, 1 / size))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("geometry", "segment", "dtype", "angles", "permute", "all_taps")
+)
+def _draw_layers(
+    keys: Array,
+    budgets: Array,
+    centers: Array,
+    scale: Any,
+    *,
+    geometry: Geometry,
+    segment: int,
+    dtype: Any,
+    angles: AngleLaw,
+    permute: bool,
+    all_taps: bool,
+) -> tuple[Array, Array]:
+    """Draw kernels and masks of layers of one geometry."""
+    taps, inputs, outputs, groups = geometry
+    layers = len(budgets)
+    for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(keys)
+    for_weights = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
+
+    def draw(key: Array, count: Array) -> Array:
+        return sparse_orthogonal.with_budget(
+            key,
+            (inputs, outputs),
+            count,
+            segment=segment,
+            scale=scale,
+            dtype=dtype,
+            angles=angles,
+            permute=permute,
+        )
+
+    # One batch of all groups of all layers: a batch of batches would be traced many times over.
+    flat = for_weights.reshape(layers * groups, *for_weights.shape[2:])
+    matrices = jax.vmap(draw)(flat, jnp.repeat(centers, groups))
+    matrices = matrices.reshape(layers, groups, inputs, outputs)
+    tap = jnp.moveaxis(matrices, 1, 2).reshape(layers, inputs, groups * outputs)
+    center = tuple((size - 1) // 2 for size in taps)
+    kernels = jnp.zeros((layers, *geometry.shape), dtype).at[:, *center].set(tap)
+    # The support of what is drawn: a cast to fewer bits may round entries to zero.
+    spread = tap.reshape(layers, *(1 for _ in taps), inputs, groups * outputs)
+    support = jnp.broadcast_to(spread != 0, kernels.shape) if all_taps else kernels != 0
+    masks = _selection.unmask_rows(for_masks, support.reshape(layers, -1), budgets)
+    return kernels, masks.reshape(kernels.shape)
+
+
+def sao_layer(
+    geometry: Geometry,
+    density: Any,
+    form: Literal["tanh", "relu"],
+    scale: Any,
+    dtype: Any,
+    name: str,
+) -> Callable[[Array], tuple[Array, Array]]:
+    """Return ``key -> (kernel, mask)`` of one layer."""
+    taps, inputs, outputs, groups = geometry
+    everything = jnp.ones(geometry.shape, bool)
+    if inputs != outputs or groups > 1:
+        init = (
+            delta_orthogonal(scale=scale, feature_group_count=groups)
+            if taps
+            else jax.nn.initializers.orthogonal(scale)
+        )
+        return lambda key: (init(key, geometry.shape, dtype), everything)
+    if np.ndim(density) and not _checks.is_traced(density):
+        if np.unique(density).size > 1:
+            raise ValueError(
+                f"densities[{name}] differ within the stack, outside one density for all its "
+                "layers. The degree is a shape: give one number."
+            )
+        density = np.unique(density)[0]
+    try:
+        degree = sao.degree(inputs, density, form=form)
+    except ValueError as error:
+        raise ValueError(f"densities[{name}] does not suit the method: {error}") from None
+    center = tuple((size - 1) // 2 for size in taps)
+
+    def draw(key: Array) -> tuple[Array, Array]:
+        matrix = sao.orthogonal(
+            key, inputs, degree, form=form, scale=scale, dtype=_checks.wide(dtype)
+        )
+        kernel = jnp.zeros(geometry.shape, dtype).at[center].set(matrix.astype(dtype))
+        return kernel, jnp.broadcast_to(matrix != 0, geometry.shape)
+
+    return draw

@@ -1,0 +1,160 @@
+"""The layers of a parameter tree: what shape each has, and how many of its weights it may keep."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from eoi_jax import _checks, _selection
+from eoi_jax.typing import Densities, LayoutOf, Params
+
+__all__ = ["Counts", "Geometry", "Kernel", "feasible", "kernels", "read"]
+
+Counts: TypeAlias = NDArray[np.int64]
+
+
+class Geometry(NamedTuple):
+    """The axes of one layer: ``groups`` matrices of ``inputs x outputs`` at each of its taps."""
+
+    taps: tuple[int, ...]
+    inputs: int
+    outputs: int
+    groups: int
+
+    @property
+    def num_taps(self) -> int:
+        """How many positions the window of a convolution has; 1 for a linear layer."""
+        return math.prod(self.taps)
+
+    @property
+    def size(self) -> int:
+        """How many weights the layer has."""
+        return self.num_taps * self.inputs * self.outputs * self.groups
+
+    @property
+    def minimum(self) -> int:
+        """How many non-zeros orthogonal matrices at one tap take."""
+        return self.groups * min(self.inputs, self.outputs)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the layer's kernel."""
+        return (*self.taps, self.inputs, self.outputs * self.groups)
+
+
+class Kernel(NamedTuple):
+    """One kernel of a tree: a layer, or a stack of layers of one geometry."""
+
+    name: str
+    geometry: Geometry
+    budgets: Counts  # one for each layer of the stack
+
+
+def kernels(
+    params: Params, densities: Densities, selected: Any, layout: LayoutOf | None
+) -> list[Kernel | None]:
+    """Read the kernels of a tree and their budgets; None for leaves that stay dense."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+    checked = _checks.densities(densities, params, name="densities", tree_name="params")
+    rows = zip(paths_and_leaves, checked, jax.tree.leaves(selected), strict=True)
+    found: list[Kernel | None] = []
+    for (path, leaf), density, is_kernel in rows:
+        if not is_kernel or leaf.size == 0:
+            found.append(None)
+            continue
+        name = _checks.path_name(path)
+        stack, geometry = read(path, leaf, layout)
+        found.append(Kernel(name, geometry, _budgets(density, stack, geometry.size, name)))
+    return found
+
+
+def read(path: Any, leaf: Any, layout: LayoutOf | None) -> tuple[tuple[int, ...], Geometry]:
+    """Read the shape of a kernel: the axes that stack its layers, and the geometry of a layer."""
+    own = _checks.layout(layout, path, leaf)
+    stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
+    return stack, _geometry(shape, own.groups, _checks.path_name(path))
+
+
+def feasible(found: list[Kernel | None], minimum: Any, *, redistribute: bool) -> list[Any]:
+    """Return budgets of at least ``minimum(geometry)`` for every layer, with the same sum."""
+    present = [kernel for kernel in found if kernel is not None]
+    needs = [np.full_like(kernel.budgets, minimum(kernel.geometry)) for kernel in present]
+    budget = np.concatenate([np.zeros(0, np.int64), *(kernel.budgets for kernel in present)])
+    need = np.concatenate([np.zeros(0, np.int64), *needs])
+    short = budget < need
+    if short.any() and not redistribute:
+        raise ValueError(_shortage(present, short, need))
+    room = np.maximum(budget - need, 0)
+    excess = int((need - budget)[short].sum())
+    if excess > room.sum():
+        sizes = sum(kernel.geometry.size * len(kernel.budgets) for kernel in present)
+        raise ValueError(
+            f"densities leave {budget.sum()} of {sizes} weights, outside [{need.sum()}, {sizes}]: "
+            "orthogonal matrices need more non-zeros in all the layers together. Raise the density "
+            f"to at least {need.sum() / sizes:.6g}."
+        )
+    if excess:
+        given = _selection.round_to_total(excess * (room / room.sum()), room, excess)
+        budget = np.where(short, need, budget - given)
+    parts = iter(np.split(budget, np.cumsum([len(kernel.budgets) for kernel in present])))
+    return [None if kernel is None else next(parts) for kernel in found]
+
+
+def _geometry(shape: tuple[int, ...], groups: int, name: str) -> Geometry:
+    if len(shape) < 2:
+        raise ValueError(
+            f"layout({name}) leaves axes {shape} to a layer, outside (*taps, inputs, outputs). "
+            "Count fewer batch_axes."
+        )
+    *taps, inputs, outputs = shape
+    if outputs % groups:
+        raise ValueError(
+            f"layout({name}).groups={groups} is outside the divisors of {outputs} outputs. "
+            "Every group has the same number of outputs."
+        )
+    return Geometry(tuple(taps), inputs, outputs // groups, groups)
+
+
+def _budgets(density: Any, stack: tuple[int, ...], size: int, name: str) -> Counts:
+    """Return the budget of each layer of a stack."""
+    if _checks.is_traced(density):
+        remedy = "Budgets are computed on the host: compute the densities outside of jit."
+        raise _checks.fail(f"densities[{name}]", density, "is being traced", remedy)
+    if np.ndim(density) and np.shape(density) != stack:
+        raise ValueError(
+            f"densities[{name}] has shape {np.shape(density)}, outside {{(), {stack}}}, the axes "
+            "that stack layers. Say with layout= which kernels are stacks."
+        )
+    layers = math.prod(stack)
+    if np.ndim(density):
+        return np.asarray(_selection.budget(density, size), np.int64).reshape(layers)
+    total = int(_selection.budget(density, layers * size))
+    share = np.full(layers, total // layers, np.int64)
+    share[: total % layers] += 1
+    return share
+
+
+def _shortage(present: list[Kernel], short: Any, need: Any) -> str:
+    """Say which layers have too small a budget."""
+    lines = []
+    index = 0
+    for kernel in present:
+        for layer, budget in enumerate(kernel.budgets):
+            if short[index]:
+                where = f"[{layer}]" if len(kernel.budgets) > 1 else ""
+                lines.append(
+                    f"{kernel.name}{where}: {budget} of {kernel.geometry.size} weights, "
+                    f"needs {need[index]}"
+                )
+            index += 1
+    more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+    listed = "\n  ".join(lines[:20])
+    return (
+        f"densities are outside what orthogonal matrices need in {len(lines)} layers:\n  {listed}"
+        f'{more}\nRaise the density, give these layers more, or pass infeasible="redistribute" to '
+        "take what they need from the other layers."
+    )

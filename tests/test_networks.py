@@ -1,0 +1,363 @@
+"""Whole networks: exact counts, exact orthogonality, and nothing else changed."""
+
+import math
+
+import chex
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eoi_jax import budgets, criteria, masks, networks, sao
+from eoi_jax.optim import static_sparse
+from eoi_jax.typing import Layout
+from experiments import models
+
+KEY = jax.random.key(3)
+PARAMS = {
+    "conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.ones(8)},
+    "depthwise": {"kernel": jnp.zeros((3, 3, 1, 6))},
+    "linear": {"kernel": jnp.zeros((12, 20)), "bias": jnp.ones(20)},
+    "stack": {"kernel": jnp.zeros((3, 8, 8)), "scale": jnp.ones((3, 8))},
+}
+LAYERS = 6  # of the four kernels
+SIZE = 288 + 54 + 240 + 192
+NEED = 4 + 6 + 12 + 3 * 8
+
+
+def layout(path, leaf):
+    name = path[0].key
+    return Layout(batch_axes=1 if name == "stack" else 0, groups=6 if name == "depthwise" else 1)
+
+
+def start(densities, key=KEY, params=PARAMS, **options):
+    return networks.exact_orthogonal(key, params, densities, layout=layout, **options)
+
+
+def count(mask):
+    return sum(int(leaf.sum()) for leaf in jax.tree.leaves(mask) if leaf.ndim)
+
+
+def gram_error(matrix, scale=1.0):
+    """max |W Wᵀ / scale² − I| over the smaller side, in float64."""
+    w = np.asarray(matrix, np.float64) / scale
+    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    return np.abs(gram - np.eye(len(gram))).max()
+
+
+def matrices(params):
+    """All the matrices that should be orthogonal."""
+    yield params["conv"]["kernel"][1, 1]
+    for channel in range(6):
+        yield params["depthwise"]["kernel"][1, 1, :, channel : channel + 1]
+    yield params["linear"]["kernel"]
+    yield from params["stack"]["kernel"]
+
+
+@settings(max_examples=12)
+@given(count=st.integers(NEED, SIZE), seed=st.integers(0, 2**31 - 1))
+def test_the_count_is_exact_and_every_layer_orthogonal(count, seed):
+    densities = budgets.erdos_renyi_kernel(PARAMS, count / SIZE, layout=layout)
+    drawn = start(densities, jax.random.key(seed), infeasible="redistribute")
+    assert sum(int(m.sum()) for m in jax.tree.leaves(drawn.mask) if m.ndim) == count
+    assert max(gram_error(matrix) for matrix in matrices(drawn.params)) < 1e-5
+    off = masks.apply(jax.tree.map(lambda m: ~m if m.ndim else m, drawn.mask), drawn.params)
+    assert not any(np.any(leaf["kernel"]) for leaf in off.values())
+
+
+def test_feasible_layers_get_their_budget_and_matrices_stay_just_below():
+    densities = budgets.uniform(PARAMS, 0.3, layout=layout)
+    drawn = start(densities)
+    chex.assert_trees_all_equal(
+        masks.densities(drawn.mask, layout=layout), jax.tree.map(jnp.float32, densities)
+    )
+    linear = drawn.params["linear"]["kernel"]
+    budget = int(drawn.mask["linear"]["kernel"].sum())
+    assert budget == 72
+    assert budget - 12 < np.count_nonzero(linear) <= budget
+    for layer, mask in zip(*(t["stack"]["kernel"] for t in drawn), strict=True):
+        assert mask.sum() - 8 < np.count_nonzero(layer) <= mask.sum()
+
+
+def test_only_kernels_change():
+    drawn = start(0.3)
+    chex.assert_trees_all_equal_shapes_and_dtypes(drawn.params, PARAMS)
+    chex.assert_trees_all_equal_structs(drawn.mask, PARAMS)
+    for name, leaf in (("conv", "bias"), ("linear", "bias"), ("stack", "scale")):
+        assert drawn.params[name][leaf] is PARAMS[name][leaf]
+        assert drawn.mask[name][leaf].shape == ()
+
+
+def test_convolutions_live_on_their_center_tap():
+    params = {"kernel": jnp.zeros((3, 5, 16, 16))}
+    for density, center in ((0.02, None), (0.3, None), (0.3, 0.2)):
+        drawn = networks.exact_orthogonal(KEY, params, density, center_density=center)
+        kernel = np.array(drawn.params["kernel"])
+        tap = kernel[1, 2].copy()
+        kernel[1, 2] = 0
+        assert not kernel.any()
+        expected = min(density * 15, math.sqrt(density), 1.0) if center is None else center
+        assert expected - 1 / 16 < np.count_nonzero(tap) / 256 <= expected + 0.5 / 256
+        assert int(drawn.mask["kernel"].sum()) == round(density * 15 * 256)
+        assert gram_error(tap) < 1e-5
+        outside = np.array(drawn.mask["kernel"])
+        outside[1, 2] = False
+        assert outside.any()
+
+
+def test_eis_unmasks_all_taps_of_the_connections():
+    params = {
+        "conv": {"kernel": jnp.zeros((3, 3, 16, 32))},
+        "linear": {"kernel": jnp.zeros((8, 8))},
+    }
+    drawn = networks.exact_orthogonal(KEY, params, 0.2, form="eis")
+    mask, kernel = drawn.mask["conv"]["kernel"], drawn.params["conv"]["kernel"]
+    connected = np.array(kernel[1, 1] != 0)
+    assert np.asarray(mask)[:, :, connected].all()
+    assert mask.sum() == round(0.2 * 9 * 16 * 32)
+    # What is left is less than one more rotation would have taken.
+    assert mask.sum() - 9 * connected.sum() < 9 * 16 + 9
+    assert gram_error(kernel[1, 1]) < 1e-5
+    assert drawn.mask["linear"]["kernel"].sum() == round(0.2 * 64)
+
+
+def test_scale_and_narrow_dtypes():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    drawn = start(0.3, params=params, scale=1.5)
+    chex.assert_trees_all_equal_dtypes(drawn.params, params)
+    for matrix in matrices(drawn.params):
+        assert gram_error(np.asarray(matrix, np.float64), 1.5) < 0.03
+    wide = start(0.3, scale=1.5)
+    assert max(gram_error(matrix, 1.5) for matrix in matrices(wide.params)) < 1e-5
+    chex.assert_trees_all_equal(drawn.mask, wide.mask)
+
+
+def test_keys_jit_and_vmap():
+    params = {name: PARAMS[name] for name in ("depthwise", "stack")}
+    draw = jax.jit(lambda key: start(0.3, key, params))
+    drawn = draw(KEY)
+    eager = start(0.3, params=params)
+    chex.assert_trees_all_equal(eager.mask, drawn.mask)
+    chex.assert_trees_all_close(eager.params, drawn.params, atol=1e-6)
+    keys = jax.random.split(KEY, 2)
+    batch = jax.jit(jax.vmap(draw))(keys)
+    for index, key in enumerate(keys):
+        one = jax.tree.map(lambda x, i=index: x[i], batch.mask)
+        chex.assert_trees_all_equal(one, draw(key).mask)
+    for name in params:
+        assert (batch.mask[name]["kernel"][0] != batch.mask[name]["kernel"][1]).any(), name
+    layers = drawn.params["stack"]["kernel"]
+    assert (layers[0] != layers[1]).any()
+
+
+def test_infeasible_budgets_are_listed():
+    with pytest.raises(ValueError, match="orthogonal matrices need in 4 layers") as error:
+        start(0.1)
+    message = str(error.value)
+    assert "depthwise/kernel: 5 of 54 weights, needs 6" in message
+    assert "stack/kernel[2]: 6 of 64 weights, needs 8" in message
+    assert 'infeasible="redistribute"' in message
+
+
+def test_redistribution_takes_in_proportion_to_what_is_to_spare():
+    densities = {
+        "conv": {"kernel": 104 / 288, "bias": 1.0},
+        "depthwise": {"kernel": 0.0},
+        "linear": {"kernel": 62 / 240, "bias": 1.0},
+        "stack": {"kernel": np.array([8, 8, 7]) / 64, "scale": 1.0},
+    }
+    drawn = start(densities, infeasible="redistribute")
+    found = jax.tree.map(lambda leaf: int(leaf.sum()), drawn.mask)
+    assert found["depthwise"]["kernel"] == 6
+    assert drawn.mask["stack"]["kernel"].sum((1, 2)).tolist() == [8, 8, 8]
+    # 7 weights: the convolution has 100 to spare and the linear layer 50.
+    assert found["conv"]["kernel"] == 104 - 5
+    assert found["linear"]["kernel"] == 62 - 2
+
+
+def test_what_no_redistribution_can_do_is_refused():
+    with pytest.raises(ValueError, match=rf"outside \[{NEED}, {SIZE}\].*at least 0.0594"):
+        start(0.02, infeasible="redistribute")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"infeasible": "shrug"}, "infeasible='shrug' is outside"),
+        ({"form": "eos"}, "form='eos' is outside"),
+        ({"center_density": 2.0}, "center_density=2.0 is outside"),
+        ({"scale": math.inf}, "scale=inf is outside"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        start(0.3, **options)
+
+
+def test_densities_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"densities=1\.5 is outside"):
+        start(1.5)
+    with pytest.raises(ValueError, match="Say with layout="):
+        networks.exact_orthogonal(
+            KEY, {"kernel": jnp.zeros((3, 8, 8))}, {"kernel": np.full(3, 0.5)}
+        )
+    with pytest.raises(ValueError, match="is being traced"):
+        jax.jit(lambda density: start(density))(0.3)
+    with pytest.raises(ValueError, match="groups=5 is outside the divisors of 8"):
+        networks.exact_orthogonal(
+            KEY, {"kernel": jnp.zeros((3, 8))}, 0.5, layout=lambda path, leaf: Layout(groups=5)
+        )
+
+
+def test_the_densities_of_any_method():
+    model = models.Mlp(depth=5, width=16, num_classes=10)
+    images = jax.random.normal(KEY, (8, 4, 4, 1))
+    params = model.init(KEY, images)
+
+    def stacked(path, leaf):
+        return Layout(batch_axes=1 if "hidden" in jax.tree_util.keystr(path) else 0)
+
+    def loss_fn(params):
+        labels = jnp.arange(8)
+        logits = model.apply(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    scored = masks.top_k(criteria.snip(loss_fn, params), 0.3)
+    densities = masks.densities(scored, layout=stacked)
+    assert densities["params"]["hidden"]["linear"]["kernel"].shape == (3,)
+    drawn = networks.exact_orthogonal(KEY, params, densities, layout=stacked)
+    assert count(drawn.mask) == count(scored)
+    chex.assert_trees_all_equal(masks.densities(drawn.mask, layout=stacked), densities)
+    base = networks.masked(params, scored)
+    chex.assert_trees_all_equal(base.params, masks.apply(scored, params))
+
+
+def test_trees_of_nnx_and_equinox():
+    state = nnx.state(nnx.Linear(12, 20, rngs=nnx.Rngs(0)), nnx.Param)
+    drawn = networks.exact_orthogonal(KEY, state, 0.25)
+    assert isinstance(drawn.mask, nnx.State)
+    assert gram_error(drawn.params["kernel"][...]) < 1e-5
+    arrays = eqx.filter(eqx.nn.MLP(12, 4, 16, 1, key=KEY), eqx.is_inexact_array)
+    drawn = networks.exact_orthogonal(KEY, arrays, 0.25)
+    assert [int(layer.weight.sum()) for layer in drawn.mask.layers] == [48, 16]
+    assert max(gram_error(layer.weight) for layer in drawn.params.layers) < 1e-5
+
+
+def test_redraw_draws_each_layer_of_a_stack_by_itself():
+    drawn = networks.redraw(KEY, PARAMS, nn.initializers.orthogonal(), layout=layout)
+    chex.assert_trees_all_equal_shapes_and_dtypes(drawn, PARAMS)
+    layers = drawn["stack"]["kernel"]
+    assert max(gram_error(layer) for layer in layers) < 1e-5
+    assert (layers[0] != layers[1]).any()
+    assert drawn["conv"]["bias"] is PARAMS["conv"]["bias"]
+    again = networks.redraw(KEY, PARAMS, nn.initializers.orthogonal(), layout=layout)
+    chex.assert_trees_all_equal(again, drawn)
+
+
+def test_approximate_isometry_of_a_network_is_that_of_each_matrix():
+    params = networks.redraw(KEY, PARAMS, nn.initializers.lecun_normal(), layout=layout)
+    mask = masks.random(KEY, params, 0.7)
+    solved = networks.approximate_isometry(params, mask, num_steps=200, layout=layout)
+    chex.assert_trees_all_equal_shapes_and_dtypes(solved.params, params)
+    chex.assert_trees_all_equal(masks.apply(mask, solved.params), solved.params)
+    start = networks.masked(params, mask)
+
+    def errors(tree):
+        yield gram_error(tree["linear"]["kernel"])
+        yield from (gram_error(layer) for layer in tree["stack"]["kernel"])
+        yield gram_error(np.reshape(tree["conv"]["kernel"], (36, 8)))
+
+    for before, after in zip(errors(start.params), errors(solved.params), strict=True):
+        assert after < 0.7 * before
+    alone = networks.approximate_isometry(
+        {"kernel": params["stack"]["kernel"][1]},
+        {"kernel": mask["stack"]["kernel"][1]},
+        num_steps=200,
+    )
+    np.testing.assert_allclose(
+        alone.params["kernel"], solved.params["stack"]["kernel"][1], atol=1e-5
+    )
+    # Each channel of a depthwise kernel is a matrix of one column, its norm within a step of 1:
+    # the gradient of |x^2 - 1| has the length 2 x however near the end is.
+    norms = np.linalg.norm(solved.params["depthwise"]["kernel"].reshape(9, 6), axis=0)
+    np.testing.assert_allclose(norms, 1, atol=0.1 * 2 * 1.2)
+
+
+def test_sparsity_aware_orthogonal_networks():
+    params = {
+        "first": {"kernel": jnp.zeros((3, 3, 3, 16)), "bias": jnp.ones(16)},
+        "conv": {"kernel": jnp.zeros((3, 3, 16, 16))},
+        "linear": {"kernel": jnp.zeros((16, 16), jnp.bfloat16)},
+        "last": {"kernel": jnp.zeros((16, 10))},
+    }
+    drawn = networks.sparsity_aware_orthogonal(KEY, params, 0.25)
+    chex.assert_trees_all_equal_shapes_and_dtypes(drawn.params, params)
+    assert drawn.mask["first"]["kernel"].all()
+    assert drawn.mask["last"]["kernel"].all()
+    assert gram_error(drawn.params["last"]["kernel"]) < 1e-5
+    assert gram_error(drawn.params["first"]["kernel"][1, 1]) < 1e-5
+    assert gram_error(drawn.params["conv"]["kernel"][1, 1]) < 1e-5
+    connected = drawn.mask["conv"]["kernel"][0, 0]
+    assert (drawn.mask["conv"]["kernel"] == connected).all()
+    assert (connected.sum(0) == 4).all()
+    assert (connected.sum(1) == 4).all()
+    np.testing.assert_array_equal(connected, drawn.params["conv"]["kernel"][1, 1] != 0)
+    assert (drawn.mask["linear"]["kernel"].sum(0) == 4).all()
+    relu = networks.sparsity_aware_orthogonal(KEY, params, 0.25, form="relu")
+    assert (relu.mask["linear"]["kernel"].sum(0) == 4).all()
+    with pytest.raises(ValueError, match=r"densities\[conv/kernel\] does not suit.*nearest"):
+        networks.sparsity_aware_orthogonal(KEY, params, 0.1)
+    stack = {"kernel": jnp.zeros((3, 16, 16))}
+    one = networks.sparsity_aware_orthogonal(
+        KEY, stack, 0.25, layout=lambda path, leaf: Layout(batch_axes=1)
+    )
+    assert (one.mask["kernel"].sum(1) == sao.degree(16, 0.25)).all()
+    assert (one.mask["kernel"][0] != one.mask["kernel"][1]).any()
+
+
+def test_a_deep_sparse_network_learns_from_eoi_and_not_from_a_masked_start():
+    """80 tanh layers at density 1/8 on noise with labels: from chance to memorized, or never."""
+    model = models.Mlp(depth=80, width=64, num_classes=4)
+    x = jax.random.normal(jax.random.key(0), (64, 4, 4, 1)) / 4
+    y = jnp.arange(64) % 4
+
+    def stacked(path, leaf):
+        return Layout(batch_axes=1 if "hidden" in jax.tree_util.keystr(path) else 0)
+
+    dense = model.init(KEY, x)
+    densities = budgets.uniform(dense, 0.125, layout=stacked)
+    starts = {
+        "eoi": networks.exact_orthogonal(KEY, dense, densities, scale=1.02, layout=stacked),
+        "masked": networks.masked(
+            networks.redraw(KEY, dense, nn.initializers.orthogonal(1.02), layout=stacked),
+            masks.random(KEY, dense, densities),
+        ),
+    }
+    assert count(starts["eoi"].mask) == count(starts["masked"].mask)
+
+    def loss_fn(params):
+        logits = model.apply(params, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    @jax.jit
+    def train(params, mask):
+        tx = static_sparse(optax.adam(1e-3), mask)
+
+        def step(carry, _):
+            params, state = carry
+            loss, grads = jax.value_and_grad(loss_fn)(params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        return jax.lax.scan(step, (params, tx.init(params)), None, length=60)[1]
+
+    losses = {name: train(*pair) for name, pair in starts.items()}
+    chance = math.log(4)
+    assert losses["eoi"][-1] < 0.5 * chance
+    assert losses["masked"].min() > 0.9 * chance
