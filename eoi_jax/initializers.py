@@ -13,12 +13,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks, givens
+from eoi_jax import _checks, givens, sao
+from eoi_jax._delta import at_center, conv_orthogonal, delta_orthogonal
 from eoi_jax.givens import AngleLaw
+from eoi_jax.sao import Form
 from eoi_jax.sparse_orthogonal import orthogonal
 from eoi_jax.typing import Array, DType, Initializer, Shape
 
-__all__ = ["conv", "dense"]
+__all__ = ["conv", "conv_orthogonal", "delta_orthogonal", "dense", "sao_conv", "sao_dense"]
 
 
 def dense(
@@ -186,6 +188,126 @@ def conv(
         center = tuple(size // 2 if transposed else (size - 1) // 2 for size in spatial)
         tap = jnp.moveaxis(matrices, 0, 1).reshape(inputs, outputs)
         return _shard(jnp.zeros(shape, dtype).at[center].set(tap), out_sharding)
+
+    return init
+
+
+def sao_dense(
+    density: float,
+    *,
+    form: Form = "tanh",
+    scale: float | Array = 1.0,
+    dtype: DType = jnp.float32,
+) -> Initializer:
+    r"""Block-sparse orthogonal kernels for square dense layers: the SAO baseline.
+
+    Every row and column of the ``(n, n)`` kernel has the same number :math:`d` of non-zeros, its
+    degree, and ``density`` is :math:`d/n`; see :func:`eoi_jax.sao.orthogonal` for the law.
+
+    Args:
+        density: degree divided by width, static: the degree divides the width and is at least 2,
+            or even and at least 4 for ``form="relu"``; see :func:`eoi_jax.sao.degree`.
+        form: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
+        scale: factor of the kernel; may be traced.
+        dtype: the dtype if ``init`` is called without one.
+
+    Returns:
+        ``init(key, shape, dtype=dtype, out_sharding=None)``; all axes of ``shape`` but the last
+        together are the inputs.
+
+    Raises:
+        ValueError: here for a density outside (0, 1] or traced, an unknown form, or a bad ``scale``
+            or ``dtype``; from ``init`` for a kernel that is not square, which the method leaves
+            dense, or a density that its width cannot have (the nearest feasible ones are named).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import eoi_jax as eoi
+        >>> layer = nn.Dense(128, kernel_init=eoi.initializers.sao_dense(density=0.125))
+        >>> kernel = layer.init(jax.random.key(0), jnp.ones((1, 128)))["params"]["kernel"]
+        >>> sorted(set((kernel != 0).sum(axis=0).tolist() + (kernel != 0).sum(axis=1).tolist()))
+        [16]
+
+    Reference:
+        Esguerra et al., *Sparsity-Aware Orthogonal Initialization of Deep Neural Networks* (IEEE
+        Access 2023).
+    """
+    density, form = sao.check_density(density), sao.check_form(form)
+    _checks.finite_scalar(scale, "scale")
+    default = _checks.float_dtype(dtype)
+
+    def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
+        shape = _checks.shape(shape)
+        dtype = default if dtype is None else dtype
+        inputs, outputs = math.prod(shape[:-1]), shape[-1]
+        matrix = sao.kernel_matrix(key, inputs, outputs, density, form, scale, dtype)
+        return _shard(matrix.reshape(shape), out_sharding)
+
+    return init
+
+
+def sao_conv(
+    density: float,
+    *,
+    form: Form = "tanh",
+    scale: float | Array = 1.0,
+    transposed: bool = False,
+    dtype: DType = jnp.float32,
+) -> Initializer:
+    r"""Block-sparse orthogonal kernels for convolutions that keep the width: the SAO baseline.
+
+    The kernel is zero everywhere but at its center tap, which holds a matrix of
+    :func:`eoi_jax.sao.orthogonal`. A connection of the method is a pair of channels, so all taps
+    of a pair whose center is nonzero may learn: the mask is larger than the kernel's support, and
+    ``density`` is that of the mask and of the center tap, degree divided by width, while the
+    kernel has ``density / taps`` non-zeros.
+
+    Args:
+        density: fraction of channel pairs that are connected, degree divided by width, static: the
+            degree divides the width and is at least 2, or even and at least 4 for ``form="relu"``.
+        form: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
+        scale: factor of the kernel; may be traced.
+        transposed: whether the kernel is for a transposed convolution, as in :func:`conv`.
+        dtype: the dtype if ``init`` is called without one.
+
+    Returns:
+        ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
+        ``(*spatial, width, width)``.
+
+    Raises:
+        ValueError: here for a density outside (0, 1] or traced, an unknown form, or a bad ``scale``
+            or ``dtype``; from ``init`` for a shape with fewer than three axes or other inputs than
+            outputs (the first convolution of a network, or one in groups), which the method leaves
+            dense, or a density that the width cannot have.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import eoi_jax as eoi
+        >>> init = eoi.initializers.sao_conv(density=0.125)
+        >>> layer = nn.Conv(64, (3, 3), padding="CIRCULAR", kernel_init=init)
+        >>> x = jax.random.normal(jax.random.key(1), (1, 8, 8, 64))
+        >>> y, variables = layer.init_with_output(jax.random.key(0), x)
+        >>> bool(jnp.allclose(jnp.linalg.norm(y), jnp.linalg.norm(x), rtol=1e-5))
+        True
+        >>> connected = variables["params"]["kernel"].any(axis=(0, 1))
+        >>> float(connected.mean())
+        0.125
+
+    Reference:
+        Esguerra et al. (IEEE Access 2023).
+    """
+    density, form = sao.check_density(density), sao.check_form(form)
+    _checks.finite_scalar(scale, "scale")
+    default = _checks.float_dtype(dtype)
+
+    def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
+        shape = _checks.shape(shape, min_ndim=3)
+        dtype = default if dtype is None else dtype
+        inputs, outputs = shape[-2:]
+        tap = sao.kernel_matrix(key, inputs, outputs, density, form, scale, dtype)
+        return _shard(at_center(tap, shape, transposed=transposed), out_sharding)
 
     return init
 
