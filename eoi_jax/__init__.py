@@ -7,59 +7,90 @@ usual sparse starts do not.
 ======================================= ============================================================
 ``dense``, ``conv``                     initializers for Flax or anything that takes those of JAX
 ``orthogonal``                          one sparse, exactly orthogonal matrix
+``exact_orthogonal``                    mask and weights of a whole network, exactly orthogonal
+``masked``, ``approximate_isometry``,   the other starts: a dense start masked, AI, SAO; they all
+``sparsity_aware_orthogonal``           return a ``SparseInit`` of parameters and mask
 ``static_sparse``, ``mask_updates``     optax: weights off the mask stay exactly zero
+``sparse_evolutionary_training``,       optax: masks that change while the network trains, SET and
+``rigl``                                RigL
 ``masks``                               mask pytrees: support, random, top_k, fill, apply, densities
 ``budgets``                             one density shared among layers: uniform, ER, ERK
 ``criteria``                            scores to prune by: magnitude, SNIP, GraSP, SynFlow
 ``spectrum``                            Jacobians and their singular values
 ``theory``                              density and number of rotations, one from the other
 ``givens``, ``rotation``                sequences of Givens rotations, and applying them
-``initializers``, ``optim``,            the modules of the functions above
+``isometry``, ``sao``                   one matrix with AI, one with SAO
+``initializers``, ``networks``,         the modules of the functions above
+``optim``, ``dynamic``,
 ``sparse_orthogonal``
 ``typing``                              the types of the signatures
 ======================================= ============================================================
 
 A module imports only from lower floors::
 
-    4  initializers
-    3  sparse_orthogonal
-    2  rotation  optim  budgets  criteria
-    1  givens  theory  masks  spectrum  (_flow  _pruning)
-    0  typing  (_checks  _schedule  _selection)
+    5  networks
+    4  initializers  (_drawing)
+    3  sparse_orthogonal  sao  dynamic
+    2  rotation  optim  budgets  criteria  (_delta)
+    1  givens  theory  masks  isometry  spectrum  (_flow  _layers  _pruning)
+    0  typing  (_checks  _loops  _schedule  _selection  _tree_checks)
 """
 
 from eoi_jax import (
     budgets,
     criteria,
+    dynamic,
     givens,
     initializers,
+    isometry,
     masks,
+    networks,
     optim,
     rotation,
+    sao,
     sparse_orthogonal,
     spectrum,
     theory,
     typing,
 )
 from eoi_jax._version import __version__
+from eoi_jax.dynamic import rigl, sparse_evolutionary_training
 from eoi_jax.initializers import conv, dense
+from eoi_jax.networks import (
+    SparseInit,
+    approximate_isometry,
+    exact_orthogonal,
+    masked,
+    sparsity_aware_orthogonal,
+)
 from eoi_jax.optim import mask_updates, static_sparse
 from eoi_jax.sparse_orthogonal import orthogonal
 
 __all__ = [
+    "SparseInit",
     "__version__",
+    "approximate_isometry",
     "budgets",
     "conv",
     "criteria",
     "dense",
+    "dynamic",
+    "exact_orthogonal",
     "givens",
     "initializers",
+    "isometry",
     "mask_updates",
+    "masked",
     "masks",
+    "networks",
     "optim",
     "orthogonal",
+    "rigl",
     "rotation",
+    "sao",
+    "sparse_evolutionary_training",
     "sparse_orthogonal",
+    "sparsity_aware_orthogonal",
     "spectrum",
     "static_sparse",
     "theory",

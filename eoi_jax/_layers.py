@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from eoi_jax import _checks, _selection
+from eoi_jax import _checks, _selection, _tree_checks
 from eoi_jax.typing import Densities, LayoutOf, Params
 
 __all__ = ["Counts", "Geometry", "Kernel", "feasible", "kernels", "read"]
@@ -59,14 +59,14 @@ def kernels(
 ) -> list[Kernel | None]:
     """Read the kernels of a tree and their budgets; None for leaves that stay dense."""
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
-    checked = _checks.densities(densities, params, name="densities", tree_name="params")
+    checked = _tree_checks.densities(densities, params, name="densities", tree_name="params")
     rows = zip(paths_and_leaves, checked, jax.tree.leaves(selected), strict=True)
     found: list[Kernel | None] = []
     for (path, leaf), density, is_kernel in rows:
         if not is_kernel or leaf.size == 0:
             found.append(None)
             continue
-        name = _checks.path_name(path)
+        name = _tree_checks.path_name(path)
         stack, geometry = read(path, leaf, layout)
         found.append(Kernel(name, geometry, _budgets(density, stack, geometry.size, name)))
     return found
@@ -74,9 +74,9 @@ def kernels(
 
 def read(path: Any, leaf: Any, layout: LayoutOf | None) -> tuple[tuple[int, ...], Geometry]:
     """Read the shape of a kernel: the axes that stack its layers, and the geometry of a layer."""
-    own = _checks.layout(layout, path, leaf)
+    own = _tree_checks.layout(layout, path, leaf)
     stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
-    return stack, _geometry(shape, own.groups, _checks.path_name(path))
+    return stack, _geometry(shape, own.groups, _tree_checks.path_name(path))
 
 
 def feasible(found: list[Kernel | None], minimum: Any, *, redistribute: bool) -> list[Any]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _selection
+from eoi_jax import _checks, _selection, _tree_checks
 from eoi_jax.typing import Array, LayoutOf, Mask, Params, Scores
 
 __all__ = ["prune"]
@@ -102,13 +102,14 @@ def _prune_to_counts(
 
 def _check_scores(scores: Scores, params: Params) -> None:
     """Require scores that fit their parameters."""
-    _checks.same_structure(scores, params, name="score_fn(params)", other_name="params")
+    _tree_checks.same_structure(scores, params, name="score_fn(params)", other_name="params")
 
     def check(path: Sequence[Any], score: Any, leaf: Any) -> None:
         fits = score.shape in ((), np.shape(leaf)) and jnp.issubdtype(score.dtype, jnp.floating)
         if not fits:
+            name = _tree_checks.path_name(path)
             raise ValueError(
-                f"score_fn(params)[{_checks.path_name(path)}] has dtype {score.dtype} and shape "
+                f"score_fn(params)[{name}] has dtype {score.dtype} and shape "
                 f"{score.shape}, outside floats of the shapes {{(), {np.shape(leaf)}}}. "
                 "Return an array of the kernel's shape, or a scalar inf for a dense leaf."
             )
@@ -121,9 +122,9 @@ def _warn_of_empty_layers(mask: Mask, layout: LayoutOf | None) -> None:
     empty = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
         if leaf.ndim and leaf.size:
-            batch_axes = _checks.layout(layout, path, leaf).batch_axes
+            batch_axes = _tree_checks.layout(layout, path, leaf).batch_axes
             alive = np.asarray(jnp.any(leaf, axis=tuple(range(batch_axes, leaf.ndim))))
-            name = _checks.path_name(path)
+            name = _tree_checks.path_name(path)
             empty += [f"{name}{index or ''}" for index in np.argwhere(~alive).tolist()]
     if empty:
         more = f" and {len(empty) - 20} more" if len(empty) > 20 else ""

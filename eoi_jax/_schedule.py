@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax._loops import varying_as
 from eoi_jax.typing import Array
 
 _Carry = TypeVar("_Carry")
@@ -53,7 +54,7 @@ def waves(i: Array, j: Array, size: int) -> Array:
         # No wave exceeds the number of rotations, but those of a plane (i, i) would never settle.
         return (before != now).any() & (now.max() < length)
 
-    start = jnp.zeros((length,), jnp.int32)
+    start = varying_as(jnp.zeros((length,), jnp.int32), previous)
     return jax.lax.while_loop(unsettled, lambda s: (s[1], relax(s[1])), (start, relax(start)))[1]
 
 
@@ -122,7 +123,7 @@ def _scan_blocks(
         )
         return start + live.sum(dtype=jnp.int32), step(carry, block)
 
-    state = (jnp.zeros((), jnp.int32), carry)
+    state = varying_as((jnp.zeros((), jnp.int32), carry), ordered, count, carry)
     return jax.lax.while_loop(lambda s: s[0] < count, body, state)[1]
 
 

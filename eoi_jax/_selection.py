@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax._loops import varying_as
+
 Array = jax.Array
 
 __all__ = [
@@ -180,7 +182,8 @@ def _select(keys: Sequence[Array], eligible: Sequence[Any], count: Array) -> lis
         ]
         return jnp.where(sum(at_least) >= count, candidate, low)
 
-    threshold = jax.lax.fori_loop(0, bits, bit_by_bit, jnp.zeros_like(one))
+    start = varying_as(jnp.zeros_like(one), keys, eligible, count)
+    threshold = jax.lax.fori_loop(0, bits, bit_by_bit, start)
     above = [a & (leaf > threshold) for leaf, a in zip(keys, eligible, strict=True)]
     ties = [a & (leaf == threshold) for leaf, a in zip(keys, eligible, strict=True)]
     left = count - sum(jnp.sum(leaf, dtype=jnp.int32) for leaf in above)

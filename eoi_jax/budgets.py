@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from eoi_jax import _checks, _selection, masks
+from eoi_jax import _checks, _selection, _tree_checks, masks
 from eoi_jax.typing import Densities, LayoutOf, Params, Where
 
 __all__ = ["erdos_renyi", "erdos_renyi_kernel", "uniform"]
@@ -171,12 +171,14 @@ def _share(
         remedy = "Budgets are computed on the host: make the density a static argument."
         raise _checks.fail("density", density, "is being traced", remedy)
     density = _checks.density(density)
-    kernels = jax.tree.leaves(_checks.kernels(params, where, required=where is masks.is_kernel))
+    kernels = jax.tree.leaves(
+        _tree_checks.kernels(params, where, required=where is masks.is_kernel)
+    )
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     stacks, shapes = [], []  # of each kernel: the axes that count its layers, and those of a layer
     for (path, leaf), kernel in zip(paths_and_leaves, kernels, strict=True):
         if kernel:
-            batch_axes = _checks.layout(layout, path, leaf).batch_axes
+            batch_axes = _tree_checks.layout(layout, path, leaf).batch_axes
             stacks.append(tuple(leaf.shape[:batch_axes]))
             shapes.append(tuple(leaf.shape[batch_axes:]))
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _flow, _pruning, masks
+from eoi_jax import _checks, _flow, _pruning, _tree_checks, masks
 from eoi_jax.typing import Array, LayoutOf, Mask, Params, Scores, Where
 
 __all__ = ["grasp", "invert", "magnitude", "prune", "random", "snip", "synflow"]
@@ -171,7 +171,7 @@ def grasp(
     tree = _Kernels(params, where)
     parts = None
     if micro_batch_size is not None:
-        size = _checks.micro_batch_size(micro_batch_size, batch)
+        size = _tree_checks.micro_batch_size(micro_batch_size, batch)
         parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, size, *leaf.shape[1:])), batch)
     grad = jax.grad(lambda kernels, part: _loss(loss_fn, tree.params(kernels), part))
 
@@ -340,7 +340,7 @@ class _Kernels:
         paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
         self.paths = [path for path, _ in paths_and_leaves]
         self.leaves = [leaf for _, leaf in paths_and_leaves]
-        found = _checks.kernels(params, where, required=where is masks.is_kernel)
+        found = _tree_checks.kernels(params, where, required=where is masks.is_kernel)
         self.index = [i for i, is_kernel in enumerate(jax.tree.leaves(found)) if is_kernel]
         self.kernels = [jnp.asarray(self.leaves[i]) for i in self.index]
 
@@ -356,8 +356,9 @@ class _Kernels:
         leaves = [jnp.array(jnp.inf, jnp.float32) for _ in self.leaves]
         for i, score in zip(self.index, scores, strict=True):
             if not _checks.is_traced(score) and not bool(jnp.all(jnp.isfinite(score))):
+                name = _tree_checks.path_name(self.paths[i])
                 raise ValueError(
-                    f"{criterion}'s scores of {_checks.path_name(self.paths[i])} are not finite. "
+                    f"{criterion}'s scores of {name} are not finite. "
                     "Look for infinite or NaN weights, inputs or losses; scale the loss down if "
                     "its gradient overflows."
                 )
@@ -376,7 +377,7 @@ class _Kernels:
 
 def _is_bias(path: Sequence[Any], leaf: Any) -> bool:
     """Whether a leaf's name is that of a bias; ``value`` is where NNX keeps the array."""
-    names = [name for name in _checks.path_name(path).split("/") if name != "value"]
+    names = [name for name in _tree_checks.path_name(path).split("/") if name != "value"]
     return names[-1:] != [] and names[-1] in _BIAS_NAMES and hasattr(leaf, "dtype")
 
 

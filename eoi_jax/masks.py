@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _selection
+from eoi_jax import _checks, _selection, _tree_checks
 from eoi_jax.typing import Array, Densities, LayoutOf, Mask, Params, Scores, Where
 
 __all__ = [
@@ -105,9 +105,9 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         >>> mask["kernel"].tolist(), mask["bias"].tolist()
         ([[False, True], [True, False]], True)
     """
-    kernels = _checks.kernels(params, where, required=where is is_kernel)
+    kernels = _tree_checks.kernels(params, where, required=where is is_kernel)
     if where is is_kernel:
-        _checks.some_weights(params, kernels)
+        _tree_checks.some_weights(params, kernels)
     # A new scalar each time: one buffer shared by two leaves could not be donated.
     return jax.tree.map(
         lambda kernel, leaf: jnp.asarray(leaf) != 0 if kernel else jnp.array(True), kernels, params
@@ -137,8 +137,8 @@ def apply(mask: Mask, tree: Params) -> Params:
         >>> apply(mask, tree)["kernel"].tolist()
         [[3.0, 0.0]]
     """
-    _checks.mask_fits(mask, tree, tree_name="tree")
-    _checks.mask_leaves(mask)
+    _tree_checks.mask_fits(mask, tree, tree_name="tree")
+    _tree_checks.mask_leaves(mask)
 
     def leaf_apply(leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0:
@@ -175,7 +175,7 @@ def random(key: Array, params: Params, densities: Densities, *, where: Where = i
     """
     empty = jax.tree.map(
         lambda kernel, leaf: jnp.zeros(leaf.shape, bool) if kernel else jnp.array(True),
-        _checks.kernels(params, where, required=where is is_kernel),
+        _tree_checks.kernels(params, where, required=where is is_kernel),
         params,
     )
     return fill(key, empty, densities)
@@ -212,9 +212,9 @@ def top_k(
         >>> top_k(scores, 0.5)["kernel"].tolist()
         [[True, False], [True, False]]
     """
-    _checks.scores(scores)
+    _tree_checks.scores(scores)
     if scope == "layer":
-        checked = _checks.densities(density, scores, name="density", tree_name="scores")
+        checked = _tree_checks.densities(density, scores, name="density", tree_name="scores")
         return _selection.by_rows(lambda _, *rows: _selection.largest_rows(*rows), scores, checked)
     if scope != "global":
         raise _checks.fail("scope", scope, "is outside {'global', 'layer'}", "Give one of the two.")
@@ -263,19 +263,19 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         Nowak et al., `Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization <https://arxiv.org/abs/2406.01755>`_, 2024
     """
-    _checks.mask_leaves(mask)
+    _tree_checks.mask_leaves(mask)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(mask)
 
     def fill_rows(index: int, rows: Array, budgets: Any) -> Array:
         path, leaf = paths_and_leaves[index]  # while jit traces, even constant rows are traced
         if not _checks.is_traced(leaf) and not _checks.is_traced(budgets):
             counts = np.count_nonzero(np.asarray(leaf).reshape(rows.shape), axis=1)
-            name = f"mask[{_checks.path_name(path)}]"
-            _checks.budget_holds(counts, budgets, rows.shape[1], name=name)
+            name = f"mask[{_tree_checks.path_name(path)}]"
+            _tree_checks.budget_holds(counts, budgets, rows.shape[1], name=name)
         keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
         return _selection.unmask_rows(keys, rows, budgets)
 
-    checked = _checks.densities(densities, mask, name="densities", tree_name="mask")
+    checked = _tree_checks.densities(densities, mask, name="densities", tree_name="mask")
     return _selection.by_rows(fill_rows, mask, checked)
 
 
@@ -301,7 +301,7 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         >>> int(shuffled["kernel"].sum()), bool((shuffled["kernel"] == mask["kernel"]).all())
         (10, False)
     """
-    _checks.mask_leaves(mask)
+    _tree_checks.mask_leaves(mask)
 
     def shuffle_rows(index: int, rows: Array, _: Any) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
@@ -329,7 +329,7 @@ def density(mask: Mask) -> float | Array:
         >>> density({"kernel": jnp.eye(4, dtype=bool), "bias": jnp.array(True)})
         0.25
     """
-    _checks.mask_leaves(mask)
+    _tree_checks.mask_leaves(mask)
     kernels = [leaf for leaf in jax.tree.leaves(mask) if np.ndim(leaf) > 0]
     counts = [_selection.count(leaf) for leaf in kernels]
     return _selection.fraction(counts, [leaf.size for leaf in kernels])
@@ -357,10 +357,10 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
         >>> float(found["kernel"]), float(found["bias"])
         (0.25, 1.0)
     """
-    _checks.mask_leaves(mask)
+    _tree_checks.mask_leaves(mask)
 
     def leaf_density(path: Any, leaf: Any) -> Array:
-        batch_axes = _checks.layout(layout, path, leaf).batch_axes if np.ndim(leaf) else 0
+        batch_axes = _tree_checks.layout(layout, path, leaf).batch_axes if np.ndim(leaf) else 0
         if batch_axes:
             return jnp.mean(leaf, axis=range(batch_axes, leaf.ndim), dtype=jnp.float32)
         counts = [_selection.count(leaf)] if np.ndim(leaf) > 0 else [1]
@@ -392,7 +392,7 @@ def overlap(mask: Mask, other: Mask) -> float | Array:
         0.3333333333333333
     """
     for tree, like in ((other, mask), (mask, other)):  # both ways, so the shapes are equal
-        _checks.mask_fits(tree, like, name="other", tree_name="mask")
+        _tree_checks.mask_fits(tree, like, name="other", tree_name="mask")
     pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(other), strict=True)
     kernels = [(left, right) for left, right in pairs if np.ndim(left) > 0]
     both = [_selection.count(left & right) for left, right in kernels]

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _drawing, _layers, givens, isometry, masks
+from eoi_jax import _checks, _drawing, _layers, _tree_checks, givens, isometry, masks
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array, Densities, Initializer, LayoutOf, Mask, Params, Where
 
@@ -115,7 +115,7 @@ def redraw(
     """
 
     def draw(index: int, path: Any, leaf: Any) -> Any:
-        own = _checks.layout(layout, path, leaf)
+        own = _tree_checks.layout(layout, path, leaf)
         stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
         keys = jax.random.split(jax.random.fold_in(key, index), math.prod(stack))
         drawn = jax.vmap(lambda key: kernel_init(key, shape, leaf.dtype))(keys)
@@ -174,13 +174,13 @@ def approximate_isometry(
         Lee, Ajanthan, Gould and Torr, "A Signal Propagation Perspective for Pruning Neural
         Networks at Initialization", ICLR 2020.
     """
-    _checks.mask_fits(mask, params)
-    _checks.mask_leaves(mask)
+    _tree_checks.mask_fits(mask, params)
+    _tree_checks.mask_leaves(mask)
 
     def solve(path: Any, leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0 or np.size(leaf) == 0:
             return leaf
-        own = _checks.layout(layout, path, leaf)
+        own = _tree_checks.layout(layout, path, leaf)
         kernel, back = _drawing.blocks(leaf, own)
         solved = isometry.approximate_isometry(
             kernel,
@@ -281,13 +281,14 @@ def exact_orthogonal(
     )
     _checks.one_of(form, ("eoi", "eis"), name="form", remedy="Use 'eoi', or the variant 'eis'.")
     all_taps = form == "eis"
-    selected = _checks.kernels(params, where, required=where is masks.is_kernel)
+    selected = _tree_checks.kernels(params, where, required=where is masks.is_kernel)
     kernels = _layers.kernels(params, densities, selected, layout)
     budgets = _layers.feasible(
         kernels,
         lambda geometry: geometry.minimum * (geometry.num_taps if all_taps else 1),
         redistribute=infeasible == "redistribute",
     )
+    treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     drawn = _drawing.exact(
         key,
@@ -353,8 +354,11 @@ def sparsity_aware_orthogonal(
         Access 2023.
     """
     scale = _checks.finite_scalar(scale, "scale")
-    selected = jax.tree.leaves(_checks.kernels(params, where, required=where is masks.is_kernel))
-    checked = _checks.densities(densities, params, name="densities", tree_name="params")
+    selected = jax.tree.leaves(
+        _tree_checks.kernels(params, where, required=where is masks.is_kernel)
+    )
+    checked = _tree_checks.densities(densities, params, name="densities", tree_name="params")
+    treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     new_params, new_mask = [], []
     rows = zip(paths_and_leaves, selected, checked, strict=True)
@@ -365,7 +369,7 @@ def sparsity_aware_orthogonal(
             continue
         stack, geometry = _layers.read(path, leaf, layout)
         draw = _drawing.sao_layer(
-            geometry, density, form, scale, leaf.dtype, _checks.path_name(path)
+            geometry, density, form, scale, leaf.dtype, _tree_checks.path_name(path)
         )
         keys = jax.random.split(jax.random.fold_in(key, index), math.prod(stack))
         kernel, mask = jax.vmap(draw)(keys)
@@ -376,7 +380,10 @@ def sparsity_aware_orthogonal(
 
 def _map_kernels(draw: Callable[[int, Any, Any], Any], params: Params, where: Where) -> Params:
     """Map ``draw(leaf index, path, leaf)`` over the kernels of a tree."""
-    selected = jax.tree.leaves(_checks.kernels(params, where, required=where is masks.is_kernel))
+    selected = jax.tree.leaves(
+        _tree_checks.kernels(params, where, required=where is masks.is_kernel)
+    )
+    treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     rows = enumerate(zip(paths_and_leaves, selected, strict=True))
     return treedef.unflatten(

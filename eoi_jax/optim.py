@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax import _checks, masks
+from eoi_jax import _checks, _tree_checks, masks
 from eoi_jax.typing import Mask, Params
 
 __all__ = ["MaskUpdatesState", "StaticSparseState", "mask_updates", "static_sparse"]
@@ -169,24 +169,24 @@ def static_sparse(
         inner_updates, inner_state = inner.update(
             masks.apply(mask, updates),
             # Before the step too: the mask may have been replaced since the last one.
-            _refresh(mask, params, state.inner_state, fresh),
+            refresh_masked(mask, params, state.inner_state, fresh),
             masked_params,
             **extra_args,
         )
-        inner_state = _refresh(mask, params, inner_state, fresh)
-        return _bring_back(mask, inner_updates, params), StaticSparseState(mask, inner_state)
+        inner_state = refresh_masked(mask, params, inner_state, fresh)
+        return bring_back(mask, inner_updates, params), StaticSparseState(mask, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _own(mask: Mask, params: Params) -> Mask:
     """Check a mask and copy it: a donated optimizer state must not take the user's mask along."""
-    _checks.mask_fits(mask, params)
-    _checks.mask_leaves(mask)
+    _tree_checks.mask_fits(mask, params)
+    _tree_checks.mask_leaves(mask)
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
 
 
-def _bring_back(mask: Mask, updates: optax.Updates, params: Params) -> optax.Updates:
+def bring_back(mask: Mask, updates: optax.Updates, params: Params) -> optax.Updates:
     """Replace the updates of masked weights by those that lead to zero."""
 
     def bring_back(leaf_mask: Any, update: Any, param: Any) -> Any:
@@ -203,7 +203,7 @@ def _is_absent(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _refresh(mask: Mask, params: Params, state: optax.OptState, fresh: optax.OptState) -> Any:
+def refresh_masked(mask: Mask, params: Params, state: optax.OptState, fresh: optax.OptState) -> Any:
     """Give the masked entries of each copy of the parameters' tree their value in ``fresh``."""
 
     def is_copy(node: Any) -> bool:

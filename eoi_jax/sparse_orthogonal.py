@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks, givens, rotation, theory
+from eoi_jax._loops import varying_as
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array, DType, Shape
 
@@ -328,9 +329,8 @@ def _rotate_to_density(
     first = jnp.zeros((), jnp.int32)
     nonzeros = jnp.full((), columns, jnp.uint32)
     packed = givens.eye_support(size, columns)
-    _, nonzeros, _, matrix = jax.lax.while_loop(
-        unfinished, extend, (first, nonzeros, packed, matrix)
-    )
+    start = varying_as((first, nonzeros, packed, matrix), key, twice_target, matrix)
+    _, nonzeros, _, matrix = jax.lax.while_loop(unfinished, extend, start)
     if continuous:
         return matrix
     return jnp.where(2 * nonzeros < twice_target, jnp.nan, matrix)

@@ -13,24 +13,40 @@ ROOT = Path(eoi_jax.__file__).parent
 FLOORS = {
     "typing": 0,
     "_checks": 0,
+    "_loops": 0,
     "_schedule": 0,
+    "_tree_checks": 0,
     "_selection": 0,
     "_version": 0,
     "givens": 1,
     "theory": 1,
     "_flow": 1,
+    "_layers": 1,
     "_pruning": 1,
     "masks": 1,
+    "isometry": 1,
     "spectrum": 1,
     "rotation": 2,
     "budgets": 2,
     "criteria": 2,
     "optim": 2,
+    "_delta": 2,
+    "dynamic": 3,
     "sparse_orthogonal": 3,
+    "sao": 3,
     "initializers": 4,
+    "_drawing": 4,
+    "networks": 5,
 }
-# Within floor 0 the order is: typing, then what checks and schedules.
-ALLOWED_ON_FLOOR_0 = {("_checks", "typing"), ("_schedule", "typing")}
+# Within floor 0 the order is: typing and loops, then what checks, schedules and selects.
+ALLOWED_ON_FLOOR_0 = {
+    ("_checks", "typing"),
+    ("_tree_checks", "typing"),
+    ("_tree_checks", "_checks"),
+    ("_schedule", "typing"),
+    ("_schedule", "_loops"),
+    ("_selection", "_loops"),
+}
 PUBLIC = [name for name in FLOORS if not name.startswith("_")]
 
 

@@ -1,0 +1,339 @@
+r"""Dynamic sparse training: masks that move while the network trains, as Optax transformations.
+
+Both methods train under a mask as :func:`eoi_jax.optim.static_sparse` does, and every
+``update_every`` steps they exchange a part of each kernel's weights: those of the smallest
+magnitude are dropped, and as many others are grown, drawn at random
+(:func:`sparse_evolutionary_training`) or of the largest gradients (:func:`rigl`). The number of
+unmasked weights of each kernel never changes.
+
+Everything that changes is in the optimizer state: the step, the mask, the key. There is nothing
+to call beside ``tx.update``, ``optax.tree.get(state, "mask")`` reads the mask back, and a state
+that was saved and restored goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eoi_jax import _checks, _selection, _tree_checks, masks
+from eoi_jax.optim import StaticSparseState, bring_back, refresh_masked, static_sparse
+from eoi_jax.typing import Array, LayoutOf, Mask, Params
+
+__all__ = ["DynamicSparseState", "rigl", "sparse_evolutionary_training"]
+
+# Steps are counted in int32.
+_MAX_STEP = 2**31 - 1
+
+
+class DynamicSparseState(NamedTuple):
+    """The state of both transformations.
+
+    Attributes:
+        step: The number of calls of ``update`` so far, int32.
+        key: The integers of the random key (:func:`jax.random.key_data`, which can be saved where
+            a typed key cannot), or None if nothing is drawn.
+        mask: The mask that rules now.
+        inner_state: The state of the optimizer inside.
+    """
+
+    step: Array
+    key: Array | None
+    mask: Mask
+    inner_state: optax.OptState
+
+
+def sparse_evolutionary_training(
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    mask: Mask,
+    *,
+    key: Array,
+    update_every: int = 100,
+    drop_fraction: float | Array | optax.Schedule = 0.3,
+    stop_step: int | None = None,
+    regrow_dropped: bool = True,
+    layout: LayoutOf | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Train with SET: drop the weights of the smallest magnitude, grow others at random.
+
+    Mask updates take the place of training steps as in :func:`rigl`, with the same counts. Only
+    the set that grows differs: each set of :math:`m` weights outside :math:`M \setminus D` is
+    equally likely. The gradients of a mask update are not used.
+
+    Magnitudes are compared as they are, the form in which Evci et al. compare SET with RigL.
+    Mocanu et al. rank positive and negative weights apart, and update after each epoch.
+
+    Args:
+        inner: Any Optax optimizer or chain, as for :func:`eoi_jax.optim.static_sparse`.
+        mask: The mask to start from, of the parameters' structure.
+        key: A random key. Step :math:`t` draws from ``jax.random.fold_in(key, t)``.
+        update_every: Training steps and one mask update in a period, in [1, 2^31).
+        drop_fraction: As for :func:`rigl`.
+        stop_step: As for :func:`rigl`.
+        regrow_dropped: As for :func:`rigl`.
+        layout: As for :func:`rigl`.
+
+    Returns:
+        A transformation whose state is a :class:`DynamicSparseState`. Extra arguments of
+        ``update`` reach ``inner``.
+
+    Raises:
+        ValueError: As :func:`rigl` raises it, or if ``key`` is not one random key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import optax
+        >>> from eoi_jax import masks
+        >>> params = {"kernel": jnp.diag(jnp.arange(1.0, 11.0)), "bias": jnp.zeros(10)}
+        >>> mask = masks.support(params)
+        >>> tx = sparse_evolutionary_training(
+        ...     optax.adam(1e-3), mask, key=jax.random.key(0), update_every=2
+        ... )
+        >>> state = tx.init(params)
+        >>> for _ in range(3):
+        ...     updates, state = tx.update(params, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> now = optax.tree.get(state, "mask")["kernel"]
+        >>> int(now.sum()), now.diagonal().tolist()[:4]
+        (10, [False, False, False, True])
+
+    Reference:
+        Mocanu et al., `Scalable training of artificial neural networks with adaptive sparse
+        connectivity inspired by network science <https://arxiv.org/abs/1707.04780>`_, 2018
+    """
+    key_data, impl = _checks.single_key(key)
+
+    def draw(index: int, state: DynamicSparseState, gradients: Array) -> Array:
+        assert state.key is not None
+        of_step = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.step)
+        keys = jax.random.split(jax.random.fold_in(of_step, index), len(gradients))
+        return jax.vmap(lambda row: jax.random.bits(row, gradients.shape[1:], jnp.uint32))(keys)
+
+    return _dynamic_sparse(
+        inner, mask, draw, key_data, update_every, drop_fraction, stop_step, regrow_dropped, layout
+    )
+
+
+def rigl(
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    mask: Mask,
+    *,
+    update_every: int = 100,
+    drop_fraction: float | Array | optax.Schedule = 0.3,
+    stop_step: int | None = None,
+    regrow_dropped: bool = True,
+    layout: LayoutOf | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Train with RigL: drop the weights of the smallest magnitude, grow those of large gradients.
+
+    Let :math:`t = 0, 1, \ldots` count the calls of ``update``. A call with
+    :math:`t = \Delta T, 2 \Delta T, \ldots` below ``stop_step`` updates the mask **instead of**
+    training. In each kernel of :math:`n` weights :math:`w`, of which the mask :math:`M` leaves
+    :math:`k`,
+
+    .. math::
+
+        m &= \min(\lfloor \alpha(t)\, k \rfloor,\; n - k), \\
+        D &= \text{the } m \text{ smallest } |w| \text{ in } M, \\
+        G &= \text{the } m \text{ largest } |\partial L / \partial w|
+             \text{ outside } M \setminus D, \\
+        M &\leftarrow (M \setminus D) \cup G .
+
+    Dropped weights become exactly 0, and grown ones start from exactly 0. The inner state's
+    entries of both become those of a new weight, for any optimizer (:math:`P` of
+    :func:`eoi_jax.optim.static_sparse` with the mask :math:`M \setminus D`). All else stays as it
+    is: the other weights, dense leaves, and the inner optimizer's own step count, so its schedule
+    counts training steps only. Every other call is a step of ``static_sparse`` under the mask of
+    that time, and gradients off the mask have no influence on it.
+
+    As in the paper, a weight that was just dropped may grow at once if its gradient is among the
+    largest (its value is lost); ``regrow_dropped=False`` takes :math:`G` outside :math:`M`. The
+    authors' code differs in a detail: there a weight that is dropped and grown in one update keeps
+    its value and momentum.
+
+    :math:`\lfloor \alpha k \rfloor` is the floor of the product in float32, of a schedule's
+    fraction as well. Equal magnitudes or gradients are taken in order, lower indices first. A NaN
+    gradient grows after all others; a NaN weight is dropped first.
+
+    Three limits. Gradients must be those of the whole kernel: not masked before they come here,
+    and not those that a line search kept (:func:`optax.value_and_grad_from_state`), which are zero
+    off the mask and of the weights before the update. Under :func:`jax.vmap` over states a
+    condition becomes a choice, so that the cost of a mask update is paid at every step. And with
+    ``update_every=1`` nothing trains between step 1 and ``stop_step``.
+
+    Args:
+        inner: Any Optax optimizer or chain, as for :func:`eoi_jax.optim.static_sparse`.
+        mask: The mask to start from, of the parameters' structure. Leaves with a scalar ``True``
+            stay dense. A kernel without a masked weight has nothing to grow and stays as it is.
+        update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
+        drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to exchange, in
+            [0, 1), or a schedule ``step -> fraction``; a schedule's value is limited by what the
+            kernel has to drop and to grow.
+        stop_step: No mask is updated at or after this step, in [0, 2^31); never stop if None.
+        regrow_dropped: Whether a weight that was just dropped may grow.
+        layout: ``(path, leaf) -> Layout`` of the parameters: each layer of a stack is a kernel of
+            its own. Without it a stack is one kernel.
+
+    Returns:
+        A transformation whose state is a :class:`DynamicSparseState`. Extra arguments of
+        ``update`` reach ``inner``.
+
+    Raises:
+        ValueError: If an argument is out of range; from ``init`` if the mask or the layout does
+            not fit the parameters; from ``update`` if ``params`` is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from eoi_jax import masks
+        >>> params = {"kernel": jnp.array([[3.0, 0.0], [1.0, 0.0]]), "bias": jnp.zeros(2)}
+        >>> tx = rigl(
+        ...     optax.sgd(0.1, momentum=0.9),
+        ...     masks.support(params),
+        ...     update_every=2,
+        ...     drop_fraction=optax.cosine_decay_schedule(0.6, 750),
+        ...     stop_step=750,
+        ... )
+        >>> state = tx.init(params)
+        >>> for _ in range(3):  # train, train, update the mask
+        ...     grads = {"kernel": jnp.array([[0.0, 1.0], [0.0, 2.0]]), "bias": jnp.ones(2)}
+        ...     updates, state = tx.update(grads, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> optax.tree.get(state, "mask")["kernel"].tolist()
+        [[True, False], [False, True]]
+        >>> params["kernel"].tolist()
+        [[3.0, 0.0], [0.0, 0.0]]
+
+    Reference:
+        Evci et al., `Rigging the Lottery: Making All Tickets Winners
+        <https://arxiv.org/abs/1911.11134>`_, 2020
+    """
+
+    def order(index: int, state: DynamicSparseState, gradients: Array) -> Array:
+        del index, state
+        return ~_selection.ordered_bits(jnp.abs(gradients))
+
+    return _dynamic_sparse(
+        inner, mask, order, None, update_every, drop_fraction, stop_step, regrow_dropped, layout
+    )
+
+
+def _dynamic_sparse(
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    mask: Mask,
+    order: Callable[[int, DynamicSparseState, Array], Array],
+    key_data: Array | None,
+    update_every: int,
+    drop_fraction: Any,
+    stop_step: int | None,
+    regrow_dropped: bool,
+    layout: LayoutOf | None,
+) -> optax.GradientTransformationExtraArgs:
+    """Do what :func:`rigl` says.
+
+    ``order(leaf index, state, gradients)`` gives each weight of a ``(layers, weights)`` array an
+    unsigned integer: those of the smallest grow.
+    """
+    update_every = _checks.integer(update_every, low=1, high=_MAX_STEP, name="update_every")
+    if stop_step is not None:
+        stop_step = _checks.integer(stop_step, low=0, high=_MAX_STEP, name="stop_step")
+    if not callable(drop_fraction):
+        drop_fraction = _checks.drop_fraction(drop_fraction)
+    static = static_sparse(inner, mask)
+
+    def init(params: Params) -> DynamicSparseState:
+        own, inner_state = static.init(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            _tree_checks.layout(layout, path, leaf)
+        # A copy: a donated state must not take the user's key along.
+        own_key = None if key_data is None else jnp.array(key_data, copy=True)
+        return DynamicSparseState(jnp.zeros((), jnp.int32), own_key, own, inner_state)
+
+    def update(
+        updates: optax.Updates,
+        state: DynamicSparseState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, DynamicSparseState]:
+        def train() -> tuple[optax.Updates, StaticSparseState]:
+            static_state = StaticSparseState(state.mask, state.inner_state)
+            return static.update(updates, static_state, params, **extra_args)
+
+        def exchange() -> tuple[optax.Updates, StaticSparseState]:
+            # Both return the same dtypes, and an optimizer may widen its updates or its state.
+            like = jax.eval_shape(train)
+            fraction = drop_fraction(state.step) if callable(drop_fraction) else drop_fraction
+            fraction = jnp.asarray(_checks.drop_fraction(fraction), jnp.float32)
+            kept, new = _exchange(updates, state, params, order, fraction, regrow_dropped, layout)
+            stay = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[0])
+            fresh = inner.init(masks.apply(kept, params))
+            inner_state = refresh_masked(kept, params, state.inner_state, fresh)
+            result = bring_back(kept, stay, params), StaticSparseState(new, inner_state)
+            return jax.tree.map(lambda leaf, to: jnp.asarray(leaf, to.dtype), result, like)
+
+        is_exchange = (state.step > 0) & (state.step % update_every == 0)
+        if stop_step is not None:
+            is_exchange &= state.step < stop_step
+        if _checks.is_traced(is_exchange):
+            new_updates, static_state = jax.lax.cond(is_exchange, exchange, train)
+        else:  # outside of jit a condition is compiled anew at each call
+            new_updates, static_state = exchange() if is_exchange else train()
+        step = optax.safe_increment(state.step)
+        return new_updates, DynamicSparseState(step, state.key, *static_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _exchange(
+    updates: optax.Updates,
+    state: DynamicSparseState,
+    params: Params,
+    order: Callable[[int, DynamicSparseState, Array], Array],
+    fraction: Array,
+    regrow_dropped: bool,
+    layout: LayoutOf | None,
+) -> tuple[Mask, Mask]:
+    """Return the mask of the weights that stay, and the next mask: those and the grown."""
+    treedef: Any
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaf_masks, gradients = treedef.flatten_up_to(state.mask), treedef.flatten_up_to(updates)
+    pairs: list[list[Any]] = []
+    for index, ((path, leaf), leaf_mask, gradient) in enumerate(
+        zip(paths_and_leaves, leaf_masks, gradients, strict=True)
+    ):
+        if np.ndim(leaf_mask) == 0 or leaf_mask.size == 0:
+            pairs.append([leaf_mask, leaf_mask])
+            continue
+        batch_axes = _tree_checks.layout(layout, path, leaf).batch_axes
+        layers = (math.prod(leaf.shape[:batch_axes]), -1)
+        rows = [jnp.reshape(array, layers) for array in (leaf_mask, leaf, gradient)]
+        priority = order(index, state, rows[2])
+        exchanged = _exchange_rows(rows[0], rows[1], priority, fraction, regrow_dropped)
+        pairs.append([array.reshape(leaf.shape) for array in exchanged])
+    kept, new = zip(*pairs, strict=True)
+    return jax.tree.unflatten(treedef, kept), jax.tree.unflatten(treedef, new)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _exchange_rows(
+    mask: Array, weights: Array, priority: Array, fraction: Array, regrow_dropped: bool
+) -> tuple[Array, Array]:
+    """Exchange the weights of each row, a layer of the stack that a leaf is."""
+
+    def exchange(row: Array, weights: Array, priority: Array) -> tuple[Array, Array]:
+        active = jnp.sum(row, dtype=jnp.int32)
+        wanted = jnp.floor(fraction * active.astype(jnp.float32)).astype(jnp.int32)
+        number = jnp.minimum(wanted, jnp.minimum(active, row.size - active))
+        magnitude = _selection.ordered_bits(jnp.abs(weights))
+        kept = row & ~_selection.smallest(magnitude, row, number)
+        growable = ~kept if regrow_dropped else ~row
+        return kept, kept | _selection.smallest(priority, growable, number)
+
+    return jax.vmap(exchange)(mask, weights, priority)
