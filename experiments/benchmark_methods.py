@@ -58,13 +58,13 @@ def bench_methods(options: Methods, console: Console) -> None:
 
 def starts(name: str, density: float, steps: int) -> dict[str, Callable[[], Any]]:
     """Return every method as a function without arguments, from a dense start to the sparse one."""
-    model = models.create(name)
+    model: Any = models.create(name)
     key = jax.random.key(0)
     images = jax.random.normal(key, (128, *models.input_shape(name)))
     labels = jnp.arange(128) % 10
     variables = jax.jit(model.init)(key, images[:1])
     # SynFlow needs a positively homogeneous network.
-    flow = models.create(name, activation="identity") if name.startswith("mlp") else model
+    flow: Any = models.create(name, activation="identity") if name.startswith("mlp") else model
 
     def logits(variables: Any, images: Array) -> Array:
         return model.apply(variables, images)
@@ -151,8 +151,8 @@ def bench_networks(options: Methods, console: Console) -> None:
     for name in names:
         density, steps = NETWORKS[name]
         table.add_column(f"{name}, density {density}", justify="right")
-    for method, row in cells.items():
-        table.add_row(method, *(" / ".join(row[name]) for name in names))
+    for method, seconds in cells.items():
+        table.add_row(method, *(" / ".join(seconds[name]) for name in names))
     console.print(table)
     taken = ", ".join(f"{100 if options.quick else NETWORKS[name][1]:,} ({name})" for name in names)
     console.print(
@@ -260,7 +260,7 @@ def plot_matrices(rows: dict[tuple[int, float], dict[str, float]], output: str) 
     sizes = sorted({size for size, _ in rows})
     density, size = 0.125, max(n for n in sizes if n <= 1024)
     densities = sorted(d for n, d in rows if n == size)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
     for name, (label, color, style, marker) in looks.items():
         factor = 10_000 if name == "AI" else 1
         for own, xs, cells in (
@@ -281,7 +281,7 @@ def plot_matrices(rows: dict[tuple[int, float], dict[str, float]], output: str) 
         own.set_xticks(ticks, labels)
         own.minorticks_off()
         own.grid(alpha=0.3)
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(machine(), fontsize=9)
     path = Path(output)
     figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")
