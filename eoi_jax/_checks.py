@@ -70,7 +70,9 @@ def shape(value: Any, *, min_ndim: int = 2, name: str = "shape") -> tuple[int, .
             name,
             dims,
             f"has {len(dims)} axes, outside [{min_ndim}, ...)",
-            "Orthogonality needs at least two axes: biases and scales take another initializer.",
+            "Biases and scales take another initializer."
+            if min_ndim < 3
+            else "Kernels of linear layers take eoi.dense or another initializer of matrices.",
         )
     if any(dim < 0 for dim in dims):
         raise fail(name, dims, "has an axis outside [0, ...)", "Give non-negative sizes.")

@@ -317,7 +317,8 @@ def _center_density(density: Any, center_density: Any, taps: int, size: int) -> 
     minimum = 1 / size
     remedy = (
         f"The center tap of {taps} holds orthogonal matrices with a larger side of {size}, which "
-        f"take a density of at least {minimum / taps:.6g} of the whole kernel."
+        f"take a density of at least {minimum / taps:.6g} of the whole kernel: raise the density, "
+        "or leave this layer dense."
     )
     density = _checks.density(density, minimum=minimum / taps, why=remedy)
     if center_density is None:

@@ -139,6 +139,13 @@ def static_sparse(
         >>> masks.density(optax.tree.get(state, "mask"))
         0.5
     """
+    if not callable(getattr(inner, "update", None)):
+        raise _checks.fail(
+            "inner",
+            type(inner).__name__,
+            "is outside the Optax transformations",
+            "The optimizer comes first: static_sparse(optax.adam(1e-3), mask).",
+        )
     if isinstance(inner, optax.MultiSteps):
         # Its own ``gradient_transformation()`` would drop the extra arguments of ``update``.
         inner = optax.GradientTransformationExtraArgs(inner.init, inner.update)
@@ -146,7 +153,8 @@ def static_sparse(
 
     def init(params: Params) -> StaticSparseState:
         own = _own(mask, params)
-        return StaticSparseState(own, inner.init(masks.apply(own, params)))
+        masked = params if _is_placeholder(params) else masks.apply(own, params)
+        return StaticSparseState(own, inner.init(masked))
 
     def update(
         updates: optax.Updates,
@@ -181,9 +189,18 @@ def static_sparse(
 
 def _own(mask: Mask, params: Params) -> Mask:
     """Check a mask and copy it: a donated optimizer state must not take the user's mask along."""
-    _tree_checks.mask_fits(mask, params)
+    if not _is_placeholder(params):
+        _tree_checks.mask_fits(mask, params)
     _tree_checks.mask_leaves(mask)
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
+
+
+def _is_placeholder(params: Params) -> bool:
+    """Whether ``init`` is called by optax.tree.map_params, to see what it makes of parameters.
+
+    The mask is then no copy of the parameters: map_params leaves it as it is.
+    """
+    return type(params).__name__ == "_ParamsPlaceholder"
 
 
 def bring_back(mask: Mask, updates: optax.Updates, params: Params) -> optax.Updates:

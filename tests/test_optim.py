@@ -20,7 +20,7 @@ from flax import nnx, serialization
 from flax.core import freeze
 from flax.training.train_state import TrainState
 
-from eoi_jax import masks, optim
+from eoi_jax import dynamic, masks, optim
 
 STEPS = 6
 SWAP = 3  # the second mask rules from this step on
@@ -664,3 +664,23 @@ def test_update_without_params_is_refused():
     tx = optim.static_sparse(optax.sgd(0.1), MASK)
     with pytest.raises(ValueError, match=r"params=None .*tx\.update\(grads, state, params\)"):
         tx.update(at(GRADS, 0), tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("make", [optim.static_sparse, dynamic.rigl], ids=["static_sparse", "rigl"])
+def test_optax_maps_over_the_copies_of_the_parameters(make):
+    params = {"kernel": jnp.array([[0.0, 2.0], [1.0, 0.0]]), "bias": jnp.ones(2)}
+    tx = make(optax.adam(0.1), masks.support(params))
+    state = tx.init(params)
+    _, state = tx.update(params, state, params)
+    doubled = optax.tree.map_params(tx, lambda leaf: 2 * leaf, state)
+    for name in ("mu", "nu"):
+        moment = optax.tree.get(state, name)
+        twice = jax.tree.map(lambda leaf: 2 * leaf, moment)
+        chex.assert_trees_all_equal(optax.tree.get(doubled, name), twice)
+    for name in ("mask", "count"):
+        chex.assert_trees_all_equal(optax.tree.get(doubled, name), optax.tree.get(state, name))
+
+
+def test_swapped_arguments_are_named():
+    with pytest.raises(ValueError, match="inner='ndarray' is outside the Optax transformations"):
+        optim.static_sparse(np.ones((2, 2), bool), optax.adam(1e-3))
