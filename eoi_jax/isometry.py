@@ -200,9 +200,7 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
     rows = np.moveaxis(mask, column_axis, -1)
     stack = mask.shape[:batch_axes]
     rows = rows.reshape(math.prod(stack), math.prod(rows.shape[batch_axes:-1]), rows.shape[-1])
-    ranks = [
-        int(csgraph.structural_rank(csr_matrix(layer))) if layer.any() else 0 for layer in rows
-    ]
+    ranks = [int(csgraph.structural_rank(csr_matrix(layer))) for layer in rows]
     return np.array(ranks, np.int64).reshape(stack) if batch_axes else ranks[0]
 
 
