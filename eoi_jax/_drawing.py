@@ -15,9 +15,9 @@ from eoi_jax import _checks, _selection, sao, sparse_orthogonal
 from eoi_jax._delta import delta_orthogonal
 from eoi_jax._layers import Counts, Geometry, Kernel
 from eoi_jax.givens import AngleLaw
-from eoi_jax.typing import Array, Layout
+from eoi_jax.typing import Array, Layout, Mask, Params
 
-__all__ = ["blocks", "exact", "sao_layer"]
+__all__ = ["blocks", "copy_dense", "exact", "map_kernels", "sao_layer"]
 
 
 def exact(
@@ -27,7 +27,7 @@ def exact(
     budgets: Sequence[Any],
     *,
     scale: Any,
-    center_density: float | None,
+    center_density: float | Literal["density"] | None,
     all_taps: bool,
     angles: AngleLaw,
     permute: bool,
@@ -38,8 +38,9 @@ def exact(
     alike: dict[Any, list[int]] = {}
     for index, kernel in enumerate(kernels):
         if kernel is not None:
-            wide = _checks.wide(leaves[index].dtype)
+            wide = _checks.wide(jax.dtypes.canonicalize_dtype(leaves[index].dtype))
             alike.setdefault((kernel.geometry, wide), []).append(index)
+            _check_center(kernel, center_density, all_taps)
     for (geometry, wide), indices in alike.items():
         budget = np.concatenate([budgets[index] for index in indices])
         keys = [jax.random.split(jax.random.fold_in(key, i), len(budgets[i])) for i in indices]
@@ -50,7 +51,6 @@ def exact(
             jnp.asarray(centers, jnp.int32),
             scale,
             geometry=geometry,
-            segment=_segment(geometry, centers),
             dtype=wide,
             angles=angles,
             permute=permute,
@@ -58,7 +58,8 @@ def exact(
         )
         ends = np.cumsum([len(budgets[index]) for index in indices])[:-1]
         for i, own, mask in zip(indices, *(jnp.split(part, ends) for part in drawn), strict=True):
-            new_leaves[i] = own.reshape(leaves[i].shape).astype(leaves[i].dtype)
+            dtype = jax.dtypes.canonicalize_dtype(leaves[i].dtype)
+            new_leaves[i] = own.reshape(leaves[i].shape).astype(dtype)
             new_masks[i] = mask.reshape(leaves[i].shape)
     return new_leaves, new_masks
 
@@ -77,29 +78,32 @@ def blocks(leaf: Array, layout: Layout) -> tuple[Array, Callable[[Array], Array]
     return stacked, back
 
 
+def _check_center(kernel: Kernel, center_density: Any, all_taps: bool) -> None:
+    """Refuse a center density that no orthogonal matrix of a convolution can have."""
+    if not isinstance(center_density, float) or kernel.geometry.num_taps == 1 or all_taps:
+        return
+    minimum = 1 / max(kernel.geometry.inputs, kernel.geometry.outputs)
+    remedy = f"An orthogonal matrix at the center of {kernel.name} has no fewer non-zeros."
+    _checks.density(center_density, name="center_density", minimum=minimum, why=remedy)
+
+
 def _center_counts(
-    geometry: Geometry, budget: Counts, center_density: float | None, all_taps: bool
+    geometry: Geometry, budget: Counts, center_density: Any, all_taps: bool
 ) -> Counts:
     """Count the non-zeros that each matrix at the center tap of each layer may have."""
     size = geometry.inputs * geometry.outputs
     counts = budget // (geometry.groups * (geometry.num_taps if all_taps else 1))
     if geometry.num_taps > 1 and not all_taps:
         density = budget / geometry.size
-        rule = np.minimum(np.minimum(density * geometry.num_taps, np.sqrt(density)), 1.0)
-        own = rule if center_density is None else np.full_like(density, center_density)
-        counts = np.minimum(counts, np.floor(own * size + 0.5).astype(np.int64))
+        if center_density is None:
+            rule = np.minimum(np.minimum(density * geometry.num_taps, np.sqrt(density)), 1.0)
+        else:
+            rule = density if center_density == "density" else np.full_like(density, center_density)
+        counts = np.minimum(counts, np.floor(rule * size + 0.5).astype(np.int64))
     return np.clip(counts, geometry.minimum // geometry.groups, size)
 
 
-def _segment(geometry: Geometry, centers: Counts) -> int:
-    size = max(geometry.inputs, geometry.outputs)
-    density = int(centers.max(initial=1)) / (geometry.inputs * geometry.outputs)
-    return sparse_orthogonal.segment_length(size, max(density, 1 / size))
-
-
-@functools.partial(
-    jax.jit, static_argnames=("geometry", "segment", "dtype", "angles", "permute", "all_taps")
-)
+@functools.partial(jax.jit, static_argnames=("geometry", "dtype", "angles", "permute", "all_taps"))
 def _draw_layers(
     keys: Array,
     budgets: Array,
@@ -107,15 +111,16 @@ def _draw_layers(
     scale: Any,
     *,
     geometry: Geometry,
-    segment: int,
     dtype: Any,
     angles: AngleLaw,
     permute: bool,
     all_taps: bool,
 ) -> tuple[Array, Array]:
     """Draw kernels and masks of layers of one geometry."""
-    taps, inputs, outputs, groups = geometry
+    taps, inputs, outputs, groups, _ = geometry
     layers = len(budgets)
+    # The same for all densities, so that another density compiles nothing.
+    segment = 2 * max(inputs, outputs, 32)
     for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(keys)
     for_weights = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
 
@@ -136,8 +141,7 @@ def _draw_layers(
     matrices = jax.vmap(draw)(flat, jnp.repeat(centers, groups))
     matrices = matrices.reshape(layers, groups, inputs, outputs)
     tap = jnp.moveaxis(matrices, 1, 2).reshape(layers, inputs, groups * outputs)
-    center = tuple((size - 1) // 2 for size in taps)
-    kernels = jnp.zeros((layers, *geometry.shape), dtype).at[:, *center].set(tap)
+    kernels = jnp.zeros((layers, *geometry.shape), dtype).at[:, *geometry.center].set(tap)
     # The support of what is drawn: a cast to fewer bits may round entries to zero.
     spread = tap.reshape(layers, *(1 for _ in taps), inputs, groups * outputs)
     support = jnp.broadcast_to(spread != 0, kernels.shape) if all_taps else kernels != 0
@@ -154,15 +158,17 @@ def sao_layer(
     name: str,
 ) -> Callable[[Array], tuple[Array, Array]]:
     """Return ``key -> (kernel, mask)`` of one layer."""
-    taps, inputs, outputs, groups = geometry
+    taps, inputs, outputs, groups, transposed = geometry
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    wide = _checks.wide(dtype)
     everything = jnp.ones(geometry.shape, bool)
     if inputs != outputs or groups > 1:
         init = (
-            delta_orthogonal(scale=scale, feature_group_count=groups)
+            delta_orthogonal(scale=scale, feature_group_count=groups, transposed=transposed)
             if taps
             else jax.nn.initializers.orthogonal(scale)
         )
-        return lambda key: (init(key, geometry.shape, dtype), everything)
+        return lambda key: (init(key, geometry.shape, wide).astype(dtype), everything)
     if np.ndim(density) and not _checks.is_traced(density):
         if np.unique(density).size > 1:
             raise ValueError(
@@ -174,13 +180,32 @@ def sao_layer(
         degree = sao.degree(inputs, density, form=form)
     except ValueError as error:
         raise ValueError(f"densities[{name}] does not suit the method: {error}") from None
-    center = tuple((size - 1) // 2 for size in taps)
 
     def draw(key: Array) -> tuple[Array, Array]:
-        matrix = sao.orthogonal(
-            key, inputs, degree, form=form, scale=scale, dtype=_checks.wide(dtype)
-        )
-        kernel = jnp.zeros(geometry.shape, dtype).at[center].set(matrix.astype(dtype))
+        matrix = sao.orthogonal(key, inputs, degree, form=form, scale=scale, dtype=wide)
+        kernel = jnp.zeros(geometry.shape, dtype).at[geometry.center].set(matrix.astype(dtype))
         return kernel, jnp.broadcast_to(matrix != 0, geometry.shape)
 
     return draw
+
+
+def copy_dense(mask: Mask, params: Params) -> Params:
+    """Copy the leaves that stay as they were: donating a start must not take the others along."""
+    return jax.tree.map(
+        lambda m, leaf: leaf.copy() if np.ndim(m) == 0 and isinstance(leaf, jax.Array) else leaf,
+        mask,
+        params,
+    )
+
+
+def map_kernels(draw: Callable[[int, Any, Any], Any], params: Params, selected: Any) -> Params:
+    """Map ``draw(leaf index, path, leaf)`` over the kernels of a tree."""
+    treedef: Any
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    rows = enumerate(zip(paths_and_leaves, jax.tree.leaves(selected), strict=True))
+    return treedef.unflatten(
+        [
+            draw(index, path, leaf) if is_kernel and leaf.size else leaf
+            for index, ((path, leaf), is_kernel) in rows
+        ]
+    )

@@ -6,15 +6,18 @@ import math
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from eoi_jax import _checks, _selection, _tree_checks
-from eoi_jax.typing import Densities, LayoutOf, Params
+from eoi_jax.typing import Densities, Layout, LayoutOf, Params
 
 __all__ = ["Counts", "Geometry", "Kernel", "feasible", "kernels", "read"]
 
 Counts: TypeAlias = NDArray[np.int64]
+# Wider windows are no convolutions but channels in another order.
+_LARGEST_WINDOW = 15
 
 
 class Geometry(NamedTuple):
@@ -24,6 +27,12 @@ class Geometry(NamedTuple):
     inputs: int
     outputs: int
     groups: int
+    transposed: bool = False
+
+    @property
+    def center(self) -> tuple[int, ...]:
+        """The tap at which output and input grids align."""
+        return tuple(size // 2 if self.transposed else (size - 1) // 2 for size in self.taps)
 
     @property
     def num_taps(self) -> int:
@@ -50,6 +59,7 @@ class Kernel(NamedTuple):
     """One kernel of a tree: a layer, or a stack of layers of one geometry."""
 
     name: str
+    stack: tuple[int, ...]
     geometry: Geometry
     budgets: Counts  # one for each layer of the stack
 
@@ -68,15 +78,45 @@ def kernels(
             continue
         name = _tree_checks.path_name(path)
         stack, geometry = read(path, leaf, layout)
-        found.append(Kernel(name, geometry, _budgets(density, stack, geometry.size, name)))
+        budgets = _budgets(density, stack, geometry.size, name)
+        found.append(Kernel(name, tuple(stack), geometry, budgets))
     return found
 
 
 def read(path: Any, leaf: Any, layout: LayoutOf | None) -> tuple[tuple[int, ...], Geometry]:
     """Read the shape of a kernel: the axes that stack its layers, and the geometry of a layer."""
+    name = _tree_checks.path_name(path)
+    if len(leaf.shape) < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"params[{name}] has dtype {leaf.dtype} and shape {leaf.shape}, outside the floating "
+            "arrays of 2 or more axes. Let where= select kernels only."
+        )
     own = _tree_checks.layout(layout, path, leaf)
+    if layout is None:
+        _unambiguous(path, leaf.shape, name)
     stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
-    return stack, _geometry(shape, own.groups, _tree_checks.path_name(path))
+    return stack, _geometry(shape, own, name)
+
+
+def _unambiguous(path: Any, shape: tuple[int, ...], name: str) -> None:
+    """Refuse shapes that may mean several things, where no layout tells which."""
+    *taps, inputs, outputs = shape
+    readings = ""
+    if len(shape) == 3:
+        readings = "a stack of layers, a 1-D convolution or attention"
+    elif getattr(path[-1] if path else None, "name", None) == "weight" and taps:
+        readings = "a kernel (outputs, inputs, *taps), as Equinox stores it, or (*taps, ...)"
+    elif taps and max(taps) > _LARGEST_WINDOW:
+        readings = f"a window of {' x '.join(map(str, taps))} or other axes"
+    elif taps and inputs == 1 and outputs > 1:
+        readings = "a depthwise convolution or one of a single input channel"
+    if readings:
+        raise ValueError(
+            f"params[{name}] of shape {shape} is outside the kernels that a shape explains: "
+            f"{readings}. Say which with layout=lambda path, leaf: Layout(batch_axes, groups), "
+            "where what is left of the axes are (*taps, inputs, outputs); move them first if they "
+            "are not."
+        )
 
 
 def feasible(found: list[Kernel | None], minimum: Any, *, redistribute: bool) -> list[Any]:
@@ -104,7 +144,8 @@ def feasible(found: list[Kernel | None], minimum: Any, *, redistribute: bool) ->
     return [None if kernel is None else next(parts) for kernel in found]
 
 
-def _geometry(shape: tuple[int, ...], groups: int, name: str) -> Geometry:
+def _geometry(shape: tuple[int, ...], layout: Layout, name: str) -> Geometry:
+    groups = layout.groups
     if len(shape) < 2:
         raise ValueError(
             f"layout({name}) leaves axes {shape} to a layer, outside (*taps, inputs, outputs). "
@@ -116,7 +157,11 @@ def _geometry(shape: tuple[int, ...], groups: int, name: str) -> Geometry:
             f"layout({name}).groups={groups} is outside the divisors of {outputs} outputs. "
             "Every group has the same number of outputs."
         )
-    return Geometry(tuple(taps), inputs, outputs // groups, groups)
+    geometry = Geometry(tuple(taps), inputs, outputs // groups, groups, layout.transposed)
+    remedy = "Split the layer."
+    high = _selection.MAX_SIZE
+    _checks.integer(geometry.size, low=0, high=high, name=f"params[{name}].size", remedy=remedy)
+    return geometry
 
 
 def _budgets(density: Any, stack: tuple[int, ...], size: int, name: str) -> Counts:
@@ -145,7 +190,8 @@ def _shortage(present: list[Kernel], short: Any, need: Any) -> str:
     for kernel in present:
         for layer, budget in enumerate(kernel.budgets):
             if short[index]:
-                where = f"[{layer}]" if len(kernel.budgets) > 1 else ""
+                place = (int(axis) for axis in np.unravel_index(layer, kernel.stack))
+                where = f"[{', '.join(map(str, place))}]" if kernel.stack else ""
                 lines.append(
                     f"{kernel.name}{where}: {budget} of {kernel.geometry.size} weights, "
                     f"needs {need[index]}"

@@ -168,6 +168,10 @@ def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
     """Return the layout that ``value`` gives a leaf, ``Layout()`` if it is None."""
     found = Layout() if value is None else value(tuple(path), leaf)
     where = f"layout({path_name(path)})"
+    if not isinstance(found, Layout):
+        raise _checks.fail(
+            where, found, "is outside the layouts", "Return Layout(batch_axes=..., groups=...)."
+        )
     _checks.integer(found.groups, low=1, name=f"{where}.groups")
     _checks.integer(
         found.batch_axes, low=0, high=max(len(leaf.shape) - 1, 0), name=f"{where}.batch_axes"
@@ -215,3 +219,14 @@ def some_weights(params: Any, kernels: Any) -> None:
             )
 
     jax.tree_util.tree_map_with_path(check, params, kernels)
+
+
+def arrays(params: Any, *, name: str = "params") -> None:
+    """Require values and not only shapes."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{name}[{path_name(path)}] is a shape without values, outside the arrays. Draw "
+                "the parameters, or make zeros: jax.tree.map(lambda s: jnp.zeros(s.shape, "
+                "s.dtype), shapes)."
+            )

@@ -88,8 +88,8 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
 
     Args:
         params: A pytree of arrays.
-        where: ``(path, leaf) -> bool``, which leaves are kernels. Give it for a tree without
-            names, a bare array for example: ``where=lambda path, leaf: True``.
+        where: ``(path, leaf) -> bool``, which leaves are kernels; for a tree without names, say
+            ``lambda path, leaf: True``.
 
     Returns:
         The mask: boolean arrays of the kernels' shapes, scalar ``True`` elsewhere.
@@ -340,13 +340,12 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
 
     Args:
         mask: A mask.
-        layout: ``(path, leaf) -> Layout``: a stack of ``L`` layers gets one density for each,
-            shape ``(L,)``. Without it a stack is one kernel.
+        layout: ``(path, leaf) -> Layout``: a stack of ``L`` layers gets ``(L,)`` densities.
 
     Returns:
-        A tree of the structure of ``mask`` of float32 arrays in [0, 1], scalars but for stacks; 1
-        for a leaf whose mask is a scalar and for a layer without entries.
-        ``fill(key, mask, densities(mask))`` returns ``mask`` as it is.
+        A tree of the structure of ``mask`` of arrays in [0, 1], scalars but for stacks, in float64
+        of NumPy or, of a traced mask, in float32; 1 for a leaf whose mask is a scalar and for a
+        layer without entries. ``fill(key, mask, densities(mask))`` returns ``mask`` as it is.
 
     Raises:
         ValueError: If a leaf is no mask, or if a layout stacks more axes than a leaf has.
@@ -359,12 +358,13 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
     """
     _tree_checks.mask_leaves(mask)
 
-    def leaf_density(path: Any, leaf: Any) -> Array:
-        batch_axes = _tree_checks.layout(layout, path, leaf).batch_axes if np.ndim(leaf) else 0
-        if batch_axes:
-            return jnp.mean(leaf, axis=range(batch_axes, leaf.ndim), dtype=jnp.float32)
-        counts = [_selection.count(leaf)] if np.ndim(leaf) > 0 else [1]
-        return jnp.asarray(_selection.fraction(counts, [np.size(leaf)]), jnp.float32)
+    def leaf_density(path: Any, leaf: Any) -> Any:
+        if np.ndim(leaf) == 0 or leaf.size == 0:
+            return np.ones(())
+        axes = range(_tree_checks.layout(layout, path, leaf).batch_axes, leaf.ndim)
+        if _checks.is_traced(leaf):
+            return jnp.mean(leaf, axis=tuple(axes), dtype=jnp.float32)
+        return np.asarray(np.mean(np.asarray(leaf), axis=tuple(axes), dtype=np.float64))
 
     return jax.tree_util.tree_map_with_path(leaf_density, mask)
 

@@ -8,19 +8,22 @@ r"""Sparse starts of whole networks: a parameter tree in, parameters and mask ou
 :func:`sparsity_aware_orthogonal`   block-diagonal masks of Haar blocks (SAO)
 =================================== ===============================================================
 
-Each start returns a :class:`SparseInit`. Its mask goes to :func:`eoi_jax.optim.static_sparse`; its
+Each start returns a :class:`SparseInit`, of which the mask goes to
+:func:`eoi_jax.optim.static_sparse`; :func:`redraw` returns parameters alone. The new
 parameters have the structure, shapes and dtypes of those given. Only kernels change; biases, norms
-and all other leaves are passed on as they are.
+and all other leaves are copied, so that one start may be donated without the others.
 
 A kernel of two axes, ``(inputs, outputs)``, is linear; one of more, ``(*taps, inputs, outputs)``,
-is a convolution. Stacks of layers, as a scan stores them, and groups of channels cannot be told
-from a shape: ``layout=`` names them, ``(path, leaf) -> Layout(batch_axes, groups)``.
+is a convolution. Stacks of layers, as a scan stores them, groups of channels and transposed
+convolutions cannot be told from a shape: ``layout=`` names them, ``(path, leaf) ->
+Layout(batch_axes, groups, transposed)``. Shapes that may mean several things are refused without
+it. Kernels in another order of axes, such as Equinox's ``(outputs, inputs, *taps)`` or the heads of
+attention, are to be brought to this one first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -76,7 +79,8 @@ def masked(params: Params, mask: Mask) -> SparseInit:
         >>> float(start.params["kernel"].sum())
         50.0
     """
-    return SparseInit(masks.apply(mask, params), mask)
+    _tree_checks.arrays(params)
+    return SparseInit(_drawing.copy_dense(mask, masks.apply(mask, params)), mask)
 
 
 def redraw(
@@ -118,10 +122,12 @@ def redraw(
         own = _tree_checks.layout(layout, path, leaf)
         stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
         keys = jax.random.split(jax.random.fold_in(key, index), math.prod(stack))
-        drawn = jax.vmap(lambda key: kernel_init(key, shape, leaf.dtype))(keys)
-        return drawn.reshape(leaf.shape)
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        # QR knows no narrow dtypes.
+        drawn = jax.vmap(lambda key: kernel_init(key, shape, _checks.wide(dtype)))(keys)
+        return drawn.reshape(leaf.shape).astype(dtype)
 
-    return _map_kernels(draw, params, where)
+    return _drawing.map_kernels(draw, params, _selected(params, where))
 
 
 def approximate_isometry(
@@ -152,7 +158,7 @@ def approximate_isometry(
         learning_rate: The step size; default by objective.
         tolerance: When ``"log_det"`` stops; default by objective.
         layout: ``(path, leaf) -> Layout``: each layer of a stack and each group is a matrix of
-            its own.
+            its own, and an ambiguous shape is explained.
 
     Returns:
         The parameters, and the mask.
@@ -180,6 +186,7 @@ def approximate_isometry(
     def solve(path: Any, leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0 or np.size(leaf) == 0:
             return leaf
+        _layers.read(path, leaf, layout)
         own = _tree_checks.layout(layout, path, leaf)
         kernel, back = _drawing.blocks(leaf, own)
         solved = isometry.approximate_isometry(
@@ -194,7 +201,8 @@ def approximate_isometry(
         )
         return back(solved)
 
-    return SparseInit(jax.tree_util.tree_map_with_path(solve, mask, params), mask)
+    solved = jax.tree_util.tree_map_with_path(solve, mask, params)
+    return SparseInit(_drawing.copy_dense(mask, solved), mask)
 
 
 def exact_orthogonal(
@@ -203,7 +211,7 @@ def exact_orthogonal(
     densities: Densities,
     *,
     scale: float | Array = 1.0,
-    center_density: float | None = None,
+    center_density: float | Literal["density"] | None = None,
     infeasible: Literal["raise", "redistribute"] = "raise",
     form: Literal["eoi", "eis"] = "eoi",
     angles: AngleLaw = givens.uniform_angle,
@@ -234,9 +242,9 @@ def exact_orthogonal(
             stacks) or of :mod:`eoi_jax.budgets`. A single number for a stack of layers is shared
             among them evenly. Static: budgets are computed on the host.
         scale: The singular value of every layer.
-        center_density: Density of a convolution's center tap, in [1/max(inputs, outputs), 1];
-            default by the rule above. ``density`` itself is the paper's choice for its network of
-            1000 layers. A layer whose budget it exceeds gets what the budget allows.
+        center_density: Density of a convolution's center tap, in [1/max(inputs, outputs), 1], or
+            ``"density"``, each layer's own, the paper's choice for its network of 1000 layers;
+            default by the rule above. A layer whose budget it exceeds gets what the budget allows.
         infeasible: What to do where a budget is below the :math:`\min(n, m)` non-zeros that each
             matrix of a layer needs: ``"raise"``, or ``"redistribute"``: such layers get what they
             need, and the others give it, each in proportion to what it has above its own need. The
@@ -271,7 +279,11 @@ def exact_orthogonal(
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.
     """
     scale = _checks.finite_scalar(scale, "scale")
-    if center_density is not None:
+    _tree_checks.arrays(params)
+    if center_density is not None and form == "eis":
+        remedy = "That form has d_H = d: leave center_density out."
+        raise _checks.fail("center_density", center_density, 'does not go with form="eis"', remedy)
+    if center_density is not None and center_density != "density":
         center_density = _checks.density(center_density, name="center_density")
     _checks.one_of(
         infeasible,
@@ -281,7 +293,7 @@ def exact_orthogonal(
     )
     _checks.one_of(form, ("eoi", "eis"), name="form", remedy="Use 'eoi', or the variant 'eis'.")
     all_taps = form == "eis"
-    selected = _tree_checks.kernels(params, where, required=where is masks.is_kernel)
+    selected = _selected(params, where)
     kernels = _layers.kernels(params, densities, selected, layout)
     budgets = _layers.feasible(
         kernels,
@@ -301,7 +313,8 @@ def exact_orthogonal(
         angles=angles,
         permute=permute,
     )
-    return SparseInit(*(treedef.unflatten(part) for part in drawn))
+    new_params, mask = (treedef.unflatten(part) for part in drawn)
+    return SparseInit(_drawing.copy_dense(mask, new_params), mask)
 
 
 def sparsity_aware_orthogonal(
@@ -354,9 +367,8 @@ def sparsity_aware_orthogonal(
         Access 2023.
     """
     scale = _checks.finite_scalar(scale, "scale")
-    selected = jax.tree.leaves(
-        _tree_checks.kernels(params, where, required=where is masks.is_kernel)
-    )
+    _tree_checks.arrays(params)
+    selected = jax.tree.leaves(_selected(params, where))
     checked = _tree_checks.densities(densities, params, name="densities", tree_name="params")
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -375,20 +387,9 @@ def sparsity_aware_orthogonal(
         kernel, mask = jax.vmap(draw)(keys)
         new_params.append(kernel.reshape(leaf.shape))
         new_mask.append(mask.reshape(leaf.shape))
-    return SparseInit(treedef.unflatten(new_params), treedef.unflatten(new_mask))
+    whole_mask = treedef.unflatten(new_mask)
+    return SparseInit(_drawing.copy_dense(whole_mask, treedef.unflatten(new_params)), whole_mask)
 
 
-def _map_kernels(draw: Callable[[int, Any, Any], Any], params: Params, where: Where) -> Params:
-    """Map ``draw(leaf index, path, leaf)`` over the kernels of a tree."""
-    selected = jax.tree.leaves(
-        _tree_checks.kernels(params, where, required=where is masks.is_kernel)
-    )
-    treedef: Any
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    rows = enumerate(zip(paths_and_leaves, selected, strict=True))
-    return treedef.unflatten(
-        [
-            draw(index, path, leaf) if is_kernel and leaf.size else leaf
-            for index, ((path, leaf), is_kernel) in rows
-        ]
-    )
+def _selected(params: Params, where: Where) -> Any:
+    return _tree_checks.kernels(params, where, required=where is masks.is_kernel)

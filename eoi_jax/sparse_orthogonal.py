@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks, givens, rotation, theory
+from eoi_jax import _checks, _selection, givens, rotation, theory
 from eoi_jax._loops import varying_as
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array, DType, Shape
@@ -73,7 +73,8 @@ def orthogonal(
             and density and unties the support from the diagonal. The paper does not.
         stopping: ``"closest"``, the paper's rule, may end above the target; ``"at_most"`` keeps to
             the budget of :func:`eoi_jax.masks.fill`, the target count rounded half up, so that
-            further weights can be unmasked up to it exactly.
+            further weights can be unmasked up to it exactly (a traced density is multiplied in
+            its own precision).
 
     Returns:
         An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
@@ -123,7 +124,13 @@ def orthogonal(
         why=f"An orthogonal {rows} x {columns} matrix has at least one non-zero in each vector "
         "of its smaller side.",
     )
-    target = jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float)))
+    at_most = stopping == "at_most"
+    if at_most and not _checks.is_traced(density):
+        # The integer that masks.fill has: float32 may round to the one above.
+        budget = _selection.budget(density, rows * columns)
+        target = jnp.asarray(max(int(budget), min(rows, columns)), jnp.int32)
+    else:
+        target = jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float)))
     matrix = _matrix(
         key,
         (rows, columns),
@@ -133,7 +140,7 @@ def orthogonal(
         segment=segment_length(size, density),
         angles=angles,
         permute=permute,
-        at_most=stopping == "at_most",
+        at_most=at_most,
     )
     rest = shape[:column_axis] + shape[column_axis + 1 :]
     return jnp.moveaxis(matrix.reshape(*rest, columns), -1, column_axis)

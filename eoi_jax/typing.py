@@ -37,15 +37,19 @@ class Layout(NamedTuple):
     """How to read the axes of a kernel, which its shape alone does not tell.
 
     A scan over ``L`` dense layers stores one kernel ``(L, n, m)``, as a 1-D convolution does: the
-    scan's has ``batch_axes=1``. A depthwise kernel of ``c`` channels has ``groups=c``.
+    scan's has ``batch_axes=1``. A depthwise kernel of ``c`` channels has ``groups=c``. What is left
+    of the axes are ``(*taps, inputs, outputs)``, as Flax and Haiku store them.
 
     Attributes:
         batch_axes: How many leading axes stack layers, 0 or more.
         groups: Into how many groups the channels of each layer are divided, 1 or more.
+        transposed: Whether the kernel is that of a transposed convolution, whose center tap is
+            ``k // 2`` and not ``(k - 1) // 2``.
     """
 
     batch_axes: int = 0
     groups: int = 1
+    transposed: bool = False
 
 
 LayoutOf: TypeAlias = Callable[[tuple[Any, ...], Any], Layout]

@@ -311,7 +311,7 @@ def test_density_is_the_fraction_of_kernel_weights():
 
     found = masks.densities(mask)
     assert jax.tree.structure(found) == jax.tree.structure(mask)
-    chex.assert_type(jax.tree.leaves(found), jnp.float32)
+    chex.assert_type(jax.tree.leaves(found), np.float64)
     chex.assert_shape(jax.tree.leaves(found), ())
     np.testing.assert_allclose(found["conv"]["kernel"], kernels[0].mean(), rtol=1e-7)
     np.testing.assert_allclose(found["layers"]["kernel"], kernels[1].mean(), rtol=1e-7)
@@ -589,3 +589,10 @@ def test_selection_runs_without_jit():
     with jax.disable_jit():
         plain = masks.fill(jax.random.key(0), mask, 0.3)
     chex.assert_trees_all_equal(plain, masks.fill(jax.random.key(0), mask, 0.3))
+
+
+def test_densities_count_beyond_what_float32_can():
+    mask = np.zeros((4096, 8192), bool)
+    mask.reshape(-1)[: 2**24 + 12345] = True
+    [found] = jax.tree.leaves(masks.densities({"kernel": jnp.asarray(mask)}))
+    assert round(float(found) * mask.size) == 2**24 + 12345

@@ -75,7 +75,7 @@ def test_feasible_layers_get_their_budget_and_matrices_stay_just_below():
     densities = budgets.uniform(PARAMS, 0.3, layout=layout)
     drawn = start(densities)
     chex.assert_trees_all_equal(
-        masks.densities(drawn.mask, layout=layout), jax.tree.map(jnp.float32, densities)
+        masks.densities(drawn.mask, layout=layout), jax.tree.map(np.float64, densities)
     )
     linear = drawn.params["linear"]["kernel"]
     budget = int(drawn.mask["linear"]["kernel"].sum())
@@ -90,7 +90,8 @@ def test_only_kernels_change():
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn.params, PARAMS)
     chex.assert_trees_all_equal_structs(drawn.mask, PARAMS)
     for name, leaf in (("conv", "bias"), ("linear", "bias"), ("stack", "scale")):
-        assert drawn.params[name][leaf] is PARAMS[name][leaf]
+        np.testing.assert_array_equal(drawn.params[name][leaf], PARAMS[name][leaf])
+        assert drawn.params[name][leaf] is not PARAMS[name][leaf]
         assert drawn.mask[name][leaf].shape == ()
 
 
@@ -193,6 +194,8 @@ def test_what_no_redistribution_can_do_is_refused():
         ({"form": "eos"}, "form='eos' is outside"),
         ({"center_density": 2.0}, "center_density=2.0 is outside"),
         ({"scale": math.inf}, "scale=inf is outside"),
+        ({"center_density": 0.01}, r"center_density=0.01 is outside \[0.125, 1\]. .*conv/kernel"),
+        ({"center_density": 0.5, "form": "eis"}, "center_density=0.5 does not go with form"),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -205,7 +208,10 @@ def test_densities_that_do_not_fit_are_refused():
         start(1.5)
     with pytest.raises(ValueError, match="Say with layout="):
         networks.exact_orthogonal(
-            KEY, {"kernel": jnp.zeros((3, 8, 8))}, {"kernel": np.full(3, 0.5)}
+            KEY,
+            {"kernel": jnp.zeros((3, 8, 8))},
+            {"kernel": np.full(3, 0.5)},
+            layout=lambda path, leaf: Layout(),
         )
     with pytest.raises(ValueError, match="is being traced"):
         jax.jit(lambda density: start(density))(0.3)
@@ -213,6 +219,8 @@ def test_densities_that_do_not_fit_are_refused():
         networks.exact_orthogonal(
             KEY, {"kernel": jnp.zeros((3, 8))}, 0.5, layout=lambda path, leaf: Layout(groups=5)
         )
+    with pytest.raises(ValueError, match="is a shape without values"):
+        networks.exact_orthogonal(KEY, jax.eval_shape(lambda: PARAMS), 0.5, layout=layout)
 
 
 def test_the_densities_of_any_method():
@@ -255,7 +263,7 @@ def test_redraw_draws_each_layer_of_a_stack_by_itself():
     layers = drawn["stack"]["kernel"]
     assert max(gram_error(layer) for layer in layers) < 1e-5
     assert (layers[0] != layers[1]).any()
-    assert drawn["conv"]["bias"] is PARAMS["conv"]["bias"]
+    np.testing.assert_array_equal(drawn["conv"]["bias"], PARAMS["conv"]["bias"])
     again = networks.redraw(KEY, PARAMS, nn.initializers.orthogonal(), layout=layout)
     chex.assert_trees_all_equal(again, drawn)
 
@@ -375,3 +383,118 @@ def test_approximated_isometry_loses_singular_values_where_eoi_keeps_them():
     assert count(drawn.mask) == count(mask)
     exact = np.linalg.svd(np.asarray(drawn.params["kernel"], np.float64), compute_uv=False)
     np.testing.assert_allclose(exact, 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reading"),
+    [
+        ("kernel", (3, 8, 8), "a stack of layers, a 1-D convolution or attention"),
+        ("kernel", (64, 32, 3, 3), "a window of 64 x 32 or other axes"),
+        ("kernel", (3, 3, 1, 16), "a depthwise convolution or one of a single input channel"),
+    ],
+)
+@pytest.mark.parametrize("start", ["eoi", "sao", "ai"])
+def test_shapes_that_may_mean_several_things_are_refused(name, shape, reading, start):
+    params = {name: jnp.ones(shape)}
+    call = {
+        "eoi": lambda: networks.exact_orthogonal(KEY, params, 0.5),
+        "sao": lambda: networks.sparsity_aware_orthogonal(KEY, params, 0.5),
+        "ai": lambda: networks.approximate_isometry(params, {name: jnp.ones(shape, bool)}),
+    }[start]
+    with pytest.raises(ValueError, match=reading):
+        call()
+
+
+def test_equinox_convolutions_are_refused():
+    arrays = eqx.filter(eqx.nn.Conv2d(4, 8, 3, key=KEY), eqx.is_inexact_array)
+    with pytest.raises(ValueError, match=r"\(outputs, inputs, \*taps\), as Equinox stores it"):
+        networks.exact_orthogonal(KEY, arrays, 0.5)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_groups_are_isometries_of_their_own(batch):
+    """Through the real convolution, so that the order of the channels counts."""
+    conv = nn.Conv(12, (3, 3), padding="CIRCULAR", feature_group_count=3, use_bias=False)
+    x = jax.random.normal(KEY, (1, 5, 5, 9))
+    params = {"kernel": jnp.zeros((*batch, 3, 3, 3, 12))}
+    drawn = networks.exact_orthogonal(
+        KEY, params, 0.3, layout=lambda path, leaf: Layout(batch_axes=len(batch), groups=3)
+    )
+    for kernel in np.reshape(drawn.params["kernel"], (-1, 3, 3, 3, 12)):
+        y = conv.apply({"params": {"kernel": kernel}}, x)
+        for group in range(3):
+            norms = np.linalg.norm(x[..., 3 * group : 3 * group + 3], axis=-1)
+            of_group = y[..., 4 * group : 4 * group + 4]
+            np.testing.assert_allclose(np.linalg.norm(of_group, axis=-1), norms, rtol=1e-5)
+
+
+def test_transposed_convolutions_have_their_own_center():
+    conv = nn.ConvTranspose(8, (4, 4), padding="CIRCULAR", use_bias=False)
+    params = {"kernel": jnp.zeros((4, 4, 8, 8))}
+    drawn = networks.exact_orthogonal(
+        KEY, params, 0.2, layout=lambda path, leaf: Layout(transposed=True)
+    )
+    assert (drawn.params["kernel"][2, 2] != 0).any()
+    x = jax.random.normal(KEY, (1, 6, 6, 8))
+    y = conv.apply({"params": drawn.params}, x)
+    np.testing.assert_allclose(np.linalg.norm(y), np.linalg.norm(x), rtol=1e-5)
+
+
+def test_where_permute_and_angles_reach_the_layers():
+    params = {"a": {"kernel": jnp.zeros((12, 40))}, "b": {"kernel": jnp.ones((12, 40))}}
+    only_a = networks.exact_orthogonal(
+        KEY, params, 0.1, where=lambda path, leaf: path[0].key == "a"
+    )
+    np.testing.assert_array_equal(only_a.params["b"]["kernel"], 1)
+    assert only_a.mask["b"]["kernel"].shape == ()
+    kernel = np.asarray(only_a.params["a"]["kernel"])
+    # Few rotations reach into the first of many columns: the diagonal is where they start.
+    assert np.count_nonzero(kernel.diagonal()) == 12
+    permuted = networks.exact_orthogonal(KEY, params, 0.1, permute=True).params["a"]["kernel"]
+    assert np.count_nonzero(permuted.diagonal()) < 12
+    assert gram_error(permuted) < 1e-5
+    small = networks.exact_orthogonal(KEY, params, 0.1, angles=0.01).params["a"]["kernel"]
+    assert np.abs(small.diagonal()).min() > 0.99 > np.abs(kernel.diagonal()).min()
+
+
+def test_the_mask_is_the_support_before_the_cast():
+    params = {"kernel": jnp.zeros((64, 64), jnp.float16)}
+    drawn = networks.exact_orthogonal(KEY, params, 0.9, angles=1e-3, scale=1e-3)
+    assert drawn.mask["kernel"].sum() == round(0.9 * 64 * 64)
+    # Products of sines of 0.001 are below what float16 can tell from 0.
+    assert np.count_nonzero(drawn.params["kernel"]) < 0.8 * 64 * 64
+
+
+def test_the_density_of_each_layer_at_its_center():
+    params = {"kernel": jnp.zeros((3, 3, 16, 16))}
+    drawn = networks.exact_orthogonal(KEY, params, 0.25, center_density="density")
+    assert 0.25 - 1 / 16 < np.count_nonzero(drawn.params["kernel"][1, 1]) / 256 <= 0.25
+
+
+def test_other_densities_of_the_same_shapes_compile_nothing():
+    params = {"kernel": jnp.zeros((16, 24))}
+    networks.exact_orthogonal(KEY, params, 0.1)
+    before = networks._drawing._draw_layers._cache_size()
+    for density in (0.2, 0.5, 0.9):
+        networks.exact_orthogonal(KEY, params, density)
+    assert networks._drawing._draw_layers._cache_size() == before
+
+
+def test_a_donated_start_leaves_the_others():
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    mask = masks.random(KEY, params, 0.5)
+    starts = [networks.masked(params, mask), networks.exact_orthogonal(KEY, params, 0.5)]
+    consume = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    for start in starts:
+        assert consume(start.params)["bias"].tolist() == [2.0] * 4
+    assert params["bias"].tolist() == [1.0] * 4
+
+
+def test_narrow_kernels_of_every_start():
+    params = {"linear": {"kernel": jnp.zeros((16, 10), jnp.bfloat16)}}
+    params["square"] = {"kernel": jnp.zeros((16, 16), jnp.bfloat16)}
+    sao_start = networks.sparsity_aware_orthogonal(KEY, params, 0.25)
+    drawn = networks.redraw(KEY, params, nn.initializers.orthogonal())
+    for tree in (sao_start.params, drawn):
+        chex.assert_trees_all_equal_shapes_and_dtypes(tree, params)
+        assert gram_error(np.asarray(tree["linear"]["kernel"], np.float64)) < 0.03

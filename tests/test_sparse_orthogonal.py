@@ -225,6 +225,14 @@ def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
     assert np.isnan(draw(KEY, budget=257)).any()
 
 
+def test_at_most_has_the_budget_of_fill_where_float32_would_not():
+    """0.1000499999 of 10 000 is 1000, and 1001 if the density is rounded to float32."""
+    keys = jax.random.split(KEY, 400)
+    draw = functools.partial(orthogonal, shape=(100, 100), density=0.1000499999)
+    batch = jax.vmap(functools.partial(draw, stopping="at_most"))(keys)
+    assert np.count_nonzero(batch, axis=(1, 2)).max() == 1000
+
+
 def test_an_unknown_stopping_rule_is_refused():
     with pytest.raises(ValueError, match=r"stopping='below' is outside \{'closest', 'at_most'\}"):
         orthogonal(KEY, (4, 4), 0.5, stopping="below")
