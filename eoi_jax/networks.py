@@ -44,6 +44,9 @@ __all__ = [
 ]
 
 
+_REDRAW = 0x72656472
+
+
 class SparseInit(NamedTuple):
     """A sparse start of a network.
 
@@ -121,7 +124,9 @@ def redraw(
     def draw(index: int, path: Any, leaf: Any) -> Any:
         own = _tree_checks.layout(layout, path, leaf)
         stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
-        keys = jax.random.split(jax.random.fold_in(key, index), math.prod(stack))
+        # Salted: a mask drawn from the same key must not know the weights.
+        own_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
+        keys = jax.random.split(own_key, math.prod(stack))
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         # QR knows no narrow dtypes.
         drawn = jax.vmap(lambda key: kernel_init(key, shape, _checks.wide(dtype)))(keys)

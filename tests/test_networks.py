@@ -268,6 +268,14 @@ def test_redraw_draws_each_layer_of_a_stack_by_itself():
     chex.assert_trees_all_equal(again, drawn)
 
 
+def test_a_mask_of_the_same_key_does_not_know_the_redrawn_weights():
+    params = {"kernel": jnp.zeros((100, 100))}
+    drawn = networks.redraw(KEY, params, nn.initializers.normal(1.0))["kernel"]
+    mask = masks.random(KEY, params, 0.2)["kernel"]
+    # The mean of 2000 independent standard Gaussians, in standard errors.
+    assert abs(float(drawn[mask].mean())) * 2000**0.5 < 4
+
+
 def test_approximate_isometry_of_a_network_is_that_of_each_matrix():
     params = networks.redraw(KEY, PARAMS, nn.initializers.lecun_normal(), layout=layout)
     mask = masks.random(KEY, params, 0.7)
