@@ -17,6 +17,7 @@ usual sparse starts do not.
 ``budgets``                             one density shared among layers: uniform, ER, ERK
 ``criteria``                            scores to prune by: magnitude, SNIP, GraSP, SynFlow
 ``spectrum``                            Jacobians and their singular values
+``mean_field``                          critical gains, and the spectra that theory predicts
 ``theory``                              density and number of rotations, one from the other
 ``givens``, ``rotation``                sequences of Givens rotations, and applying them
 ``isometry``, ``sao``                   one matrix with AI, one with SAO
@@ -30,10 +31,10 @@ A module imports only from lower floors::
 
     5  networks
     4  initializers  (_drawing)
-    3  sparse_orthogonal  sao  dynamic
-    2  rotation  optim  budgets  criteria  (_delta)
-    1  givens  theory  masks  isometry  spectrum  (_flow  _layers  _pruning)
-    0  typing  (_checks  _loops  _schedule  _selection  _tree_checks)
+    3  sparse_orthogonal  sao  dynamic  spectrum
+    2  rotation  optim  budgets  criteria  (_delta  _kernel_spectrum)
+    1  givens  theory  masks  isometry  mean_field  (_flow  _krylov  _layers  _layerwise  _pruning)
+    0  typing  (_checks  _free_power  _loops  _schedule  _selection  _tree_checks)
 """
 
 from eoi_jax import (
@@ -44,6 +45,7 @@ from eoi_jax import (
     initializers,
     isometry,
     masks,
+    mean_field,
     networks,
     optim,
     rotation,
@@ -82,6 +84,7 @@ __all__ = [
     "mask_updates",
     "masked",
     "masks",
+    "mean_field",
     "networks",
     "optim",
     "orthogonal",

@@ -22,9 +22,24 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks
+from eoi_jax._kernel_spectrum import conv_singular_values, kernel_singular_values
+from eoi_jax._krylov import extreme_singular_values, spectral_density
+from eoi_jax._layerwise import layerwise, monitor
 from eoi_jax.typing import Array
 
-__all__ = ["SpectrumSummary", "jacobian", "orthogonality_error", "singular_values", "summarize"]
+__all__ = [
+    "SpectrumSummary",
+    "conv_singular_values",
+    "extreme_singular_values",
+    "jacobian",
+    "kernel_singular_values",
+    "layerwise",
+    "monitor",
+    "orthogonality_error",
+    "singular_values",
+    "spectral_density",
+    "summarize",
+]
 
 
 class SpectrumSummary(NamedTuple):
