@@ -11,7 +11,9 @@ __all__ = ["COMMANDS", "main"]
 # Each command is a module of this package with a ``main(arguments)``, imported when it is called.
 COMMANDS = {
     "quickstart": "train a 1000-layer network from four starts and compare them",
-    "benchmarks": "time drawing matrices, and training under a mask",
+    "benchmarks": "time drawing, initializing, masked training and spectra",
+    "spectra": "picture singular values through depth, against density",
+    "universality": "hold sparse orthogonal spectra against theory for dense",
     "plan": "list the layers of a sparse network: weights, FLOPs, bytes",
 }
 PROG = "python -m experiments"

@@ -4,6 +4,7 @@ Commands:
     init    time, compile time and memory of drawing matrices, against JAX's own initializers
     optim   time of a training step under a mask, against the dense step
     methods time to initialize networks and matrices with every method
+    spectrum time of all singular values in one call, and of the extremes of a very deep network
 
 Example:
     python -m experiments.benchmarks init --quick
@@ -32,6 +33,7 @@ import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import models, timing
 from experiments.benchmark_methods import Methods, bench_methods
+from experiments.benchmark_spectrum import Spectrum, bench_spectrum
 from experiments.timing import haar, machine, medians, normal, sparse
 
 DENSITIES = (2**-7, 2**-6, 2**-5, 2**-4, 0.1, 2**-3, 2**-2, 2**-1)
@@ -246,12 +248,15 @@ Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Optim, tyro.conf.subcommand("optim")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
+    | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    command: Init | Optim | Methods = tyro.cli(Command, args=arguments, description=__doc__)
+    command: Init | Optim | Methods | Spectrum = tyro.cli(
+        Command, args=arguments, description=__doc__
+    )
     console = Console(width=None if Console().is_terminal else 120)
     try:
         timing.check(command.repeats, getattr(command, "output", None))
@@ -261,8 +266,10 @@ def main(arguments: list[str] | None = None) -> None:
         bench_init(command, console)
     elif isinstance(command, Optim):
         bench_optim(command, console)
-    else:
+    elif isinstance(command, Methods):
         bench_methods(command, console)
+    else:
+        bench_spectrum(command, console)
 
 
 if __name__ == "__main__":
