@@ -1,9 +1,8 @@
 """Jacobians of functions of one example, their singular values, and how orthogonal a matrix is.
 
 A function is dynamically isometric at an input when all singular values of its input–output
-Jacobian there are 1. Every function here takes ``fn``, which maps *one* example (no batch axis)
-to one array, and ``x``, whose leading axis is the batch; Jacobians are those of the flattened
-example and the flattened output.
+Jacobian there are 1. A function ``fn`` maps *one* example (no batch axis) to one array, and ``x``
+has a leading batch axis; Jacobians are those of the flattened example and the flattened output.
 
 Matrix products run at the highest precision, whatever the platform's default: the bfloat16 and
 TF32 defaults of accelerators are off by 1e-3, where float32 allows 1e-6.
@@ -23,11 +22,18 @@ import jax.numpy as jnp
 
 from eoi_jax import _checks
 from eoi_jax._kernel_spectrum import conv_singular_values, kernel_singular_values
-from eoi_jax._krylov import extreme_singular_values, spectral_density
+from eoi_jax._krylov import (
+    ExtremeSingularValues,
+    SpectralDensity,
+    extreme_singular_values,
+    spectral_density,
+)
 from eoi_jax._layerwise import layerwise, monitor
 from eoi_jax.typing import Array
 
 __all__ = [
+    "ExtremeSingularValues",
+    "SpectralDensity",
     "SpectrumSummary",
     "conv_singular_values",
     "extreme_singular_values",
@@ -256,7 +262,7 @@ def _map_jacobian(
 ) -> Array:
     """Apply ``use`` to the Jacobian of ``fn`` at each example, ``batch_size`` at a time."""
     x = jnp.asarray(x)
-    _check_batch(x)
+    _checks.examples(x)
     remedy = "Leave the default 'auto': the mode with fewer passes."
     _checks.one_of(mode, ("auto", "forward", "reverse"), name="mode", remedy=remedy)
     if batch_size is not None:
@@ -266,7 +272,7 @@ def _map_jacobian(
     example = x.shape[1:]
     # All of fn is traced in here, its transpose included: each product takes the precision.
     with jax.default_matmul_precision("highest"):
-        outputs = _num_outputs(fn, x[0])
+        outputs = math.prod(_checks.one_output(fn, x[0]).shape)
         reverse = mode == "reverse" or (mode == "auto" and outputs < math.prod(example))
         differentiate = jax.jacrev if reverse else jax.jacfwd
         matrix = differentiate(lambda flat: jnp.ravel(fn(flat.reshape(example))))
@@ -279,45 +285,6 @@ def _map_jacobian(
             return jax.vmap(one)(flat)
         mapped: Array = jax.lax.map(one, flat, batch_size=batch_size)
         return mapped
-
-
-def _check_batch(x: Array) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x.dtype={x.dtype.name} is outside the real floating dtypes. "
-            "Convert with x.astype(jnp.float32): there is no derivative along integers."
-        )
-    if x.ndim == 0:
-        raise ValueError(
-            "x.ndim=0 is outside [1, ...). Add the batch axis: x[None] is a batch of one example."
-        )
-    if x.size == 0:
-        raise ValueError(
-            f"x.shape={x.shape} is outside the non-empty shapes. "
-            "Pass at least one example with at least one entry."
-        )
-
-
-def _num_outputs(fn: Callable[[Array], Array], example: Array) -> int:
-    """Size of the one floating array that ``fn`` must return."""
-    output = jax.eval_shape(fn, example)
-    if not isinstance(output, jax.ShapeDtypeStruct):
-        raise ValueError(
-            f"fn returns {jax.tree.structure(output)}, outside the single arrays. "
-            "Pick one array of it, as in lambda x: fn(x)['logits']."
-        )
-    if not jnp.issubdtype(output.dtype, jnp.floating):
-        raise ValueError(
-            f"fn returns dtype {output.dtype.name}, outside the real floating dtypes. "
-            "Differentiate the logits rather than a class or a mask."
-        )
-    size: int = math.prod(output.shape)
-    if size == 0:
-        raise ValueError(
-            f"fn returns shape {output.shape}, outside the non-empty shapes. "
-            "Let it return at least one number."
-        )
-    return size
 
 
 def _matrix_singular_values(matrix: Array) -> Array:

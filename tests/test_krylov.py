@@ -458,7 +458,8 @@ def largest_array(jaxpr) -> int:
     sizes = [0]
     for equation in jaxpr.eqns:
         sizes += [var.aval.size for var in equation.outvars if hasattr(var.aval, "size")]
-        sizes += [largest_array(inner) for inner in jax.core.jaxprs_in_params(equation.params)]
+        inner = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(equation.params)]
+        sizes += [largest_array(program) for program in inner if hasattr(program, "eqns")]
     return max(sizes)
 
 

@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
+import eoi_jax as eoi
 from eoi_jax import mean_field
-from experiments import spectra, universality
+from experiments import models, spectra, universality
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -83,3 +85,25 @@ def test_spectra_saves_its_pictures_and_eoi_is_an_isometry(tmp_path):
     for name in ("depth.png", "density.png"):
         assert (tmp_path / name).read_bytes().startswith(PNG)
     assert spectra.table_of(found, config, "noise").row_count == 4
+
+
+@pytest.mark.parametrize(("density", "mean"), [(0.05, 2.9e-5), (0.2, 3e-3)])
+def test_base_loses_its_singular_values_as_far_as_known(density, mean):
+    """Linear MLP-7, orthogonal weights under uniform masks: means known from one independent draw.
+
+    One draw is within four standard deviations of the mean over seeds.
+    """
+    images = jnp.zeros((1, 28, 28, 1))
+    model = models.create("mlp7", activation="identity", kernel_init=nn.initializers.orthogonal())
+
+    @jax.jit
+    def values(key):
+        params = model.init(key, images)
+        densities = eoi.budgets.uniform(params, density, layout=models.layout)
+        mask = eoi.masks.random(jax.random.fold_in(key, 1), params, densities)
+        start = eoi.masked(params, mask).params
+        return eoi.spectrum.singular_values(lambda x: model.apply(start, x[None])[0], images)
+
+    means = np.array([values(jax.random.key(seed)).mean() for seed in range(10)])
+    assert abs(means.mean() - mean) < 4 * means.std(ddof=1)
+    assert means.std(ddof=1) < 0.4 * means.mean()
