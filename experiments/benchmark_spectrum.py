@@ -90,7 +90,7 @@ def bench_extremes(options: Spectrum, console: Console) -> None:
     kernels = jax.block_until_ready(draw(keys))
     x = jax.random.normal(jax.random.key(3), (1, 8, 8, channels)) * 0.16
 
-    def network(x: Array) -> Array:
+    def network(x: Array, kernels: Array) -> Array:
         def layer(h: Array, kernel: Array) -> tuple[Array, None]:
             padded = jnp.pad(jnp.tanh(h)[None], ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
             dimensions = ("NHWC", "HWIO", "NHWC")
@@ -101,16 +101,17 @@ def bench_extremes(options: Spectrum, console: Console) -> None:
 
         return jax.lax.scan(layer, x, kernels)[0]
 
+    # The kernels are an argument: as a constant they would be compiled in, and copied.
     measure = jax.jit(
-        lambda key, x: eoi.spectrum.extreme_singular_values(
-            key, network, x, num_steps=options.steps
+        lambda key, x, kernels: eoi.spectrum.extreme_singular_values(
+            key, lambda example: network(example, kernels), x, num_steps=options.steps
         )
     )
     start = time.perf_counter()
-    compiled = measure.lower(jax.random.key(4), x).compile()
+    compiled = measure.lower(jax.random.key(4), x, kernels).compile()
     compile_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    ends = jax.block_until_ready(compiled(jax.random.key(4), x))
+    ends = jax.block_until_ready(compiled(jax.random.key(4), x, kernels))
     seconds = time.perf_counter() - start
     analysis: Any = compiled.memory_analysis()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
