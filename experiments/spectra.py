@@ -5,7 +5,7 @@ tenth k, from four starts. The second shows all singular values of the input-out
 MLP-7 against the density, for masked dense weights (Base), approximated isometry (AI) and EOI, on
 ERK masks, with tanh and without an activation.
 
-Hardware: two CPU cores. Time: about six minutes.
+Hardware: two CPU cores. Time: about two minutes.
 Expected: EOI's values stay near those of the dense start at every depth; without an activation
 they are all 1 at every density, where Base's vanish and AI's fall below a density of 0.2.
 
