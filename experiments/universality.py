@@ -13,8 +13,8 @@ Jacobian dh_L/dh_0 and the prediction, whose mean square is 1, and the relative 
 moment of the squared values.
 
 Hardware: two CPU cores. Time: about 80 seconds.
-Expected: Haar weights agree with the prediction up to what width explains; EOI's do at moderate
-densities, and less so the sparser and deeper the network.
+Expected: Haar weights agree with the prediction up to what width explains; EOI's do not, and less
+so the sparser the weights.
 
 Example:
     python -m experiments universality --quick
@@ -126,7 +126,8 @@ def _measure(
     key: Array, weights: Array, sigmas: Array, *, activation: str, depths: tuple[int, ...]
 ) -> list[Array]:
     width = weights.shape[-1]
-    for_biases, for_input = jax.random.split(key)
+    # Not the keys of the weights: the first of a split are the same, however many it makes.
+    for_biases, for_input = jax.random.split(jax.random.fold_in(key, 1))
     biases = sigmas[1] * jax.random.normal(for_biases, weights.shape[:2], weights.dtype)
     x = sigmas[2] * jax.random.normal(for_input, (width,), weights.dtype)
     phi = models.ACTIVATIONS[activation]
