@@ -1,0 +1,218 @@
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+from experiments import config, runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A config whose run is whatever a test makes of it."""
+
+    experiment: str = "made"
+    density: float = 0.1
+    seeds: tuple[int, ...] = (1, 2)
+
+
+def complete(made, folder, runtime):
+    rows = [{"seed": seed, "test_accuracy": seed / 10, "density": 0.1001} for seed in made.seeds]
+    runs.write(folder / "results.json", json.dumps(rows))
+    lines = [{"step": 10 * i, "seed": 1, "loss": 2.0 / (i + 1)} for i in range(3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """The module that runs Made; its function is counted and may be replaced."""
+    module = types.ModuleType("made_runner")
+    module.calls, module.run = [], complete
+
+    def run(made, folder, runtime):
+        module.calls.append(folder)
+        module.run(made, folder, runtime)
+
+    module.counted = run
+    monkeypatch.setitem(sys.modules, "made_runner", module)
+    monkeypatch.setitem(runs.RUNNERS, "Made", "made_runner:counted")
+    return module
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    return runs.Runtime(runs=str(tmp_path))
+
+
+def files(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_run_leaves_its_files(runner, runtime, tmp_path):
+    folder = runs.execute(Made(), runtime)
+    assert folder == tmp_path / "made" / config.digest(Made()) == runs.folder_of(Made(), tmp_path)
+    assert files(folder) == {"config.json", "results.json", "metrics.jsonl", "done", ".lock"}
+    assert json.loads((folder / "config.json").read_text()) == config.to_dict(Made())
+    assert runs.is_done(folder)
+
+
+def test_a_module_is_run_by_its_function_run(runner, runtime, monkeypatch):
+    monkeypatch.setitem(runs.RUNNERS, "Made", "made_runner")
+    assert runs.is_done(runs.execute(Made(), runtime))
+    assert runner.calls == []
+
+
+def test_the_mark_is_written_last(runner, runtime):
+    def run(made, folder, runtime):
+        assert files(folder) == {"config.json", ".lock"}
+        complete(made, folder, runtime)
+
+    runner.run = run
+    runs.execute(Made(), runtime)
+
+
+def test_what_is_done_is_not_run_again(runner, runtime):
+    folder = runs.execute(Made(), runtime)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert runs.execute(Made(), runtime) == folder
+    assert runner.calls == [folder]
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_other_fields_are_other_runs(runner, runtime):
+    one, other = (runs.execute(Made(density=density), runtime) for density in (0.1, 0.2))
+    assert one != other
+    assert len(runner.calls) == 2
+
+
+def test_a_failure_is_written_down_and_the_next_start_forgets_it(runner, runtime):
+    def fail(made, folder, runtime):
+        complete(made, folder, runtime)
+        raise FloatingPointError("loss is nan")
+
+    runner.run = fail
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        runs.execute(Made(), runtime)
+    [folder] = runner.calls
+    failed = (folder / "failed.txt").read_text()
+    assert failed.startswith("Traceback")
+    assert failed.endswith("FloatingPointError: loss is nan\n")
+    assert not runs.is_done(folder)
+    assert runs.load_rows(runtime.runs) == []
+    runner.run = complete
+    runs.execute(Made(), runtime)
+    assert runs.is_done(folder)
+    assert "failed.txt" not in files(folder)
+
+
+@pytest.mark.parametrize("results", [None, "", "{}", '[{"seed": 1}, 2]', '[{"seed": '])
+def test_a_run_without_results_is_not_done(results, runner, runtime):
+    def run(made, folder, runtime):
+        if results is not None:
+            (folder / "results.json").write_text(results)
+
+    runner.run = run
+    with pytest.raises(ValueError, match=r"results\.json (is missing|is corrupt|does not hold)"):
+        runs.execute(Made(), runtime)
+    [folder] = runner.calls
+    assert not runs.is_done(folder)
+    assert "failed.txt" in files(folder)
+
+
+def test_an_interruption_is_no_failure(runner, runtime):
+    def interrupt(made, folder, runtime):
+        raise KeyboardInterrupt
+
+    runner.run = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        runs.execute(Made(), runtime)
+    assert files(runner.calls[0]) == {"config.json", ".lock"}
+
+
+def test_a_run_that_runs_is_not_started_again(runner, runtime):
+    def run(made, folder, runtime):
+        with pytest.raises(runs.RunningElsewhere, match=re.escape(str(folder))):
+            runs.execute(made, runtime)
+        assert files(folder) == {"config.json", ".lock"}
+        complete(made, folder, runtime)
+
+    runner.run = run
+    assert runs.is_done(runs.execute(Made(), runtime))
+    assert len(runner.calls) == 1
+
+
+def test_a_killed_process_leaves_no_lock(runner, runtime):
+    """Another process takes the lock, and is killed with it."""
+    folder = runs.folder_of(Made(), runtime.runs)
+    folder.mkdir(parents=True)
+    code = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2)\n"
+    code += "print('locked', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(folder / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(runs.RunningElsewhere):
+            runs.execute(Made(), runtime)
+        assert files(folder) == {".lock"}
+        os.kill(process.pid, signal.SIGKILL)
+    assert runs.is_done(runs.execute(Made(), runtime))
+
+
+def test_rows_join_results_and_config(runner, runtime):
+    runs.execute(Made(density=0.1), runtime)
+    runs.execute(Made(density=0.2, seeds=(3,)), runtime)
+    rows = sorted(runs.load_rows(runtime.runs), key=lambda row: row["seed"])
+    digest = config.digest(Made(density=0.1))
+    assert rows[0] == {
+        **{"kind": "Made", "experiment": "made", "density": 0.1, "seeds": [1, 2]},
+        **{"digest": digest, "seed": 1, "test_accuracy": 0.1, "measured_density": 0.1001},
+    }
+    assert [(row["seed"], row["density"]) for row in rows] == [(1, 0.1), (2, 0.1), (3, 0.2)]
+    curves = [row for row in runs.load_curves(runtime.runs) if row["digest"] == digest]
+    assert [(row["step"], row["loss"]) for row in curves] == [(0, 2.0), (10, 1.0), (20, 2 / 3)]
+
+
+def test_a_run_without_metrics_has_no_curves(runner, runtime):
+    folder = runs.execute(Made(), runtime)
+    (folder / "metrics.jsonl").unlink()
+    assert runs.load_curves(runtime.runs) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "metrics.jsonl"])
+def test_corrupt_files_are_named(name, runner, runtime):
+    folder = runs.execute(Made(), runtime)
+    (folder / name).write_text('[{"seed": 1')
+    with pytest.raises(ValueError, match=re.escape(str(folder / name))):
+        runs.load_rows(runtime.runs) + runs.load_curves(runtime.runs)
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    runs.write(path, "old")
+
+    def stop(descriptor):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(OSError, match="no space"):
+        runs.write(path, "new")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a b", ".hidden"])
+def test_names_that_are_no_folders(name):
+    with pytest.raises(ValueError, match=re.escape(f"experiment={name!r} is outside")):
+        runs.folder_of(Made(experiment=name), "runs")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("checkpoint_every", -1.0), ("checkpoint_every", float("nan")), ("log_every", 0)],
+)
+def test_a_runtime_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} is outside"):
+        runs.Runtime(**{name: value})
