@@ -1,0 +1,255 @@
+import dataclasses
+import json
+import re
+import runpy
+import sys
+import types
+
+import pytest
+from rich.console import Console
+
+from experiments import config, runs, slurm, sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A config; a density of 0.3 fails."""
+
+    experiment: str = "made"
+    density: float = 0.1
+    method: str = "eoi"
+
+
+GRID = [Made(density=density) for density in (0.1, 0.2, 0.3, 0.4)]
+SOURCE = '''
+"""A made table."""
+from test_sweep import GRID, Made
+
+def get_config():
+    return GRID[0]
+
+def sweep():
+    return [*GRID, GRID[0]]
+
+def quick():
+    return [Made(experiment="made_quick")]
+
+def report(rows):
+    return []
+'''
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Configs in the order they were run, with a package of one config module in place."""
+    own = []
+
+    def run(made, folder, runtime):
+        own.append(made)
+        if made.density == 0.3:
+            raise FloatingPointError("loss is nan\nat step 3")
+        runs.write(folder / "results.json", json.dumps([{"seed": 1, "loss": made.density}]))
+
+    module = types.ModuleType("made_runner")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "made_runner", module)
+    monkeypatch.setitem(sys.modules, "test_sweep", sys.modules[__name__])
+    monkeypatch.setitem(runs.RUNNERS, "Made", "made_runner")
+    package = tmp_path / "made_configs"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "made_table.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sweep, "PACKAGE", "made_configs")
+    monkeypatch.setattr(sys, "argv", ["test"])
+    yield own
+    for name in ("made_configs", "made_configs.made_table"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return str(tmp_path / "runs")
+
+
+def command(*arguments, status=0):
+    if not status:
+        return sweep.main(["made_table", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        sweep.main(["made_table", *arguments])
+    assert stopped.value.code == status
+    return None
+
+
+def test_a_failed_run_stops_no_other(calls, folder, capsys):
+    command("--runs", folder, status=1)
+    assert calls == GRID
+    assert [runs.is_done(runs.folder_of(made, folder)) for made in GRID] == [1, 1, 0, 1]
+    lines = capsys.readouterr().out.splitlines()
+    for index, (density, result) in enumerate(
+        [(0.1, "done"), (0.2, "done"), (0.3, "failed"), (0.4, "done")]
+    ):
+        pattern = rf"\[{index + 1}/4\] density={density}: {result}, \d+\.\d s"
+        assert re.fullmatch(pattern, lines[index])
+    assert lines[4] == "4 runs: 3 completed, 1 failed"
+    assert lines[5] == "failed: density=0.3: FloatingPointError: loss is nan at step 3"
+    failed = runs.folder_of(GRID[2], folder) / "failed.txt"
+    assert lines[6].split() == [str(failed)]
+    assert "FloatingPointError" in failed.read_text()
+
+
+def test_only_what_is_not_done_is_run_again(calls, folder, capsys):
+    command("--runs", folder, status=1)
+    calls.clear()
+    capsys.readouterr()
+    command("--runs", folder, status=1)
+    assert calls == [GRID[2]]
+    assert "4 runs: 3 done before, 1 failed" in capsys.readouterr().out
+
+
+def test_the_limit_counts_starts(calls, folder, capsys):
+    command("--runs", folder, "--limit", "1")
+    assert calls == GRID[:1]
+    assert "4 runs: 1 completed, 3 not started" in capsys.readouterr().out
+    command("--runs", folder, "--limit", "2", status=1)
+    assert calls == GRID[:3]
+    assert "1 completed, 1 done before, 1 failed, 1 not started" in capsys.readouterr().out
+    command("--runs", folder, "--limit", "0")
+    assert calls == GRID[:3]
+
+
+def test_a_run_elsewhere_is_left_alone(calls, folder, monkeypatch):
+    original, inner = sys.modules["made_runner"].run, []
+
+    def run(made, own, runtime):
+        if made == GRID[0]:  # a second sweep starts while the first one runs
+            inner.append(sweep.local(GRID[:2], runtime, Console(quiet=True)))
+        original(made, own, runtime)
+
+    monkeypatch.setattr(sys.modules["made_runner"], "run", run)
+    outcome = sweep.local(GRID[:2], runs.Runtime(runs=folder), Console(quiet=True))
+    assert inner == [sweep.Outcome(1, 0, 1, ())]
+    assert outcome == sweep.Outcome(1, 1, 0, ())
+    assert calls == [GRID[1], GRID[0]]
+
+
+def test_an_interruption_stops_the_sweep(calls, folder, monkeypatch):
+    def interrupt(made, own, runtime):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["made_runner"], "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.local(GRID, runs.Runtime(runs=folder), Console(quiet=True))
+    assert sweep.state(GRID[0], folder) == "started"
+    assert sweep.state(GRID[1], folder) == "open"
+
+
+def test_listing_runs_nothing(calls, folder, capsys):
+    command("--runs", folder, "--list")
+    assert calls == []
+    command("--runs", folder, "--limit", "3", status=1)
+    capsys.readouterr()
+    command("--runs", folder, "--list")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        [word, config.digest(made), f"density={made.density}"]
+        for word, made in zip(("done", "done", "failed", "open"), GRID, strict=True)
+    ]
+    assert lines[4] == "4 runs, 2 done"
+    assert len(calls) == 3
+
+
+def test_quick_is_another_grid(calls, folder):
+    command("--runs", folder, "--quick")
+    assert calls == [Made(experiment="made_quick")]
+
+
+def test_the_runtime_reaches_the_runs(calls, folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "execute", lambda made, runtime: seen.append(runtime))
+    command("--runs", folder, "--data-dir", "data", "--no-progress", "--log-every", "7")
+    assert seen[0] == runs.Runtime(runs=folder, data_dir="data", progress=False, log_every=7)
+
+
+def test_hyphens_are_allowed(calls):
+    assert sweep.find("made-table").get_config() == GRID[0]
+    assert sweep.names() == ("made_table",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["made_tabel"],
+            r"config='made_tabel' is outside {'made_table'}. Did you mean 'made_table'",
+        ),
+        (["made_table", "--limit", "-1"], r"limit=-1 is outside \[0"),
+        (["made_table", "--launcher", "cloud"], "cloud"),
+        ([], "config|CONFIG"),
+    ],
+)
+def test_bad_arguments_are_answered(arguments, message, calls, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sweep.main(arguments)
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_descriptions_of_different_kinds():
+    grid = [config.Train(density=0.1), config.Train(density=0.05), Made()]
+    assert sweep.describe(grid[0], grid[:2]) == "density=0.1"
+    assert "kind=Made experiment=made" in sweep.describe(grid[2], grid)
+    assert sweep.describe(grid[0], grid[:1]) == config.digest(grid[0])
+
+
+# ------------------------------------------------------------------------------ clusters
+
+
+def test_jobs_are_runs(calls, folder):
+    """Submitit's cluster "debug" runs jobs in this process when their results are asked for."""
+    runtime = runs.Runtime(runs=folder)
+    jobs = slurm.submit(GRID, runtime, slurm.Slurm(), cluster="debug")
+    assert [job.exception() is None for job in jobs] == [True, True, False, True]
+    assert calls == GRID
+    assert jobs[0].result() == str(runs.folder_of(GRID[0], folder))
+    assert len(runs.load_rows(folder)) == 3
+
+
+def test_a_stopped_job_is_followed_by_the_same(calls, folder):
+    runtime = runs.Runtime(runs=folder)
+    following = slurm.Job().checkpoint(GRID[0], runtime)
+    assert following.function is not None
+    assert following.result() == str(runs.folder_of(GRID[0], folder))
+    assert calls == GRID[:1]
+
+
+def test_the_command_submits_what_is_not_done(calls, folder, monkeypatch, capsys):
+    submitted = []
+
+    def submit(grid, runtime, options, name):
+        submitted.append((grid, runtime.runs, options, name))
+        return [types.SimpleNamespace(job_id=f"7_{index}") for index in range(len(grid))]
+
+    monkeypatch.setattr(sweep, "submit", submit)
+    command("--runs", folder, "--limit", "1")
+    options = ["--launcher", "slurm", "--slurm.partition", "gpu", "--slurm.gpus", "1"]
+    command("--runs", folder, "--limit", "2", *options)
+    asked = slurm.Slurm(partition="gpu", gpus=1)
+    assert submitted == [(GRID[1:3], folder, asked, "made_table")]
+    out = capsys.readouterr().out
+    assert "2 jobs submitted 7_0 7_1" in out
+    assert "1 of 4 runs were done before" in out
+    assert len(calls) == 1
+
+
+def test_a_machine_without_slurm_is_told(calls, folder, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit) as stopped:
+        command("--runs", folder, "--launcher", "slurm")
+    assert "srun" in str(stopped.value.code)
+    assert calls == []
+
+
+def test_submitit_is_only_needed_for_jobs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    runpy.run_path(slurm.__file__)
