@@ -35,7 +35,7 @@ PACKAGE = "experiments.configs"
 class Sweep:
     """Arguments of the command."""
 
-    config: tyro.conf.Positional[str]
+    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
     """A module of experiments.configs, by its name."""
     launcher: Literal["local", "slurm"] = "local"
     """Run in this process, or submit jobs."""

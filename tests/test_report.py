@@ -1,0 +1,636 @@
+import base64
+import dataclasses
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import experiments
+from experiments import config, page, records, report, runs, sweep
+from experiments.report import Curves, Figure, Table, Value
+from experiments.tables import Cell, collect
+
+README = Path(experiments.__file__).with_name("README.md")
+RESULTS = README.with_name("results")
+DRAW = Figure.png
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A config of a made table."""
+
+    experiment: str = "made"
+    method: str = "eoi"
+    density: float = 0.1
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+
+GRID = [Made(method=method, density=d) for d in (0.1, 0.05) for method in ("base", "ai", "eoi")]
+SOURCE = '''
+"""Made table: accuracy of methods.
+
+Command: python -m experiments sweep made
+"""
+from experiments.report import Curves, Figure, Table, Value
+from test_report import GRID
+
+def sweep():
+    return GRID
+
+def quick():
+    return GRID[:1]
+
+def report(rows, curves):
+    accuracy = Value("test_accuracy", "test accuracy (%)", 100, best="highest")
+    names = {"base": "Base", "ai": "AI", "eoi": "EOI"}
+    train = [row for row in curves if row["split"] == "train" and row["density"] == 0.1]
+    panels = (
+        Curves(rows, "density", "test_accuracy", "method", "density", "accuracy", names=names),
+        Curves(train, "step", "loss", "method", "step", "loss", spread="band", names=names),
+    )
+    return [
+        Table("made", "Accuracy <of> methods", "One epoch | made data.", rows, (accuracy,),
+              ("density",), "method", ("density",), names),
+        Figure("made_curves", "Accuracy & loss", "One epoch.", panels),
+    ]
+'''
+
+
+def leave(made, root, shift=0.0):
+    """Leave a complete run as a runner would."""
+    folder = runs.folder_of(made, root)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write(folder / "config.json", json.dumps(config.to_dict(made)))
+    level = {"base": 0.5, "ai": 0.7, "eoi": 0.9}[made.method] + shift
+    rows = [{"seed": s, "test_accuracy": level + s / 100, "density": 0.1001} for s in made.seeds]
+    runs.write(folder / "results.json", json.dumps(rows))
+    lines = [
+        {"step": step, "seed": seed, "split": split, "loss": 2.3 * math.exp(-level * step / 50)}
+        for step in range(0, 50, 10)
+        for seed in made.seeds
+        for split in ("train", "validation")
+    ]
+    runs.write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    runs.write(folder / "done", "")
+    return folder
+
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    """A folder with a package of one config module and a README; figures are not drawn."""
+    monkeypatch.setattr(Figure, "png", lambda figure, dpi=120: figure.name.encode())
+    package = tmp_path / "made_report_configs"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "made.py").write_text(SOURCE)
+    (tmp_path / "README.md").write_text(
+        "# Made\n\n<!-- table:made -->\n<!-- /table:made -->\n\nText after.\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "test_report", sys.modules[__name__])
+    monkeypatch.setattr(sweep, "PACKAGE", "made_report_configs")
+    monkeypatch.setattr(sys, "argv", ["test"])
+    yield tmp_path
+    for name in ("made_report_configs", "made_report_configs.made"):
+        sys.modules.pop(name, None)
+
+
+def command(place, *arguments):
+    folders = {name: str(place / name) for name in ("runs", "results", "images")}
+    options = [part for name, folder in folders.items() for part in (f"--{name}", folder)]
+    report.main([*options, "--readme", str(place / "README.md"), *arguments])
+
+
+def contents(place):
+    """All files but those of runs."""
+    files = [p for p in place.rglob("*") if p.is_file() and "runs" not in p.parts]
+    return {str(p.relative_to(place)): p.read_bytes() for p in files if "made_report" not in str(p)}
+
+
+# ------------------------------------------------------------------------- CSV files
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.sampled_from(
+        ["80", "1e3", "true", "null", "NaN", "Infinity", "[1]", '"a"', "", " ", "a,b"]
+    )
+)
+
+
+@given(st.lists(st.tuples(scalars, scalars | st.lists(st.integers(), max_size=3)), max_size=5))
+def test_csv_keeps_values(tmp_path_factory, values):
+    """Up to six digits of floats; a second writing changes nothing."""
+    path = tmp_path_factory.mktemp("csv") / "made.csv"
+    rows = [{"digest": f"{i}e5", "a": a, "b, c": b} for i, (a, b) in enumerate(values)]
+    records.save(path, rows)
+    back = records.read(path)
+    assert len(back) == len(rows)
+    for row in back:
+        own = rows[int(row["digest"][:-2])]
+        for key, value in own.items():
+            if isinstance(value, float):
+                assert row[key] == float(f"{value:.6g}")
+            else:
+                assert (type(row[key]), row[key]) == (type(value), value)
+    assert not records.save(path, list(reversed(back))) or not rows
+
+
+def test_nan_and_infinity_are_kept(tmp_path):
+    values = [float("nan"), float("inf"), -float("inf")]
+    rows = [{"digest": str(i), "loss": value} for i, value in enumerate(values)]
+    records.save(tmp_path / "made.csv", rows)
+    assert records.save(tmp_path / "made.csv", records.read(tmp_path / "made.csv")) is False
+    back = sorted(records.read(tmp_path / "made.csv"), key=lambda row: row["digest"])
+    np.testing.assert_array_equal([row["loss"] for row in back], values)
+
+
+def test_rows_are_sorted_by_number(tmp_path):
+    rows = [{"density": d, "digest": "a"} for d in (0.1, 1, 0.05, 10, None, "dense")]
+    records.save(tmp_path / "made.csv", rows)
+    found = [row["density"] for row in records.read(tmp_path / "made.csv")]
+    assert found == [None, 0.05, 0.1, 1, 10, "dense"]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "made.csv").write_text("digest,loss\na,1.0\nb\n")
+    with pytest.raises(ValueError, match=r"made\.csv, line 3, has 1 cells, not 2"):
+        records.read(tmp_path / "made.csv")
+
+
+def test_configs_find_their_rows():
+    def rows(made, digest=None):
+        own = {**config.to_dict(made), "digest": digest or config.digest(made)}
+        return [{**own, "seed": seed} for seed in made.seeds]
+
+    one, other, absent = Made(), Made(density=0.05), Made(density=0.2)
+    older = rows(Made(seeds=(1,)), "older") + rows(Made(density=0.05, seeds=(1, 2)), "older2")
+    foreign = rows(Made(density=0.05, seeds=(4,)), "foreign") + rows(Made(method="ai"))
+    for row in older:
+        del row["experiment"]  # as if the field were new
+    found = records.match(rows(one) + older + foreign, [absent, other, one])
+    assert list(found) == [absent, other, one]
+    assert {config: [row["digest"] for row in own] for config, own in found.items()} == {
+        absent: [],
+        other: ["older2", "older2"],
+        one: [config.digest(one)] * 3,
+    }
+    renamed = dataclasses.replace(other, experiment="another")  # a new field, not at its default
+    assert records.match(older, [renamed])[renamed] == []
+
+
+# ---------------------------------------------------------------------------- tables
+
+ACCURACY = Value("acc", "accuracy (%)", 100, best="highest")
+
+
+def table(rows, values=(ACCURACY,), lines=("criterion",), columns="method", **options):
+    return Table("made", "Title", "Caption.", rows, values, lines, columns, **options)
+
+
+def body(made):
+    """The cells of the Markdown table: {line: {head: text}}."""
+    lines = [line for line in made.markdown().splitlines() if line.startswith("|")]
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    heads, rule, *rows = split
+    assert set("".join(rule)) == set("-:")
+    assert all(len(row) == len(heads) for row in split)
+    return {row[0]: dict(zip(heads[1:], row[1:], strict=True)) for row in rows}
+
+
+def cell(criterion, method, *accuracies):
+    kind = {"criterion": criterion, "method": method}
+    return [{**kind, "seed": i, "acc": value} for i, value in enumerate(accuracies, 1)] or [kind]
+
+
+def test_cells_are_means_and_deviations():
+    found = body(table(cell("snip", "eoi", 0.9, 0.92, 0.97) + cell("snip", "base", 0.5)))
+    # By hand: mean 0.93; squares 0.0009 + 0.0001 + 0.0016 over 2.
+    assert found["snip"]["eoi"] == f"**93.00 ± {100 * math.sqrt(0.0013):.2f} (n = 3)**"
+    assert found["snip"]["base"] == "50.00 (n = 1)"
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6))
+def test_collected_statistics(values):
+    rows = [{"seed": i, "x": value} for i, value in enumerate(values)]
+    found = collect(rows, "x", lambda row: None)[None]
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    assert found.n == len(values)
+    assert found.mean == pytest.approx(mean, abs=1e-9)
+    assert found.deviation == pytest.approx(math.sqrt(variance), abs=1e-6)
+
+
+def test_the_best_of_each_group_is_bold():
+    rows = cell("snip", "eoi", 0.9) + cell("snip", "base", 0.5) + cell("grasp", "eoi", 0.6)
+    rows += cell("grasp", "base", 0.7)
+    all_bold = {key: "**" in text for key, text in _flat(body(table(rows))).items()}
+    assert all_bold == {
+        ("snip", "eoi"): True,
+        ("snip", "base"): False,
+        ("grasp", "eoi"): False,
+        ("grasp", "base"): False,
+    }
+    own = _flat(body(table(rows, group=("criterion",))))
+    assert [key for key, text in own.items() if "**" in text] == [
+        ("snip", "eoi"),
+        ("grasp", "base"),
+    ]
+    lowest = _flat(body(table(rows, (dataclasses.replace(ACCURACY, best="lowest"),))))
+    assert [key for key, text in lowest.items() if "**" in text] == [("snip", "base")]
+    none = body(table(rows, (dataclasses.replace(ACCURACY, best=None),)))
+    assert "**" not in str(none)
+
+
+def _flat(found):
+    return {(line, head): text for line, own in found.items() for head, text in own.items()}
+
+
+def test_ties_as_printed_are_all_bold():
+    rows = cell("snip", "eoi", 0.90001) + cell("snip", "base", 0.9) + cell("snip", "ai", 0.8)
+    found = body(table(rows))["snip"]
+    assert [head for head, text in found.items() if "**" in text] == ["eoi", "base"]
+
+
+def test_nothing_is_the_best_alone_or_without_a_number():
+    rows = cell("snip", "eoi", 0.9) + cell("snip", "base") + cell("grasp", "eoi", math.nan)
+    assert "**" not in str(body(table(rows)))
+    found = body(table(rows + cell("grasp", "base", 0.1), group=("criterion",)))
+    assert found["grasp"] == {"eoi": "nan (n = 1)", "base": "10.00 (n = 1)"}
+
+
+def test_what_did_not_run_is_empty():
+    rows = cell("snip", "eoi", 0.9) + cell("grasp", "base") + cell("snip", "sao")
+    found = body(table(rows))
+    assert found == {
+        "snip": {"eoi": "90.00 (n = 1)", "base": "", "sao": ""},
+        "grasp": {"eoi": "", "base": "", "sao": ""},
+    }
+
+
+def test_names_and_orders():
+    rows = cell("grasp", "eoi", 0.9) + cell("snip", "dense", 0.8) + cell("new_one", "ai", 0.7)
+    made = table(
+        rows,
+        names={"eoi": "EOI", "snip": "SNIP", "criterion": "rule", "method": "start"},
+        order={"method": ("dense", "base"), "criterion": ("snip",)},
+    )
+    found = body(made)
+    assert list(found) == ["SNIP", "grasp", "new one"]
+    assert list(found["SNIP"]) == ["dense", "EOI", "ai"]
+    assert "| rule |" in made.markdown()
+    assert "Columns: start; cells: accuracy (%)." in made.note()
+
+
+def test_values_may_be_columns():
+    rows = [{"model": "mlp7", "size": 129_400, "kept": 12_940.0, "seed": i} for i in (1, 2)]
+    values = (Value("size", "weights", form=",.0f", exact=True), Value("kept", "kept", form=",.0f"))
+    found = body(table(rows, values, ("model",), None))
+    assert found == {"mlp7": {"weights": "129,400", "kept": "12,940 ± 0 (n = 2)"}}
+    rows[0]["size"] = 1
+    with pytest.raises(ValueError, match="'size' is not the same in all rows of the cell"):
+        table(rows, values, ("model",), None).markdown()
+    both = body(table(cell("snip", "eoi", 0.9), (ACCURACY, Value("seed", "seed", form=".0f"))))
+    assert both == {"snip": {"eoi: accuracy (%)": "90.00 (n = 1)", "eoi: seed": "1 (n = 1)"}}
+
+
+def test_different_runs_are_not_mixed_silently():
+    rows = [
+        {"criterion": "snip", "method": "eoi", "seed": 1, "acc": 0.5, "density": d} for d in (1, 2)
+    ]
+    with pytest.raises(ValueError, match=r"of one seed that differ in \['density'\]"):
+        table(rows).markdown()
+
+
+def test_groups_are_lines():
+    with pytest.raises(ValueError, match=r"group=\('density',\) is outside lines"):
+        table([], group=("density",))
+
+
+def test_bars_are_escaped():
+    assert r"| a\|b |" in table(cell("a|b", "eoi", 1.0)).markdown()
+
+
+# --------------------------------------------------------------------------- figures
+
+
+def test_curves_draw_means_and_deviations():
+    from matplotlib.figure import Figure as Canvas
+
+    rows = [
+        {"x": x, "y": x + seed, "seed": seed, "method": method}
+        for method in ("eoi", "base")
+        for x in (3, 1, 2)
+        for seed in (1, 3)
+    ]
+    rows += [{"method": "ai"}]
+    axes = Canvas().subplots()
+    Curves(rows, "x", "y", "method", "x (units)", "y", scale=10, names={"eoi": "EOI"})(axes)
+    bars, labels = axes.get_legend_handles_labels()
+    assert labels == ["EOI", "base"]
+    line = bars[0].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(line.get_ydata(), [30, 40, 50])
+    segments = bars[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(segments[0][:, 1], [30 - 10 * 2**0.5, 30 + 10 * 2**0.5])
+    assert axes.get_xlabel() == "x (units)"
+    styles = {(b.lines[0].get_color(), b.lines[0].get_marker()) for b in bars}
+    assert len(styles) == 2
+
+
+def test_panels_agree_on_colors():
+    from matplotlib.figure import Figure as Canvas
+
+    colors = []
+    for methods in (("eoi", "base"), ("base",)):
+        axes = Canvas().subplots()
+        rows = [{"x": 1, "y": 2, "method": method} for method in methods]
+        curves = Curves(rows, "x", "y", "method", "x", "y", spread="none", order=("eoi", "base"))
+        curves(axes)
+        colors.append({line.get_label(): line.get_color() for line in axes.lines})
+    assert colors[0]["base"] == colors[1]["base"] != colors[0]["eoi"]
+
+
+def test_a_figure_is_the_same_twice():
+    def draw(axes):
+        axes.imshow(np.eye(3))
+
+    figure = Figure("made", "Title", "Caption.", (draw, draw, draw), across=2, size=(1, 1))
+    assert figure.png(20) == figure.png(20)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_results_survive_without_runs(place, capsys):
+    for made in GRID[:4]:
+        leave(made, place / "runs")
+    command(place)
+    assert "results/made.csv: written" in capsys.readouterr().out
+    first = contents(place)
+    assert set(first) == {
+        "README.md",
+        "results/made.csv",
+        "results/made.curves.csv",
+        "images/made_curves.png",
+    }
+    readme = first["README.md"].decode()
+    assert (
+        "| 0.1 | 52.00 ± 1.00 (n = 3) | 72.00 ± 1.00 (n = 3) | **92.00 ± 1.00 (n = 3)** |" in readme
+    )
+    assert "| 0.05 | 52.00 ± 1.00 (n = 3) |  |  |" in readme
+    assert readme.startswith("# Made\n\n<!-- table:made -->\n**Accuracy")
+    assert readme.endswith("\n<!-- /table:made -->\n\nText after.\n")
+    command(place)
+    assert contents(place) == first
+    shutil.rmtree(place / "runs")
+    command(place)
+    assert contents(place) == first
+    assert "written" not in capsys.readouterr().out
+    leave(GRID[5], place / "other")  # another machine
+    command(place, "--runs", str(place / "other"))
+    assert "| 0.05 | 52.00 ± 1.00 (n = 3) |  | **92.00 ± 1.00 (n = 3)** |" in (
+        (place / "README.md").read_text()
+    )
+
+
+def test_newer_results_replace_older_ones(place):
+    leave(GRID[0], place / "runs")
+    command(place)
+    leave(GRID[0], place / "runs", shift=0.1)
+    command(place)
+    rows = records.read(place / "results" / "made.csv")
+    assert [row["test_accuracy"] for row in rows] == [0.61, 0.62, 0.63]
+    assert [row["seed"] for row in rows] == [1, 2, 3]
+    assert rows[0]["density"] == 0.1
+    assert rows[0]["measured_density"] == 0.1001
+
+
+def test_other_runs_stay_out(place, capsys):
+    leave(GRID[0], place / "runs")
+    leave(Made(experiment="made_quick", method="eoi"), place / "runs")
+    command(place)
+    assert {row["experiment"] for row in records.read(place / "results" / "made.csv")} == {"made"}
+    stale = Made(density=0.7)
+    rows = [{**config.to_dict(stale), "digest": config.digest(stale), "seed": 1}]
+    path = place / "results" / "made.csv"
+    records.save(path, records.merge(records.read(path), rows))
+    capsys.readouterr()
+    command(place)
+    assert "1 runs belong to no config" in capsys.readouterr().out
+    assert len(records.read(path)) == 4
+    command(place, "--prune")
+    assert len(records.read(path)) == 3
+
+
+def test_quick_results_go_elsewhere(place):
+    leave(GRID[0], place / "runs")
+    before = (place / "README.md").read_text()
+    command(place, "--quick", "made")
+    assert (place / "README.md").read_text() == before
+    assert not (place / "results").exists()
+    assert (place / "runs" / "quick" / "images" / "made_curves.png").exists()
+
+
+def test_nothing_ran(place, capsys):
+    command(place)
+    assert set(contents(place)) == {"README.md"}
+    assert "made: nothing ran" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mdae"], r"config='mdae' is outside {'made'}. Did you mean 'made'\?"),
+        (["--readme", "no/such/README.md"], "no/such/README.md"),
+    ],
+)
+def test_bad_arguments_are_answered(arguments, message, place, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(place, *arguments)
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_table_without_a_place_is_told(place, capsys):
+    leave(GRID[0], place / "runs")
+    (place / "README.md").write_text("Nothing here.\n")
+    command(place)
+    assert "no place for the table made" in capsys.readouterr().out
+
+
+def test_names_are_unique():
+    made = table([])
+    with pytest.raises(ValueError, match="name='made' is that of two"):
+        report.unique([made, made])
+
+
+# ------------------------------------------------------------------------ the README
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- table:a -->\nx\n",
+        "x\n<!-- /table:a -->\n",
+        "<!-- table:a -->\n<!-- /table:b -->\n",
+        "<!-- table:a -->\n<!-- table:a -->\n<!-- /table:a -->\n",
+        "inline <!-- table:a -->\n<!-- /table:a -->\n",
+    ],
+)
+def test_unpaired_marks(text):
+    with pytest.raises(ValueError, match=r"unpaired marks of the tables \['a'"):
+        report.fill(text, {})
+
+
+def stale(text, results):
+    """The places of a text whose tables are not those of the CSV files."""
+    items = [item for name in sweep.names() for item in report.build(name, results)]
+    tables = {name: i for name, i in report.unique(items).items() if isinstance(i, Table)}
+    places = report.places(text)
+    return [
+        name
+        for name in places
+        if name not in tables or report.fill(text, {name: tables[name]}) != text
+    ]
+
+
+def test_an_edited_table_is_found(place):
+    for made in GRID:
+        leave(made, place / "runs")
+    command(place)
+    text, results = (place / "README.md").read_text(), place / "results"
+    assert stale(text, results) == []
+    assert stale(text.replace("52.00", "53.00"), results) == ["made"]
+    assert stale(text.replace("One epoch", "Ten epochs"), results) == ["made"]
+    assert stale(text.replace("# Made", "# Other"), results) == []
+    assert stale(text.replace("table:made", "table:gone"), results) == ["gone"]
+    csv = results / "made.csv"
+    csv.write_text(csv.read_text().replace("0.91", "0.81"))
+    assert stale(text, results) == ["made"]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_csv_files():
+    assert stale(README.read_text(encoding="utf-8"), RESULTS) == []
+
+
+# -------------------------------------------------------------------------- the page
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects all that could reach out of a page, its ids, and whether its tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.images, self.ids, self.tags = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        own = dict(attributes)
+        self.tags.append((tag, own))
+        self.ids += [own["id"]] if "id" in own else []
+        self.images += [own["src"]] if tag == "img" else []
+        names = ("href", "src", "srcset", "action", "data", "poster")
+        self.links += [own[name] for name in names if name in own]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def written(place, monkeypatch):
+    monkeypatch.setattr(Figure, "png", DRAW)
+    for made in GRID[:4]:
+        leave(made, place / "runs")
+    command(place, "--html", str(place / "report.html"))
+    return place / "report.html"
+
+
+def test_the_page_holds_everything_itself(written):
+    text = written.read_text()
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert len(reader.images) == 1
+    [image] = reader.images
+    png = (written.parent / "images" / "made_curves.png").read_bytes()
+    assert base64.b64decode(image.removeprefix("data:image/png;base64,")) == png
+    assert all(link.startswith(("data:", "#")) for link in reader.links)
+    assert {link[1:] for link in reader.links if link.startswith("#")} == set(reader.ids)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", text.replace(image, ""))
+    assert all(own.get("alt") for tag, own in reader.tags if tag == "img")
+    assert [own["lang"] for tag, own in reader.tags if tag == "html"] == ["en"]
+    heads = [own for tag, own in reader.tags if tag == "th" and own.get("scope") == "col"]
+    assert len(heads) == 4
+    assert all(own["aria-sort"] == "none" for own in heads)
+    assert "Accuracy &lt;of&gt; methods" in text
+    assert "<strong>92.00 ± 1.00 (n = 3)</strong>" in text
+
+
+def test_what_cells_sort_by():
+    found = [page._sortable(v) for v in (None, math.nan, math.inf, -math.inf, 0.1, 3, "eoi")]
+    assert found == ["", "", "Infinity", "-Infinity", "0.1", "3", "eoi"]
+    assert Value("x", "x").text(Cell(1, 0.5, math.nan)) == "0.50 (n = 1)"
+
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const table = document.querySelector("table"), heads = [...table.tHead.rows[0].cells];
+  const column = i => [...table.tBodies[0].rows].map(row => row.cells[i].dataset.value);
+  const sorts = () => heads.map(head => head.getAttribute("aria-sort"));
+  const log = {images: [...document.images].map(i => i.complete && i.naturalWidth), steps: []};
+  for (const i of [0, 0, 2, 2]) {
+    heads[i].querySelector("button").click();
+    log.steps.push([column(i), sorts()]);
+  }
+  heads[1].querySelector("button").focus();
+  log.focused = document.activeElement.tagName;
+  const out = document.createElement("pre");
+  out.id = "probe"; out.textContent = JSON.stringify(log);
+  document.body.append(out);
+});
+</script>
+"""
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to open the page in")
+def test_the_page_in_a_browser(written):
+    """It opens from a file, its images show, its tables sort, both ways, empty cells last."""
+    probed = written.with_name("probed.html")
+    probed.write_text(written.read_text().replace("</body>", PROBE + "</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    flags += ["--no-first-run", f"--user-data-dir={written.with_name('profile')}", "--dump-dom"]
+    done = subprocess.run(
+        [CHROMIUM, *flags, probed.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout)
+    assert found, done.stderr
+    log = json.loads(found[1])
+    assert len(log["images"]) == 1
+    assert min(log["images"]) > 500
+    assert log["focused"] == "BUTTON"
+    (one, two, three, four) = log["steps"]
+    none = "none"
+    assert one == [["0.05", "0.1"], ["ascending", none, none, none]]
+    assert two == [["0.1", "0.05"], ["descending", none, none, none]]
+    assert [bool(value) for value in three[0]] == [True, False]
+    assert [bool(value) for value in four[0]] == [True, False]
+    assert three[1] == [none, none, "ascending", none]
+    assert four[1] == [none, none, "descending", none]
