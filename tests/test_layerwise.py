@@ -118,10 +118,12 @@ def test_the_last_layer_has_the_values_of_the_network():
 
 def test_a_thousand_exactly_orthogonal_layers_are_isometric_after_each():
     keys = jax.random.split(KEY, 1000)
-    stack = jax.jit(jax.vmap(lambda key: eoi.orthogonal(key, (16, 16), 0.2)))(keys)
-    values = spectrum.layerwise(linear_layer, stack, normal(0, 2, 16))
-    chex.assert_shape(values, (1000, 2, 16))
-    np.testing.assert_allclose(values, 1, atol=2e-5)
+    draw = jax.jit(jax.vmap(lambda key, density: eoi.orthogonal(key, (16, 16), density), (0, None)))
+    measure = jax.jit(lambda stack, x: spectrum.layerwise(linear_layer, stack, x))
+    for density in (1 / 16, 0.1, 0.2, 0.5, 1.0):
+        values = measure(draw(keys, density), normal(0, 2, 16))
+        chex.assert_shape(values, (1000, 2, 16))
+        np.testing.assert_allclose(values, 1, atol=2e-5)
 
 
 def test_it_shows_the_layer_where_isometry_is_lost():
