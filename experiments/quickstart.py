@@ -128,17 +128,21 @@ def model_of(config: Config, num_classes: int, kernel_init: Any) -> models.Mlp:
     )
 
 
+def _example(dataset: data.Dataset) -> Array:
+    return dataset.normalize(dataset.train.images[:1])
+
+
 def dense_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> tuple[Params, Mask]:
     """All weights, orthogonal kernels."""
     init = jax.nn.initializers.orthogonal(config.scale)
-    params = model_of(config, dataset.num_classes, init).init(key, dataset.train_images[:1])
+    params = model_of(config, dataset.num_classes, init).init(key, _example(dataset))
     return params, eoi.masks.support(params)
 
 
 def exact_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> tuple[Params, Mask]:
     """Sparse and exactly orthogonal kernels."""
     init = eoi.dense(config.density, scale=config.scale)
-    params = model_of(config, dataset.num_classes, init).init(key, dataset.train_images[:1])
+    params = model_of(config, dataset.num_classes, init).init(key, _example(dataset))
     return params, eoi.masks.support(params)
 
 
@@ -190,7 +194,7 @@ class Trainer:
         sgd = optax.sgd(rate, momentum=0.9, nesterov=True)
 
         def loss_fn(params: Params, images: Array, labels: Array) -> Array:
-            logits = model.apply(params, images)
+            logits = model.apply(params, dataset.normalize(images))
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         self.init = lambda params, mask: eoi.static_sparse(sgd, mask).init(params)
@@ -206,14 +210,17 @@ class Trainer:
         self.step = step
 
         def predict(params: Params, images: Array) -> Array:
-            logits: Any = model.apply(params, images)
+            logits: Any = model.apply(params, dataset.normalize(images))
             return jnp.argmax(logits, axis=-1)
 
         self.predict = jax.jit(predict)
 
         @jax.jit
         def singular_values(params: Params, images: Array) -> Array:
-            return eoi.spectrum.singular_values(lambda x: model.apply(params, x[None])[0], images)
+            normalized = dataset.normalize(images)
+            return eoi.spectrum.singular_values(
+                lambda x: model.apply(params, x[None])[0], normalized
+            )
 
         self.singular_values = singular_values
 
@@ -240,20 +247,20 @@ def train(
     key = jax.random.key(config.seed)
     params, mask = jax.jit(lambda key: STARTS[name](config, key, dataset))(key)
     kept = sum(int(leaf.sum()) for leaf in jax.tree.leaves(mask) if leaf.ndim)
-    values = trainer.singular_values(params, dataset.train_images[:SPECTRUM_SAMPLES])
+    values = trainer.singular_values(params, dataset.train.images[:SPECTRUM_SAMPLES])
     result = Result(name, float(eoi.masks.density(mask)), kept, np.asarray(values), [])
     results.append(result)
     state = trainer.init(params, mask)
     for _, index in zip(
-        range(config.steps), batches(config, len(dataset.train_images)), strict=False
+        range(config.steps), batches(config, len(dataset.train.images)), strict=False
     ):
         params, state, loss = trainer.step(
-            params, state, dataset.train_images[index], dataset.train_labels[index]
+            params, state, dataset.train.images[index], dataset.train.labels[index]
         )
         result.losses.append(float(loss))
         tick(result.losses[-1])
-    predicted = trainer.predict(params, dataset.test_images)
-    result.accuracy = float((predicted == dataset.test_labels).mean())
+    predicted = trainer.predict(params, dataset.test.images)
+    result.accuracy = float((predicted == dataset.test.labels).mean())
 
 
 def run(config: Config, console: Console | None = None) -> list[Result]:
@@ -263,9 +270,9 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
     """
     check(config)
     console = console or Console()
-    dataset = data.load(config.data, config.data_dir)
+    dataset = data.load(config.data, config.data_dir, validation=0)
     started, results = time.perf_counter(), list[Result]()
-    batch = min(config.batch_size, len(dataset.train_images))
+    batch = min(config.batch_size, len(dataset.train.images))
     console.print(
         f"{config.layers} layers of width {config.width}, tanh, no residuals, on {config.data}: "
         f"{config.steps} steps of {batch} images from each of {len(STARTS)} starts"

@@ -32,11 +32,14 @@ from rich.console import Console
 from rich.table import Table
 
 import eoi_jax as eoi
+from eoi_jax import mean_field
 from eoi_jax.typing import Array, Params
 from experiments import data, models, timing
 
-__all__ = ["Config", "against_density", "against_depth", "main", "run"]
+__all__ = ["Config", "against_density", "against_depth", "example_images", "main", "run"]
 
+# The critical point of tanh at which the published 1000-layer networks start.
+SIGMA_W, SIGMA_B = 1.0247, 0.00448
 LOOKS = {
     "dense orthogonal": ("#000000", ":"),
     "EOI": ("#0072B2", "-"),
@@ -53,7 +56,7 @@ class Config:
     data_dir: str | None = None
     """Folder of tensorflow-datasets with MNIST; default: standard Gaussian inputs."""
     layers: int = 1000
-    """Layers of the deep network."""
+    """Layers of the deep network, at least 50."""
     width: int = 128
     """Its width."""
     density: float = 0.125
@@ -76,15 +79,15 @@ def against_depth(config: Config) -> dict[str, Any]:
     shape = (config.layers, config.width, config.width)
     params = {"kernel": jnp.zeros(shape)}
     draw = functools.partial(eoi.networks.redraw, key, params, layout=_stacked)
-    orthogonal = draw(jax.nn.initializers.orthogonal(1.0247))
-    gaussian = draw(jax.nn.initializers.normal((1.0247**2 / config.density / config.width) ** 0.5))
+    orthogonal = draw(jax.nn.initializers.orthogonal(SIGMA_W))
+    gaussian = draw(jax.nn.initializers.normal((SIGMA_W**2 / config.density / config.width) ** 0.5))
     mask = eoi.masks.random(
         jax.random.key(3), params, {"kernel": np.full(config.layers, config.density)}
     )
     starts = {
         "dense orthogonal": orthogonal,
         "EOI": eoi.exact_orthogonal(
-            key, params, config.density, scale=1.0247, layout=_stacked
+            key, params, config.density, scale=SIGMA_W, layout=_stacked
         ).params,
         "masked orthogonal": eoi.masked(orthogonal, mask).params,
         "masked Gaussian": eoi.masked(gaussian, mask).params,
@@ -98,7 +101,7 @@ def against_depth(config: Config) -> dict[str, Any]:
 
         return eoi.spectrum.layerwise(step, (kernels, biases), x, every=config.layers // 50)
 
-    biases = 0.00448 * jax.random.normal(jax.random.key(2), shape[:2])
+    biases = SIGMA_B * jax.random.normal(jax.random.key(2), shape[:2])
     return {name: np.asarray(values(own["kernel"], biases)) for name, own in starts.items()}
 
 
@@ -144,16 +147,13 @@ def against_density(
 
 def run(config: Config, console: Console | None = None) -> None:
     """Measure, print the table of MLP-7 and save the pictures."""
-    console = console or Console(width=None if Console().is_terminal else 120)
+    console = console or Console(width=None if Console().is_terminal else 150)
     if config.quick:
         config = dataclasses.replace(config, layers=100, densities=(0.05, 0.2, 0.5), samples=16)
     timing.check(1, config.output)
-    if config.data_dir is None:
-        shape = (config.samples, *models.input_shape("mlp7"))
-        images = jax.random.normal(jax.random.key(config.seed), shape)
-    else:
-        images = jnp.asarray(data.load("mnist", config.data_dir).train_images[: config.samples])
-    source = "Gaussian inputs" if config.data_dir is None else "MNIST"
+    if config.layers < 50:
+        raise ValueError(f"layers={config.layers} is outside [50, ...). Give a larger number.")
+    images, source = example_images(config.samples, config.data_dir, config.seed)
     console.print(timing.machine())
     with console.status("") as status:
         status.update(f"{config.layers} layers")
@@ -164,6 +164,15 @@ def run(config: Config, console: Console | None = None) -> None:
     plot_depth(depth, config, stem.with_name(f"{stem.name}_depth.png"))
     plot_density(density, config, source, stem.with_name(f"{stem.name}_density.png"))
     console.print(f"Saved: {stem}_depth.png, {stem}_density.png")
+
+
+def example_images(samples: int, data_dir: str | None, seed: int = 0) -> tuple[Array, str]:
+    """Return the first images of MNIST, or Gaussian ones of its shape, and what they are."""
+    if data_dir is None:
+        shape = (samples, *models.input_shape("mlp7"))
+        return jax.random.normal(jax.random.key(seed), shape), "Gaussian inputs"
+    mnist = data.load("mnist", data_dir)
+    return mnist.normalize(mnist.train.images[:samples]), "MNIST"
 
 
 def table_of(found: dict[tuple[str, str, float], Any], config: Config, source: str) -> Table:
@@ -186,23 +195,29 @@ def table_of(found: dict[tuple[str, str, float], Any], config: Config, source: s
 
 
 def plot_depth(found: dict[str, Any], config: Config, path: Path) -> None:
-    """Plot mean and range of the singular values against the number of layers."""
+    """Plot median and spread of the singular values against the number of layers, and theory."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     every = config.layers // 50
+    fractions = np.array([0.1, 0.5, 0.9])
     for name, values in found.items():
         color, style = LOOKS[name]
         layers = np.minimum(every * (np.arange(len(values)) + 1), config.layers)
         pooled = values.reshape(len(values), -1).clip(1e-12)  # zeros have no logarithm
-        axes.plot(layers, pooled.mean(1), style, color=color, label=name)
-        axes.fill_between(layers, pooled.min(1), pooled.max(1), color=color, alpha=0.12)
+        low, middle, high = np.quantile(pooled, fractions, axis=1)
+        axes.plot(layers, middle, style, color=color, label=name)
+        axes.fill_between(layers, low, high, color=color, alpha=0.15)
+    depths = np.unique(np.geomspace(1, config.layers, 25).astype(int))
+    for fraction, of in zip(fractions, quantiles_of_theory(depths, fractions).T, strict=True):
+        label = "theory, dense orthogonal" if fraction == 0.5 else None
+        axes.plot(depths, of, color="#E69F00", linestyle=(0, (1, 1)), label=label)
     axes.set(
         yscale="log",
         ylim=(1e-6, 1e3),
         xlabel="layers",
-        ylabel="singular value: mean, and range (shaded)",
+        ylabel="singular value: median, and 10 % to 90 % (shaded)",
         title=f"Jacobian of the first layers, tanh, width {config.width}, "
         f"density {config.density:g} (dense: 1)",
     )
@@ -210,6 +225,13 @@ def plot_depth(found: dict[str, Any], config: Config, path: Path) -> None:
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def quantiles_of_theory(depths: Any, fractions: Any) -> Any:
+    """Return the quantiles ``(depths, fractions)`` of singular values by mean-field theory."""
+    q = mean_field.fixed_point("tanh", SIGMA_W, SIGMA_B)
+    laws = (mean_field.predicted_singular_values("tanh", int(d), SIGMA_W, q) for d in depths)
+    return np.stack([law.quantile(fractions) for law in laws])
 
 
 def plot_density(

@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,41 +13,12 @@ from rich.console import Console
 import eoi_jax as eoi
 from experiments import benchmarks, data, models, quickstart, timing
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 PNG = b"\x89PNG"
 
 
 @pytest.fixture
 def console():
     return Console(width=200, record=True, file=io.StringIO())
-
-
-def test_digits_are_normalized_and_split():
-    digits = data.load("digits")
-    assert digits.train_images.shape == (1438, 8, 8, 1)
-    assert digits.test_images.shape == (359, 8, 8, 1)
-    assert abs(digits.train_images.mean()) < 1e-5
-    assert abs(digits.train_images.std() - 1) < 1e-5
-    assert set(np.unique(digits.test_labels)) == set(range(10))
-    again = data.load("digits")
-    np.testing.assert_array_equal(digits.train_images, again.train_images)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no MNIST prepared for tensorflow-datasets")
-def test_mnist_through_tensorflow_datasets():
-    mnist = data.load("mnist", str(SHARED))
-    assert mnist.train_images.shape == (60_000, 28, 28, 1)
-    assert mnist.test_images.shape == (10_000, 28, 28, 1)
-    assert abs(mnist.train_images.mean()) < 1e-3  # the constants are this set's mean and s.d.
-    assert abs(mnist.train_images.std() - 1) < 1e-3
-    assert np.bincount(mnist.test_labels).tolist()[:2] == [980, 1135]
-
-
-def test_data_errors_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"name='svhn' is outside \('digits', 'mnist'\)"):
-        data.load("svhn")
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
-        data.load("mnist", str(tmp_path / "missing"))
 
 
 def test_mlp_has_the_layers_it_says():
@@ -92,13 +62,13 @@ def test_quickstart_runs_and_saves_its_picture(tmp_path, console):
 @pytest.mark.parametrize("name", ["EOI", "masked orthogonal", "masked Gaussian"])
 def test_sparse_starts_stay_on_their_mask(name):
     config = quickstart.Config(layers=6, width=32, steps=3)
-    digits = data.load("digits")
+    digits = data.load("digits", validation=0)
     trainer = quickstart.Trainer(config, digits)
     params, mask = quickstart.STARTS[name](config, jax.random.key(0), digits)
     state = trainer.init(params, mask)
     for _ in range(3):
         params, state, _ = trainer.step(
-            params, state, digits.train_images[:64], digits.train_labels[:64]
+            params, state, digits.train.images[:64], digits.train.labels[:64]
         )
     kernels = [(m, p) for m, p in zip(*map(jax.tree.leaves, (mask, params)), strict=True) if m.ndim]
     assert len(kernels) == 3
