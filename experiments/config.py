@@ -47,6 +47,9 @@ class Train:
     width: int | None = None
     """Units of a hidden layer, or channels of the first stage; default: the network's own."""
 
+    attention: bool = False
+    """Whether the heads of attention are pruned too, in a network that has them."""
+
     data: str = "mnist"
     """Data set, by its name in experiments.data; "made" needs no files."""
 
