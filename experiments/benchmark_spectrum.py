@@ -17,6 +17,7 @@ from rich.table import Table
 import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import models
+from experiments.spectra import example_images
 from experiments.timing import machine, medians
 
 __all__ = ["Spectrum", "bench_spectrum"]
@@ -34,6 +35,8 @@ class Spectrum:
     """Channels of its 8 x 8 features."""
     steps: int = 10
     """Golub-Kahan steps for its extreme singular values."""
+    data_dir: str | None = None
+    """Folder of tensorflow-datasets with MNIST; default: standard Gaussian images of its shape."""
 
 
 def bench_spectrum(options: Spectrum, console: Console) -> None:
@@ -44,9 +47,9 @@ def bench_spectrum(options: Spectrum, console: Console) -> None:
 
 
 def bench_all(options: Spectrum, console: Console) -> None:
-    """Time all singular values of MLP-7 on 128 images of MNIST's shape."""
+    """Time all singular values of MLP-7 on 128 images of MNIST."""
     model: Any = models.create("mlp7")
-    images = jax.random.normal(jax.random.key(0), (128, *models.input_shape("mlp7")))
+    images, source = example_images(128, options.data_dir)
     variables = jax.jit(model.init)(jax.random.key(1), images[:1])
 
     def logits(image: Array) -> Array:
@@ -64,7 +67,7 @@ def bench_all(options: Spectrum, console: Console) -> None:
 
     own = medians({"at once": lambda: at_once(images), "loop": loop}, options.repeats)
     difference = jnp.abs(at_once(images) - jnp.stack(loop())).max()
-    table = Table(title="All 1280 singular values of MLP-7 on 128 images", box=SIMPLE)
+    table = Table(title=f"All 1280 singular values of MLP-7 on 128 images ({source})", box=SIMPLE)
     for head in (
         "spectrum.singular_values, one call (ms)",
         "jitted loop (ms)",

@@ -1,20 +1,26 @@
 """Do sparse orthogonal weights have the spectra that theory predicts for dense ones?
 
 Mean-field theory and free probability predict the singular values of a deep Jacobian for dense
-orthogonal weights, drawn by the Haar measure. Sparse exactly orthogonal weights are orthogonal all
-the same, but their units see few inputs: preactivations need not be Gaussian, nor the layers free
-of each other. This measures, at initialization, how far the spectra of networks with EOI's weights
-are from the prediction, over density, depth, width and activation, with dense Haar weights as the
-reference for what finite width alone does.
+orthogonal weights, drawn by the Haar measure. They assume that a layer's preactivations are
+Gaussian, all of one variance, and that its weights are free of them. Sparse weights are exactly
+orthogonal all the same, but their units see few inputs. This measures, at initialization, how far
+the spectra of three kinds of weights are from the prediction, over density, depth, width and
+activation:
+
+* Haar: dense, what finite width alone does;
+* EOI: products of rotations in independent planes, whose rows differ in their non-zeros;
+* blocks: Haar blocks under random permutations, all rows of as many non-zeros.
 
 Each network is a chain h' = W phi(h) + b at its critical point, its input Gaussian of the fixed
 point's variance. Measured are the Wasserstein-1 distance between the singular values of the
-Jacobian dh_L/dh_0 and the prediction, whose mean square is 1, and the relative error of the second
-moment of the squared values.
+Jacobian dh_L/dh_0 and the prediction, whose mean square is 1, and two relative errors of the mean
+fourth power of the singular values. The first holds it against the prediction. The second holds it
+against what the slopes phi'(h) found in this network would give if weights were free of them: it
+is small where only the law of the preactivations differs, and large where freeness fails too.
 
-Hardware: two CPU cores. Time: about 80 seconds.
+Hardware: two CPU cores. Time: about 15 minutes.
 Expected: Haar weights agree with the prediction up to what width explains; EOI's do not, and less
-so the sparser the weights.
+so the fewer non-zeros a row has.
 
 Example:
     python -m experiments universality --quick
@@ -45,23 +51,40 @@ from eoi_jax import mean_field
 from eoi_jax.typing import Array
 from experiments import models, timing
 
-__all__ = ["Config", "Row", "chain", "main", "measure", "plot", "run"]
+__all__ = ["CASES", "Case", "Config", "Row", "chain", "main", "measure", "plot", "run"]
 
-# The variance of preactivations at which each network is critical.
-VARIANCES = {"tanh": 0.1, "hard_tanh": 0.25, "relu": 1.0}
-HAAR = 0.0  # stands for dense Haar weights where a density is expected
+
+class Case(NamedTuple):
+    """An activation, and the variance of preactivations at which its network is critical."""
+
+    activation: str
+    q: float
+
+    def __str__(self) -> str:
+        return self.activation if self.activation == "identity" else f"{self[0]}, q = {self.q:g}"
+
+
+# tanh at 0.0259 is the published 1000-layer network.
+CASES = (
+    Case("identity", 1.0),
+    Case("tanh", 0.0259),
+    Case("tanh", 0.1),
+    Case("hard_tanh", 0.25),
+    Case("relu", 1.0),
+)
+KINDS = ("Haar", "EOI", "blocks")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Settings of the comparison."""
 
-    densities: tuple[float, ...] = (0.02, 0.05, 0.1, 0.25, 0.5)
-    """Densities of EOI; dense Haar weights are always measured."""
+    densities: tuple[float, ...] = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """Densities of EOI and of blocks; dense Haar weights are always measured."""
     depths: tuple[int, ...] = (4, 16, 64)
     """Numbers of layers."""
-    widths: tuple[int, ...] = (128, 512)
-    """Units of each layer."""
+    widths: tuple[int, ...] = (128, 256, 512)
+    """Units of each layer; density times width must divide it, the size of a block."""
     seeds: int = 5
     """Networks of each kind."""
     seed: int = 0
@@ -76,47 +99,64 @@ class Row(NamedTuple):
     """One network: its kind, and how far it is from the prediction."""
 
     activation: str
+    q: float
     width: int
     depth: int
+    weights: str
     density: float
     seed: int
     wasserstein: float
     moment_error: float
+    freeness_error: float
 
 
 def chain(
     weights: Array, biases: Array, x: Array, activation: Callable[[Array], Array], depths: Any
-) -> list[Array]:
-    """Return the singular values of the Jacobian after each of the depths.
+) -> list[tuple[Array, Array]]:
+    """Return singular values of the Jacobian after each of the depths, and moments of slopes.
 
-    ``weights`` is ``(layers, width, width)``, ``biases`` ``(layers, width)``, ``x`` ``(width,)``.
+    Args:
+        weights: ``(layers, width, width)``.
+        biases: ``(layers, width)``.
+        x: ``(width,)``.
+        activation: elementwise.
+        depths: increasing numbers of layers.
+
+    Returns:
+        For each depth the singular values, ``(width,)``, and for each of its layers the means of
+        the squared slopes and of their squares, ``(depth, 2)``.
     """
     slope = jax.vmap(jax.grad(activation))
 
     def layer(carry: tuple[Array, Array], parameters: tuple[Array, Array]) -> Any:
         h, jacobian = carry
         weight, bias = parameters
-        jacobian = weight @ (slope(h)[:, None] * jacobian)
-        return (weight @ activation(h) + bias, jacobian), None
+        slopes = slope(h)
+        jacobian = weight @ (slopes[:, None] * jacobian)
+        moments = jnp.stack([(slopes**2).mean(), (slopes**4).mean()])
+        return (weight @ activation(h) + bias, jacobian), moments
 
-    carry, values, done = (x, jnp.eye(x.size, dtype=x.dtype)), [], 0
+    carry, found, done = (x, jnp.eye(x.size, dtype=x.dtype)), [], 0
+    moments = jnp.zeros((0, 2), x.dtype)
     with jax.default_matmul_precision("highest"):
         for depth in depths:
-            carry, _ = jax.lax.scan(layer, carry, (weights[done:depth], biases[done:depth]))
-            values.append(jnp.linalg.svd(carry[1], compute_uv=False))
+            carry, new = jax.lax.scan(layer, carry, (weights[done:depth], biases[done:depth]))
+            moments = jnp.concatenate([moments, new])
+            found.append((jnp.linalg.svd(carry[1], compute_uv=False), moments))
             done = depth
-    return values
+    return found
 
 
-@functools.partial(jax.jit, static_argnames=("width", "depth", "density"))
-def _weights(key: Array, *, width: int, depth: int, density: float) -> Array:
-    """Draw a stack of orthogonal matrices, sparse or Haar."""
-    shape = (width, width)
+@functools.partial(jax.jit, static_argnames=("width", "depth", "kind", "density"))
+def _weights(key: Array, *, width: int, depth: int, kind: str, density: float) -> Array:
+    """Draw a stack of orthogonal matrices."""
 
     def draw(key: Array) -> Array:
-        if density == HAAR:
-            return jax.nn.initializers.orthogonal()(key, shape, jnp.float64)
-        return eoi.orthogonal(key, shape, density, dtype=jnp.float64)
+        if kind == "Haar":
+            return jax.nn.initializers.orthogonal()(key, (width, width), jnp.float64)
+        if kind == "blocks":
+            return eoi.sao.orthogonal(key, width, round(density * width), dtype=jnp.float64)
+        return eoi.orthogonal(key, (width, width), density, dtype=jnp.float64)
 
     return jax.lax.map(draw, jax.random.split(key, depth))
 
@@ -124,7 +164,7 @@ def _weights(key: Array, *, width: int, depth: int, density: float) -> Array:
 @functools.partial(jax.jit, static_argnames=("activation", "depths"))
 def _measure(
     key: Array, weights: Array, sigmas: Array, *, activation: str, depths: tuple[int, ...]
-) -> list[Array]:
+) -> list[tuple[Array, Array]]:
     width = weights.shape[-1]
     # Not the keys of the weights: the first of a split are the same, however many it makes.
     for_biases, for_input = jax.random.split(jax.random.fold_in(key, 1))
@@ -138,76 +178,100 @@ def measure(config: Config, tick: Callable[[str], None] = lambda text: None) -> 
     """Measure all networks.
 
     Returns:
-        The rows, and the singular values of the widest and deepest networks by activation and
-        density, pooled over seeds.
+        The rows, and the singular values of the widest and deepest networks by case, kind of
+        weights and density, pooled over seeds.
     """
     rows: list[Row] = []
-    pooled: dict[tuple[str, float], list[Any]] = {}
+    pooled: dict[tuple[Case, str, float], list[Any]] = {}
     depths = tuple(sorted(config.depths))
-    laws = {
-        (activation, depth): predicted(activation, depth)
-        for activation in VARIANCES
-        for depth in depths
-    }
+    laws = {(case, depth): predicted(case, depth) for case in CASES for depth in depths}
+    sparse = [(kind, density) for density in config.densities for kind in KINDS[1:]]
     for width in config.widths:
-        for density in (HAAR, *config.densities):
+        for kind, density in [("Haar", 1.0), *sparse]:
             for seed in range(config.seeds):
-                tick(f"width {width}, {name_of(density)}, seed {seed}")
+                tick(f"width {width}, {name_of(kind, density)}, seed {seed}")
                 key = jax.random.fold_in(jax.random.key(config.seed), seed)
-                weights = _weights(key, width=width, depth=depths[-1], density=density)
-                for activation, q in VARIANCES.items():
-                    sigmas = jnp.array([*mean_field.critical_line(activation, q), q**0.5])
-                    found = _measure(key, weights, sigmas, activation=activation, depths=depths)
-                    for depth, values in zip(depths, found, strict=True):
-                        law = laws[activation, depth]
-                        errors = compare(np.sort(np.asarray(values)), law)
-                        rows.append(Row(activation, width, depth, density, seed, *errors))
+                weights = _weights(key, width=width, depth=depths[-1], kind=kind, density=density)
+                for case in CASES:
+                    sigmas = jnp.array([*mean_field.critical_line(*case), case.q**0.5])
+                    found = _measure(
+                        key, weights, sigmas, activation=case.activation, depths=depths
+                    )
+                    for depth, (values, moments) in zip(depths, found, strict=True):
+                        own = np.asarray(values), np.asarray(moments)
+                        errors = compare(*own, float(sigmas[0]), laws[case, depth])
+                        rows.append(Row(*case, width, depth, kind, density, seed, *errors))
                     if width == max(config.widths):
-                        pooled.setdefault((activation, density), []).append(np.asarray(found[-1]))
+                        deepest = np.asarray(found[-1][0])
+                        pooled.setdefault((case, kind, density), []).append(deepest)
     return rows, {cell: np.concatenate(own) for cell, own in pooled.items()}
 
 
-def predicted(activation: str, depth: int) -> mean_field.PredictedSpectrum:
+def predicted(case: Case, depth: int) -> mean_field.PredictedSpectrum:
     """Return the law that theory predicts for a critical network with Haar weights."""
-    q = VARIANCES[activation]
-    sigma_w, _ = mean_field.critical_line(activation, q)
-    return mean_field.predicted_singular_values(activation, depth, sigma_w, q)
+    sigma_w, _ = mean_field.critical_line(*case)
+    return mean_field.predicted_singular_values(case.activation, depth, sigma_w, case.q)
 
 
-def compare(values: Any, law: mean_field.PredictedSpectrum) -> tuple[float, float]:
-    """Return the Wasserstein-1 distance and the relative error of the second moment of squares."""
+def compare(
+    values: Any, moments: Any, gain: float, law: mean_field.PredictedSpectrum
+) -> tuple[float, float, float]:
+    """Return the distance, and the relative errors of the mean fourth power.
+
+    The first error is against the law. The second is against the two moments of the layers' slopes,
+    for weights free of them: S-transforms multiply, so the variances of the squared slopes relative
+    to their squared means add up.
+
+    Args:
+        values: singular values, ``(width,)``.
+        moments: means of squared slopes and of their squares, ``(depth, 2)``.
+        gain: ``σ_w`` of the weights.
+        law: what theory predicts.
+
+    Returns:
+        The Wasserstein-1 distance and both errors.
+    """
     middles = (np.arange(values.size) + 0.5) / values.size
-    distance = np.abs(values - law.quantile(middles)).mean()
-    second = law.moments(2)[1]
-    return float(distance), float(abs((values**4).mean() - second) / second)
+    distance = np.abs(np.sort(values) - law.quantile(middles)).mean()
+    first, second = moments.T
+    free = np.prod(gain**2 * first) ** 2 * (1 + (second / first**2 - 1).sum())
+    fourth = (values**4).mean()
+    return float(distance), *(float(abs(fourth - m) / m) for m in (law.moments(2)[1], free))
 
 
-def name_of(density: float) -> str:
+def name_of(kind: str, density: float) -> str:
     """Name the weights."""
-    return "Haar" if density == HAAR else f"EOI {density:g}"
+    return kind if kind == "Haar" else f"{kind} {density:.3g}"
 
 
 def run(config: Config, console: Console | None = None) -> list[Row]:
-    """Measure, print the table, save it and the pictures."""
-    console = console or Console(width=None if Console().is_terminal else 120)
+    """Measure, print the tables, save them and the pictures."""
+    console = console or Console(width=None if Console().is_terminal else 150)
     if config.quick:
         config = dataclasses.replace(
-            config, widths=(128,), densities=(0.05, 0.25), depths=(4, 16), seeds=2
+            config, widths=(128,), densities=(1 / 16, 1 / 4), depths=(4, 16), seeds=2
         )
     timing.check(config.seeds, config.output)
+    for width in config.widths:
+        for density in config.densities:
+            eoi.sao.degree(width, density)  # refuses what has no blocks
     console.print(f"{config.seeds} networks a cell, mean ± s.d. over them. {timing.machine()}")
     with jax.enable_x64(True), console.status("") as status:
         rows, pooled = measure(config, status.update)
     for statistic, title in (
         ("wasserstein", "Wasserstein-1 distance between measured and predicted singular values"),
-        ("moment_error", "Relative error of the second moment of the squared singular values"),
+        ("moment_error", "Relative error of the mean fourth power, against the prediction"),
+        ("freeness_error", "The same against weights free of the slopes that were measured"),
     ):
-        console.print(table_of(rows, config, statistic, title))
+        for kind in KINDS[1:]:
+            console.print(table_of(rows, config, kind, statistic, f"{title}: {kind}"))
     path = Path(config.output)
     with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
-        writer.writerows(rows)
+        writer.writerows(
+            [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
+        )
     plot(rows, config, path.with_suffix(".png"))
     plot_laws(pooled, config, path.with_name(f"{path.name}_laws.png"))
     console.print(f"Saved: {path}.csv, {path}.png, {path}_laws.png")
@@ -223,86 +287,83 @@ def _cell(rows: Sequence[Row], statistic: str, **kind: Any) -> tuple[float, floa
     return statistics.mean(own), statistics.stdev(own) if len(own) > 1 else 0.0
 
 
-def table_of(rows: Sequence[Row], config: Config, statistic: str, title: str) -> Table:
-    """Build the table of one statistic."""
+def table_of(rows: Sequence[Row], config: Config, kind: str, statistic: str, title: str) -> Table:
+    """Build the table of one statistic: Haar weights beside one kind of sparse ones."""
     table = Table(title=title, box=SIMPLE)
-    densities = (HAAR, *config.densities)
-    for head in ("activation", "width", "depth", *map(name_of, densities)):
+    cells = [("Haar", 1.0), *((kind, density) for density in config.densities)]
+    for head in ("network", "width", "depth", *(name_of(*cell) for cell in cells)):
         table.add_column(head, justify="right", no_wrap=True)
-    for activation in VARIANCES:
+    for case in CASES:
         for width in config.widths:
             for depth in sorted(config.depths):
-                kind = {"activation": activation, "width": width, "depth": depth}
-                cells = [_cell(rows, statistic, **kind, density=d) for d in densities]
-                own = [f"{mean:.2g} ± {deviation:.1g}" for mean, deviation in cells]
-                table.add_row(activation, str(width), str(depth), *own)
+                of = {**case._asdict(), "width": width, "depth": depth}
+                found = [_cell(rows, statistic, **of, weights=k, density=d) for k, d in cells]
+                own = [f"{mean:.2g} ± {deviation:.1g}" for mean, deviation in found]
+                table.add_row(str(case), str(width), str(depth), *own)
     return table
 
 
 def plot(rows: Sequence[Row], config: Config, path: Path) -> None:
-    """Plot distance against density: a panel for each activation, a color for each depth."""
+    """Plot distance against the non-zeros of a row: a column for each case, a row for each depth.
+
+    Full symbols are sparse, hollow ones dense Haar weights, whose rows have ``width`` of them.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+    cases = [case for case in CASES if case.activation != "identity"]  # its distances are 0
+    depths, colors = sorted(config.depths), ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
     figure, panels = plt.subplots(
-        1, len(VARIANCES), figsize=(12, 4.4), sharey=True, layout="constrained", squeeze=False
+        *(len(depths), len(cases)),
+        figsize=(13, 2.6 * len(depths) + 1),
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+        squeeze=False,
     )
-    for axes, activation in zip(panels[0], VARIANCES, strict=True):
-        for width, marker, style in zip(config.widths, "os^", ("--", "-", ":"), strict=False):
-            for depth, color in zip(sorted(config.depths), colors, strict=False):
-                kind = {"activation": activation, "width": width, "depth": depth}
-                cells = [_cell(rows, "wasserstein", **kind, density=d) for d in config.densities]
-                means, deviations = zip(*cells, strict=True)
-                label = f"depth {depth}, width {width}"
-                axes.errorbar(
-                    config.densities,
-                    means,
-                    deviations,
-                    color=color,
-                    marker=marker,
-                    linestyle=style,
-                    capsize=3,
-                    label=label,
-                )
-                mean, deviation = _cell(rows, "wasserstein", **kind, density=HAAR)
-                axes.errorbar(
-                    [1.3],
-                    [mean],
-                    [deviation],
-                    color=color,
-                    marker=marker,
-                    capsize=3,
-                    markerfacecolor="none",
-                )
-        ticks = [*config.densities, 1.3]
-        axes.set(xscale="log", yscale="log", title=activation, xlabel="density (Haar: dense)")
-        axes.set_xticks(ticks, [*(f"{d:g}" for d in config.densities), "Haar"])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    panels[0][0].set_ylabel("Wasserstein-1 distance to the prediction")
+    for line, depth in zip(panels, depths, strict=True):
+        for axes, case in zip(line, cases, strict=True):
+            for width, color in zip(config.widths, colors, strict=False):
+                of = {**case._asdict(), "width": width, "depth": depth, "statistic": "wasserstein"}
+                for kind, look in zip(KINDS[1:], ("o-", "x:"), strict=True):
+                    cells = [_cell(rows, **of, weights=kind, density=d) for d in config.densities]
+                    x = [d * width for d in config.densities]
+                    label = f"{kind}, width {width}"
+                    axes.errorbar(x, *zip(*cells, strict=True), fmt=look, color=color, label=label)
+                mean, deviation = _cell(rows, **of, weights="Haar", density=1.0)
+                label = f"Haar, width {width}"
+                axes.errorbar([width], mean, deviation, fmt="s", mfc="w", color=color, label=label)
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(powers := 2 ** np.arange(1, 10, 2), map(str, powers))
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+            axes.set_title(f"{case}, depth {depth}", fontsize=10)
+        line[0].set_ylabel("Wasserstein-1 distance")
+    for axes in panels[-1]:
+        axes.set_xlabel("mean non-zeros of a row")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def plot_laws(pooled: dict[tuple[str, float], Any], config: Config, path: Path) -> None:
+def plot_laws(pooled: dict[tuple[Case, str, float], Any], config: Config, path: Path) -> None:
     """Draw the histograms of the widest, deepest networks and the predicted density over them."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     depth, width = max(config.depths), max(config.widths)
-    shown = (HAAR, max(config.densities), min(config.densities))
+    cases = [case for case in CASES if case.activation != "identity"]
+    shown = [("Haar", 1.0), ("EOI", max(config.densities)), ("EOI", min(config.densities))]
     figure, panels = plt.subplots(
-        len(shown), len(VARIANCES), figsize=(12, 7), layout="constrained", sharex="col"
+        len(shown), len(cases), figsize=(13, 7), layout="constrained", sharex="col"
     )
-    for column, activation in enumerate(VARIANCES):
-        law = predicted(activation, depth)
+    for column, case in enumerate(cases):
+        law = predicted(case, depth)
         top = 1.1 * max(float(law.quantile(0.999)), 1.0)
         bins = np.linspace(0, top, 60)
-        for row, density in enumerate(shown):
+        for row, (kind, density) in enumerate(shown):
             axes = panels[row, column]
-            values = pooled[activation, density]
+            values = pooled[case, kind, density]
             share = np.full(values.size, 1 / values.size)
             axes.hist(values.clip(max=top), bins, weights=share, color="#56B4E9", label="measured")
             # The mass of each bin, atoms included: what a histogram of infinite width would show.
@@ -310,15 +371,15 @@ def plot_laws(pooled: dict[tuple[str, float], Any], config: Config, path: Path) 
             mass[1] += mass[0]  # an atom at 0 belongs to the first bin
             middles = (bins[1:] + bins[:-1]) / 2
             axes.plot(middles, mass[1:], color="#D55E00", label="predicted for Haar weights")
-            axes.set_title(f"{activation}, {name_of(density)}")
+            axes.set_title(f"{case}: {name_of(kind, density)}", fontsize=10)
             axes.set_yscale("symlog", linthresh=1e-2)
             axes.grid(alpha=0.3)
-        panels[-1, column].set_xlabel("singular value (larger ones in the last bin)")
+        panels[-1, column].set_xlabel("singular value (larger: last bin)")
     for axes in panels[:, 0]:
         axes.set_ylabel("share of a bin")
-    panels[0, 0].legend()
+    panels[0, 0].legend(fontsize=9)
     figure.suptitle(f"Jacobians of {depth} layers of width {width}, {config.seeds} networks")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
