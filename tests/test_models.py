@@ -6,155 +6,206 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import tree_leaves_with_path
 
 import eoi_jax as eoi
 from eoi_jax.typing import Layout
 from experiments import models
+from experiments.models.deit import gelu
 
-# Of each network with 10 classes: prunable weights, and all trainable parameters.
-COUNTS = {
-    "mlp7": (129_400, 130_010),
-    "mlp1000": (784 * 128 + 998 * 128**2 + 1280, 784 * 128 + 998 * 128**2 + 1280 + 999 * 128 + 10),
-    "resnet32": (464_432, 466_906),
-}
+ZEROS = nn.initializers.zeros  # quick to trace
+NORMED = ("resnet32", "resnet56", "resnet110", "vgg16", "efficientnet_b0", "resnet50")
 
 
-@functools.cache
-def shapes_of(model, input_shape):
-    images = jax.ShapeDtypeStruct((2, *input_shape), "float32")
-    return jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+def mlp(depth, width):
+    weights = 784 * width + (depth - 2) * width**2 + width * 10
+    return weights, weights + (depth - 1) * width + 10
 
 
-def sizes(params):
-    """Prunable weights and all trainable parameters."""
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
-    kernels = sum(leaf.size for path, leaf in paths_and_leaves if eoi.masks.is_kernel(path, leaf))
-    return kernels, sum(leaf.size for _, leaf in paths_and_leaves)
+def cnn():
+    """994 convolutions after the three that change size; every layer has biases."""
+    weights = 9 * 3 * 128 + 2 * 9 * 128**2 + 994 * 9 * 128**2 + 4 * 4 * 128 * 10
+    return weights, weights + 997 * 128 + 10
 
 
-def test_every_network_has_its_counts():
-    assert set(COUNTS) == set(models.NAMES)
-
-
-@pytest.mark.parametrize("name", models.NAMES)
-def test_counts_and_shapes(name):
-    logits, variables = shapes_of(models.create(name), models.input_shape(name))
-    assert sizes(variables["params"]) == COUNTS[name]
-    assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
-    assert ("batch_stats" in variables) == (name == "resnet32")
-
-
-@pytest.mark.parametrize("name", models.NAMES)
-def test_classes_only_change_the_last_layer(name):
-    logits, variables = shapes_of(models.create(name, 200), models.input_shape(name))
-    inputs = variables["params"]["last"]["kernel"].shape[0]
-    assert logits.shape == (2, 200)
-    weights, parameters = COUNTS[name]
-    assert sizes(variables["params"]) == (weights + 190 * inputs, parameters + 190 * (inputs + 1))
-
-
-@pytest.mark.parametrize("depth", [8, 20, 32, 56, 110])
-def test_residual_networks_of_other_depths(depth):
+def resnet(depth):
     """n blocks a stage: the first convolution, three stages, two projections, one linear layer."""
-    _, variables = shapes_of(models.ResNet(depth), (32, 32, 3))
     n = (depth - 2) // 6
     assert 1 + 2 * 3 * n + 1 == depth
     weights = 9 * 3 * 16 + 9 * 16**2 * 2 * n + 16 * 32 + 32 * 64 + 64 * 10
     weights += sum(9 * (w // 2 * w + w**2 * (2 * n - 1)) for w in (32, 64))
     norms = 16 * (1 + 2 * n) + 32 * (2 * n + 1) + 64 * (2 * n + 1)
-    assert sizes(variables["params"]) == (weights, weights + 2 * norms + 10)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"])) == 2 * norms
+    return weights, weights + 2 * norms + 10
+
+
+def vgg():
+    """A scale and a shift of the norm and a bias for every channel of all layers but the last."""
+    channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    windows = [9, 9, 9, 9, 9, 9, 1, 9, 9, 1, 9, 9, 1]
+    layers = zip(channels[:-1], channels[1:], windows, strict=True)
+    weights = sum(math.prod(layer) for layer in layers) + 2048 * 512 + 512 * 512 + 512 * 10
+    return weights, weights + 3 * (sum(channels[1:]) + 2 * 512) + 10
+
+
+def efficientnet(classes):
+    weights, others, inputs = (
+        9 * 3 * 32 + 320 * 1280 + 1280 * classes,
+        2 * (32 + 1280) + classes,
+        32,
+    )
+    for expansion, window, outputs, blocks in [
+        (1, 9, 16, 1),
+        (6, 9, 24, 2),
+        (6, 25, 40, 2),
+        (6, 9, 80, 3),
+        (6, 25, 112, 3),
+        (6, 25, 192, 4),
+        (6, 9, 320, 1),
+    ]:
+        for _ in range(blocks):
+            inner, squeezed = expansion * inputs, inputs // 4
+            if expansion > 1:
+                weights, others = weights + inputs * inner, others + 2 * inner
+            weights += window * inner + 2 * inner * squeezed + inner * outputs
+            others += 2 * inner + squeezed + inner + 2 * outputs
+            inputs = outputs
+    return weights, weights + others
+
+
+def bottlenecks():
+    weights, norms, inputs = 49 * 3 * 64 + 2048 * 1000, 64, 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        weights, norms = weights + inputs * 4 * width, norms + 4 * width  # the shortcut
+        for _ in range(blocks):
+            weights += inputs * width + 9 * width**2 + width * 4 * width
+            norms += 6 * width
+            inputs = 4 * width
+    return weights, weights + 2 * norms + 1000
+
+
+def deit():
+    """Patches have positions, the class token none; blocks have two norms and two LayerScales."""
+    d = 384
+    weights = 16 * 16 * 3 * d + 12 * (4 * d**2 + 2 * d * 4 * d) + d * 1000
+    others = d + (224 // 16) ** 2 * d + d + 2 * d + 1000
+    others += 12 * (4 * d + 4 * d + d + 2 * 2 * d + 2 * d)
+    return weights, weights + others
+
+
+# Of each network: prunable weights, and all trainable parameters.
+COUNTS = {
+    "mlp7": mlp(7, 100),
+    "mlp1000": mlp(1000, 128),
+    "cnn1000": cnn(),
+    "resnet32": resnet(32),
+    "resnet56": resnet(56),
+    "resnet110": resnet(110),
+    "vgg16": vgg(),
+    "efficientnet_b0": efficientnet(200),
+    "resnet50": bottlenecks(),
+    "deit_s": deit(),
+}
+SMALL = {
+    "mlp7": {},
+    "mlp1000": {"depth": 4},
+    "cnn1000": {"depth": 6, "width": 8},
+    "resnet32": {"depth": 8, "width": 4},
+    "resnet56": {"depth": 14},
+    "resnet110": {"depth": 20},
+    "vgg16": {"width": 4},
+    "efficientnet_b0": {"depth": 3, "width": 8},
+    "resnet50": {"depth": 14, "width": 4},
+    "deit_s": {"depth": 2, "width": 12},
+}
+
+
+def shapes_of(model, input_shape):
+    images = jax.ShapeDtypeStruct((2, *input_shape), "float32")
+    return jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+
+
+@functools.cache
+def built(name):
+    """Shapes of logits and variables, at full size."""
+    model = models.create(name, kernel_init=ZEROS, conv_init=ZEROS)
+    return shapes_of(model, models.input_shape(name))
+
+
+def sizes(params):
+    """Prunable weights and all trainable parameters."""
+    paths_and_leaves = tree_leaves_with_path(params)
+    kernels = sum(leaf.size for path, leaf in paths_and_leaves if eoi.masks.is_kernel(path, leaf))
+    return kernels, sum(leaf.size for _, leaf in paths_and_leaves)
+
+
+def path_of(path):
+    return "/".join(key.key for key in path)
+
+
+def test_counts_are_the_published_ones():
+    assert set(COUNTS) == set(models.NAMES) == set(SMALL)
+    assert COUNTS["mlp7"] == (129_400, 130_010)
+    assert COUNTS["resnet32"] == (464_432, 466_906)
+    assert COUNTS["resnet50"][1] == 25_557_032
+    assert efficientnet(1000)[1] == 5_288_548
+    assert COUNTS["deit_s"][1] == 22_059_496
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_counts_and_shapes(name):
+    logits, variables = built(name)
+    classes = {"efficientnet_b0": 200, "resnet50": 1000, "deit_s": 1000}.get(name, 10)
+    assert sizes(variables["params"]) == COUNTS[name]
+    assert (logits.shape, logits.dtype) == ((2, classes), jnp.float32)
+    assert ("batch_stats" in variables) == (name in NORMED)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_classes_only_change_the_last_layer(name):
+    logits, few, many = None, None, None
+    for classes in (10, 200):
+        model = models.create(name, classes, **SMALL[name], kernel_init=ZEROS, conv_init=ZEROS)
+        logits, variables = shapes_of(model, models.input_shape(name))
+        few, many = many, sizes(variables["params"])
+    inputs = variables["params"]["last"]["kernel"].shape[0]
+    assert logits.shape == (2, 200)
+    assert many == (few[0] + 190 * inputs, few[1] + 190 * (inputs + 1))
+
+
+def test_published_networks_of_other_sizes():
+    """ResNet-20 of CIFAR, ResNet-101 and the channels of EfficientNet-B7 are known, too."""
+    params = shapes_of(models.ResNet(20), (32, 32, 3))[1]["params"]
+    assert sizes(params) == resnet(20)
+    model = models.create("resnet50", depth=101, kernel_init=ZEROS, conv_init=ZEROS)
+    assert sizes(shapes_of(model, (224, 224, 3))[1]["params"])[1] == 44_549_160
+    for width, channels in {
+        64: [32, 48, 80, 160, 224, 384, 640],
+        36: [24, 32, 48, 88, 128, 216, 360],  # 16 would be less than nine tenths of 18
+    }.items():
+        model = models.create("efficientnet_b0", width=width, kernel_init=ZEROS, conv_init=ZEROS)
+        params = shapes_of(model, (64, 64, 3))[1]["params"]
+        blocks = [params[f"block{stage}_1"]["project"] for stage in range(1, 8)]
+        assert [block["kernel"].shape[-1] for block in blocks] == channels
+        assert params["final"]["kernel"].shape[-1] == 4 * channels[-1]
+
+
+def test_widths_scale_all_stages():
+    for name in ("resnet32", "vgg16", "resnet50"):
+        wide = models.create(name, width=8, kernel_init=ZEROS, conv_init=ZEROS)
+        params = shapes_of(wide, models.input_shape(name))[1]["params"]
+        full = built(name)[1]["params"]
+        own = full["conv1_1" if name == "vgg16" else "first"]["kernel"].shape[-1]
+        for (path, leaf), whole in zip(
+            tree_leaves_with_path(params), jax.tree.leaves(full), strict=True
+        ):
+            if path[0].key != "last":
+                assert leaf.shape[-1] * own == whole.shape[-1] * 8, path_of(path)
 
 
 def test_depths_that_no_residual_network_has():
     for depth in (2, 7, 30, 33):
         with pytest.raises(ValueError, match=rf"depth={depth} is outside \{{8, 14, 20"):
             models.ResNet(depth)
-
-
-def convolve(x, kernel, stride, padding):
-    """Sum over the taps, in float64."""
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    k = kernel.shape[0]
-    rows, columns = ((size - k) // stride + 1 for size in x.shape[1:3])
-    out = np.zeros((len(x), rows, columns, kernel.shape[-1]))
-    for i in range(k):
-        for j in range(k):
-            taken = x[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
-            out += taken @ kernel[i, j]
-    return out
-
-
-def residual_forward(params, stats, x, train):
-    """Evaluate a residual network of one block a stage, in NumPy."""
-
-    def layer(scope, own, name, x, stride, padding):
-        norm = "first_norm" if name == "first" else f"{name}_norm"
-        y = convolve(x, scope[name]["kernel"], stride, padding)
-        if train:
-            mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
-        else:
-            mean, var = own[norm]["mean"], own[norm]["var"]
-        return (y - mean) / np.sqrt(var + 1e-5) * scope[norm]["scale"] + scope[norm]["bias"]
-
-    x = np.maximum(layer(params, stats, "first", x, 1, 1), 0)
-    for stage in (1, 2, 3):
-        scope, own = params[f"block{stage}_1"], stats[f"block{stage}_1"]
-        stride = 1 if stage == 1 else 2
-        y = np.maximum(layer(scope, own, "conv1", x, stride, 1), 0)
-        y = layer(scope, own, "conv2", y, 1, 1)
-        if stage > 1:
-            x = layer(scope, own, "shortcut", x, stride, 0)
-        x = np.maximum(x + y, 0)
-    return x.mean((1, 2)) @ params["last"]["kernel"] + params["last"]["bias"]
-
-
-def filled(model, input_shape):
-    """Random variables of a model, each number of order 1 / sqrt(inputs), positive for norms."""
-    noise = np.random.default_rng(0)
-
-    def fill(leaf):
-        if leaf.ndim < 2:
-            return noise.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-        inputs = math.prod(leaf.shape[:-1] if leaf.ndim == 4 else leaf.shape[-2:-1])
-        return (noise.standard_normal(leaf.shape) / math.sqrt(inputs)).astype(np.float32)
-
-    return jax.tree.map(fill, shapes_of(model, input_shape)[1])
-
-
-@pytest.fixture(scope="module")
-def small_resnet():
-    model = models.ResNet(8)
-    images = np.random.default_rng(1).standard_normal((4, 8, 8, 3)).astype(np.float32)
-    return model, filled(model, (8, 8, 3)), images
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_a_residual_network_equals_numpy(small_resnet, train):
-    model, variables, images = small_resnet
-    apply = functools.partial(model.apply, train=train, mutable=["batch_stats"])
-    logits, updated = jax.jit(apply)(variables, images)
-    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, images))
-    expected = residual_forward(wide[0]["params"], wide[0]["batch_stats"], wide[1], train)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    old, new = variables["batch_stats"], updated["batch_stats"]
-    same = [(a == b).all() for a, b in zip(*map(jax.tree.leaves, (old, new)), strict=True)]
-    assert same == [not train] * len(same)
-
-
-def test_running_statistics_must_be_mutable_to_train(small_resnet):
-    model, variables, images = small_resnet
-    with pytest.raises(Exception, match="batch_stats"):
-        model.apply(variables, images, train=True)
-
-
-def test_one_calling_convention():
-    model = models.create("mlp7")
-    images = np.random.default_rng(1).standard_normal((3, 28, 28, 1)).astype(np.float32)
-    variables = filled(model, (28, 28, 1))
-    logits = model.apply(variables, images)
-    assert np.isfinite(logits).all()
-    np.testing.assert_array_equal(model.apply(variables, images, train=True), logits)
 
 
 def slope(x):
@@ -166,6 +217,14 @@ def selu(x):
     return scale * np.where(x > 0, x, alpha * np.expm1(x))
 
 
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def normal_cdf_times(x):
+    return x * np.array([math.erfc(-one / math.sqrt(2)) / 2 for one in x])
+
+
 ACTIVATIONS = {
     "identity": lambda x: x,
     "tanh": np.tanh,
@@ -173,6 +232,8 @@ ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
     "leaky_relu": slope,
     "selu": selu,
+    "silu": silu,
+    "gelu": normal_cdf_times,
 }
 
 
@@ -185,31 +246,31 @@ def test_activations_are_those_of_the_list():
 
 
 def test_activations_by_default_and_by_function():
-    assert models.create("mlp7").activation is jnp.tanh
-    assert models.create("mlp1000").activation is jnp.tanh
-    assert models.create("resnet32").activation is nn.relu
+    own = {"mlp7": jnp.tanh, "mlp1000": jnp.tanh, "cnn1000": jnp.tanh}
+    own |= {"efficientnet_b0": nn.silu, "deit_s": gelu}
     for name in models.NAMES:
+        assert models.create(name).activation is own.get(name, nn.relu)
         assert models.create(name, activation=nn.softplus).activation is nn.softplus
 
 
-def marked(value):
-    return lambda key, shape, dtype=jnp.float32, out_sharding=None: jnp.full(shape, value, dtype)
+def marked(dtype):
+    """Leave a mark that shapes show: a dtype."""
+    return lambda key, shape, _=None, out_sharding=None: jnp.zeros(shape, dtype)
 
 
-def test_each_initializer_fills_what_it_is_for():
-    inits = {"kernel_init": marked(2.0), "conv_init": marked(3.0), "bias_init": marked(4.0)}
-    for model, shape in (
-        (models.create("mlp7", **inits), (28, 28, 1)),
-        (models.ResNet(8, **inits), (8, 8, 3)),
-        (models.create("resnet32", **inits).clone(depth=8), (8, 8, 3)),
-    ):
-        params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, *shape)))["params"]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            names = [key.key for key in path]
-            if any("norm" in name for name in names):
-                continue
-            expected = 4.0 if names[-1] == "bias" else 3.0 if leaf.ndim == 4 else 2.0
-            np.testing.assert_array_equal(leaf, expected, err_msg="/".join(names))
+@pytest.mark.parametrize("name", models.NAMES)
+def test_each_initializer_fills_what_it_is_for(name):
+    inits = {"kernel_init": marked("float16"), "conv_init": marked("bfloat16")}
+    model = models.create(name, **SMALL[name], **inits, bias_init=marked("int8"))
+    params = shapes_of(model, models.input_shape(name))[1]["params"]
+    for path, leaf in tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        if names[-1] not in ("kernel", "bias") or any("norm" in name for name in names):
+            assert leaf.dtype == "float32"
+            continue
+        linear = "attention" in names or leaf.ndim - ("hidden" in names) == 2
+        expected = "int8" if names[-1] == "bias" else "float16" if linear else "bfloat16"
+        assert leaf.dtype == expected, path_of(path)
 
 
 @pytest.mark.parametrize(("activation", "gain"), [("relu", 2), ("leaky_relu", 2), ("tanh", 1)])
@@ -225,46 +286,130 @@ def test_default_kernels_follow_the_activation(activation, gain):
     np.testing.assert_allclose(variances, gain, rtol=5 * np.sqrt(2 / 36_864))
 
 
+def test_default_kernels_of_the_transformer():
+    values = models.create("deit_s").kernel_init(jax.random.key(0), (384, 96)) / 0.02
+    assert abs(values.var() - 1) < 5 * np.sqrt(2 / values.size)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: models.create("mpl7"), r"name='mpl7' is outside .*Did you mean 'mlp7'\?"),
         (lambda: models.input_shape("resnet-32"), r"Did you mean 'resnet32'\?"),
+        (lambda: models.where("deit"), r"Did you mean 'deit_s'\?"),
         (
-            lambda: models.create("vgg"),
-            r"name='vgg' is outside \{'mlp7', 'mlp1000', 'resnet32'\}\. Choose one of them\.",
+            lambda: models.choose("vgg", ("mlp7", "resnet32")),
+            r"name='vgg' is outside \{'mlp7', 'resnet32'\}\. Choose one of them\.",
         ),
         (
             lambda: models.create("mlp7", activation="hardtanh"),
             r"activation='hardtanh' is outside .*Did you mean 'hard_tanh'\?",
         ),
         (lambda: models.create("mlp7", 0), r"num_classes=0 is outside \[1, \.\.\.\)"),
+        (lambda: models.create("mlp7", depth=1), r"depth=1 is outside \[2, \.\.\.\)"),
+        (lambda: models.create("mlp7", width=0), r"width=0 is outside \[1, \.\.\.\)"),
+        (lambda: models.create("cnn1000", depth=3), r"depth=3 is outside \[4, \.\.\.\)"),
+        (lambda: models.create("cnn1000", width=0), r"width=0 is outside \[1"),
+        (lambda: models.create("resnet32", depth=33), r"depth=33 is outside \{8, 14, 20"),
+        (lambda: models.create("resnet32", width=0), r"width=0 is outside \[1"),
+        (lambda: models.create("vgg16", depth=13), r"depth=13 .*vgg16 has but one\. Leave it out"),
+        (lambda: models.create("vgg16", width=0), r"width=0 is outside \[1"),
+        (lambda: models.create("efficientnet_b0", depth=17), r"depth=17 is outside \{1, 2, .*16\}"),
+        (lambda: models.create("efficientnet_b0", width=0), r"width=0 is outside \[1"),
+        (
+            lambda: models.create("resnet50", depth=18),
+            r"depth=18 is outside \{14, 26, 50, 101, 152",
+        ),
+        (lambda: models.create("resnet50", width=0), r"width=0 is outside \[1"),
+        (lambda: models.create("deit_s", width=100), r"width=100 .*multiples of 6 heads"),
+        (lambda: models.create("deit_s", depth=0), r"depth=0 is outside \[1"),
+        (
+            lambda: shapes_of(models.create("deit_s"), (225, 224, 3)),
+            r"225 x 224 pixels .*multiples of patch=16\. Resize or crop",
+        ),
+        (
+            lambda: models.where("vgg16", attention=True),
+            r"attention=True is outside \{False\}: vgg16 has none",
+        ),
     ],
 )
-def test_bad_names_are_answered(call, message):
+def test_bad_names_and_sizes_are_answered(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
+# ------------------------------------------------------------------ how kernels are read
+
+# Kernels with a layout of their own; depthwise ones come by name.
+STACKS = {
+    "mlp7": {"hidden/linear": Layout(1)},
+    "mlp1000": {"hidden/linear": Layout(1)},
+    "cnn1000": {"hidden/conv": Layout(1)},
+    "deit_s": {
+        **{f"hidden/attention/{name}": Layout(2) for name in ("query", "key", "value", "out")},
+        **{f"hidden/{name}": Layout(1) for name in ("mlp_in", "mlp_out")},
+    },
+}
+
+
 @pytest.mark.parametrize("name", models.NAMES)
-def test_layout_stacks_the_scanned_kernels_alone(name):
-    params = shapes_of(models.create(name), models.input_shape(name))[1]
+def test_layout_reads_the_stacks_and_groups_alone(name):
+    params = built(name)[1]["params"]
     mask = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "bool"), params)
+    expected = {f"{layer}/kernel": own for layer, own in STACKS.get(name, {}).items()}
+    if name == "efficientnet_b0":
+        wide = {
+            path_of(path): leaf.shape[-1]
+            for path, leaf in tree_leaves_with_path(params)
+            if leaf.ndim == 4 and leaf.shape[0] > 1 and leaf.shape[-2] == 1
+        }
+        assert len(wide) == 16
+        expected = {path: Layout(groups=channels) for path, channels in wide.items()}
     for tree in (params, mask):
-        stacked = {
-            "/".join(key.key for key in path): models.layout(path, leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        found = {
+            path_of(path): models.layout(path, leaf)
+            for path, leaf in tree_leaves_with_path(tree)
             if models.layout(path, leaf) != Layout()
         }
-        expected = {} if name == "resnet32" else {"params/hidden/linear/kernel": Layout(1)}
-        assert stacked == expected
-    scalar = [(path, jnp.array(True)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        assert found == expected
+    scalar = [(path, jnp.array(True)) for path, _ in tree_leaves_with_path(params)]
     assert all(models.layout(path, leaf) == Layout() for path, leaf in scalar)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_budgets_count_the_layers_that_layout_tells(name):
+    """Of the leaves to be pruned alone, and in all as many weights as the density allows."""
+    params, where = built(name)[1]["params"], models.where(name)
+    found = eoi.budgets.erdos_renyi_kernel(params, 0.1, where=where, layout=models.layout)
+    kept = weights = 0
+    for (path, leaf), density in zip(
+        tree_leaves_with_path(params), jax.tree.leaves(found), strict=True
+    ):
+        if where(path, leaf):
+            assert np.shape(density) == leaf.shape[: models.layout(path, leaf).batch_axes]
+            kept += np.sum(density) * leaf.size / np.size(density)
+            weights += leaf.size
+        else:
+            assert density == 1.0
+    assert round(kept) == math.floor(0.1 * weights + 0.5)
+
+
+def test_what_is_pruned():
+    for name in models.NAMES[:-1]:
+        assert models.where(name) is eoi.masks.is_kernel
+    params = built("deit_s")[1]["params"]
+    for attention in (False, True):
+        where = models.where("deit_s", attention=attention)
+        pruned = {
+            path_of(path[:-1]) for path, leaf in tree_leaves_with_path(params) if where(path, leaf)
+        }
+        heads = set() if not attention else set(STACKS["deit_s"])
+        assert pruned == {"hidden/mlp_in", "hidden/mlp_out"} | heads
 
 
 def test_a_stack_counts_as_its_layers():
     """Erdős–Rényi sees 5 matrices of 100 x 100, not one kernel of three axes."""
-    params = shapes_of(models.create("mlp7"), (28, 28, 1))[1]["params"]
+    params = built("mlp7")[1]["params"]
     found = eoi.budgets.erdos_renyi_kernel(params, 0.1, layout=models.layout)
     alone = [
         {"kernel": jax.ShapeDtypeStruct(shape, "float32")}
@@ -273,3 +418,51 @@ def test_a_stack_counts_as_its_layers():
     expected = [layer["kernel"] for layer in eoi.budgets.erdos_renyi_kernel(alone, 0.1)]
     stack = found["hidden"]["linear"]["kernel"].tolist()
     assert [found["first"]["kernel"], *stack, found["last"]["kernel"]] == expected
+
+
+def matrices(kernel, own):
+    """All matrices of a kernel, each at the center tap; other taps have to be zero."""
+    kernel = np.asarray(kernel, np.float64)
+    kernel = kernel.reshape(-1, *kernel.shape[own.batch_axes :])
+    center = tuple((size - 1) // 2 for size in kernel.shape[1:-2])
+    tap = kernel[(slice(None), *center)]
+    assert np.count_nonzero(kernel) == np.count_nonzero(tap)
+    split = tap.reshape(*tap.shape[:2], own.groups, -1)
+    return np.moveaxis(split, 2, 1).reshape(-1, tap.shape[1], split.shape[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "count"),
+    [("deit_s", "hidden/attention/query", 2 * 6), ("efficientnet_b0", "block2_1/depthwise", 48)],
+)
+def test_every_head_and_channel_gets_an_orthogonal_matrix(name, layer, count):
+    model = models.create(name, **SMALL[name], kernel_init=ZEROS, conv_init=ZEROS)
+    params = shapes_of(model, models.input_shape(name))[1]["params"]
+    names = layer.split("/")
+    shape = functools.reduce(lambda tree, name: tree[name], names, params)["kernel"].shape
+    alone = functools.reduce(
+        lambda tree, name: {name: tree}, reversed(names), {"kernel": jnp.zeros(shape)}
+    )
+    start = eoi.exact_orthogonal(jax.random.key(0), alone, 0.6, layout=models.layout)
+    [(path, kernel)] = tree_leaves_with_path(start.params)
+    assert eoi.masks.density(start.mask) == math.floor(0.6 * kernel.size + 0.5) / kernel.size
+    blocks = matrices(kernel, models.layout(path, kernel))
+    assert len(blocks) == count
+    for block in blocks:
+        np.testing.assert_allclose(block.T @ block, np.eye(block.shape[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_initializers_draw_each_head_by_itself(merge):
+    """As of one kernel of three axes, fans would be wrong and no head orthogonal."""
+
+    def init(key, shape, dtype):
+        assert shape == ((4, 3) if not merge else (3, 4))
+        return jax.random.uniform(key, shape, dtype)
+
+    x = np.zeros((5, 2, 3) if merge else (5, 4), np.float32)
+    layer = models.HeadProjection(2, 4 if merge else 3, merge, kernel_init=init)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert params["bias"].shape == ((4,) if merge else (2, 3))
+    first, second = params["kernel"]
+    assert not np.isin(first, second).any()

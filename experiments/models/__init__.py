@@ -1,0 +1,298 @@
+"""The networks of the experiments, in Flax Linen. All return logits.
+
+================ ============= =====================================================================
+name             input         network
+================ ============= =====================================================================
+mlp7             28 x 28 x 1   7 linear layers of width 100, tanh
+mlp1000          28 x 28 x 1   1000 linear layers of width 128, tanh
+cnn1000          32 x 32 x 3   997 convolutions of width 128, circular padding, tanh, and a linear
+                               layer
+resnet32         32 x 32 x 3   residual, 32 layers of 16, 32 and 64 channels, ReLU
+resnet56         32 x 32 x 3   the same of 56 layers
+resnet110        32 x 32 x 3   the same of 110 layers
+vgg16            32 x 32 x 3   configuration C with batch normalization, ReLU
+efficientnet_b0  64 x 64 x 3   inverted residuals with depthwise convolutions, SiLU
+resnet50         224 x 224 x 3 residual, bottlenecks of three convolutions, ReLU
+deit_s           224 x 224 x 3 DeiT III, small: 12 blocks of width 384 with 6 heads, GELU
+================ ============= =====================================================================
+
+Every network is called as ``model.apply(variables, images, train=False)``. Those with batch
+normalization have a collection ``batch_stats``, which has to be mutable with ``train=True``.
+:func:`layout` tells how their kernels are read, :func:`where` which of them are pruned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from eoi_jax import masks
+from eoi_jax.typing import Array, Initializer, Layout, Where
+from experiments.models.deit import Deit, HeadProjection, gelu
+from experiments.models.efficientnet import EfficientNet
+from experiments.models.plain import Cnn, Mlp
+from experiments.models.resnet import BottleneckResNet, ResNet
+from experiments.models.vgg import Vgg
+
+__all__ = [
+    "ACTIVATIONS",
+    "NAMES",
+    "BottleneckResNet",
+    "Cnn",
+    "Deit",
+    "EfficientNet",
+    "HeadProjection",
+    "Mlp",
+    "ResNet",
+    "Vgg",
+    "choose",
+    "create",
+    "input_shape",
+    "layout",
+    "where",
+]
+
+
+def _identity(x: Array) -> Array:
+    return x
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "identity": _identity,
+    "tanh": jnp.tanh,
+    "hard_tanh": nn.hard_tanh,
+    "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,  # slope 0.01
+    "selu": nn.selu,
+    "silu": nn.silu,
+    "gelu": gelu,
+}
+
+
+class _Entry(NamedTuple):
+    module: Any
+    sizes: dict[str, int]  # those that create() may override
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    activation: str
+
+
+_MNIST, _CIFAR, _TINY, _IMAGENET = (28, 28, 1), (32, 32, 3), (64, 64, 3), (224, 224, 3)
+_MODELS = {
+    "mlp7": _Entry(Mlp, {"depth": 7, "width": 100}, _MNIST, 10, "tanh"),
+    "mlp1000": _Entry(Mlp, {"depth": 1000, "width": 128}, _MNIST, 10, "tanh"),
+    "cnn1000": _Entry(Cnn, {"depth": 998, "width": 128}, _CIFAR, 10, "tanh"),
+    "resnet32": _Entry(ResNet, {"depth": 32, "width": 16}, _CIFAR, 10, "relu"),
+    "resnet56": _Entry(ResNet, {"depth": 56, "width": 16}, _CIFAR, 10, "relu"),
+    "resnet110": _Entry(ResNet, {"depth": 110, "width": 16}, _CIFAR, 10, "relu"),
+    "vgg16": _Entry(Vgg, {"width": 64}, _CIFAR, 10, "relu"),
+    "efficientnet_b0": _Entry(EfficientNet, {"depth": 16, "width": 32}, _TINY, 200, "silu"),
+    "resnet50": _Entry(BottleneckResNet, {"depth": 50, "width": 64}, _IMAGENET, 1000, "relu"),
+    "deit_s": _Entry(Deit, {"depth": 12, "width": 384}, _IMAGENET, 1000, "gelu"),
+}
+NAMES = tuple(_MODELS)
+
+
+def create(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    depth: int | None = None,
+    width: int | None = None,
+    activation: str | Callable[[Array], Array] | None = None,
+    kernel_init: Initializer | None = None,
+    conv_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+) -> nn.Module:
+    """Build a network by its name.
+
+    Args:
+        name: one of :data:`NAMES`.
+        num_classes: number of logits, at least 1; default: as in the paper, 10, for EfficientNet
+            200, for the networks of ImageNet 1000.
+        depth: layers or blocks as the network's own class counts them; default: what its name
+            says. VGG-16 has no other depth.
+        width: units of a hidden layer, or channels of the first stage, with which those of the
+            others are scaled; default: the network's own.
+        activation: one of :data:`ACTIVATIONS` by name, or any function of arrays; default: the
+            network's own, in the table above.
+        kernel_init: initializer of the linear layers' kernels; default: He's normal for ReLU and
+            leaky ReLU, LeCun's normal for every other activation, and for DeiT a normal of
+            standard deviation 0.02.
+        conv_init: initializer of the convolutions' kernels; default: He's or LeCun's normal, as
+            above. A network without convolutions has no use for it.
+        bias_init: initializer of the biases; default: zeros.
+
+    Returns:
+        A Linen module: ``init(key, images)`` and ``apply(variables, images, train=False)``, from
+        images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
+
+    Raises:
+        ValueError: for a name that is none, of the network or of the activation, for less than
+            one class, or for a depth or width that the network cannot have.
+
+    Example:
+        >>> import jax
+        >>> import eoi_jax as eoi
+        >>> from experiments import models
+        >>> model = models.create("mlp7", activation="relu", kernel_init=eoi.dense(density=0.1))
+        >>> images = jax.ShapeDtypeStruct((2, *models.input_shape("mlp7")), "float32")
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+        (2, 10)
+    """
+    entry = _MODELS[choose(name, NAMES)]
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} is outside [1, ...). Give a larger number.")
+    sizes = {"depth": depth, "width": width}
+    sizes = {size: value for size, value in sizes.items() if value is not None}
+    for size, value in sizes.items():
+        if size not in entry.sizes:
+            raise ValueError(
+                f"{size}={value} is outside {{None}}: {name} has but one. Leave it out."
+            )
+    function = entry.activation if activation is None else activation
+    if not callable(function):
+        function = ACTIVATIONS[choose(function, ACTIVATIONS, "activation")]
+    rectifies = function in (nn.relu, nn.leaky_relu)
+    default = nn.initializers.he_normal() if rectifies else nn.initializers.lecun_normal()
+    options = {
+        "num_classes": entry.num_classes if num_classes is None else num_classes,
+        "activation": function,
+        "kernel_init": kernel_init or (Deit.kernel_init if entry.module is Deit else default),
+        "conv_init": conv_init or default,
+        "bias_init": bias_init or nn.initializers.zeros,
+    }
+    fields = {field.name for field in dataclasses.fields(entry.module)}
+    own = {option: value for option, value in options.items() if option in fields}
+    model: nn.Module = entry.module(**entry.sizes | sizes, **own)
+    return model
+
+
+def input_shape(name: str) -> tuple[int, int, int]:
+    """Return the ``(height, width, channels)`` of one image, as the paper feeds a network.
+
+    Args:
+        name: one of :data:`NAMES`.
+
+    Returns:
+        The shape, without a batch axis.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> from experiments import models
+        >>> models.input_shape("resnet32")
+        (32, 32, 3)
+    """
+    return _MODELS[choose(name, NAMES)].input_shape
+
+
+def layout(path: tuple[Any, ...], leaf: Any) -> Layout:
+    """Tell which axes of a kernel stack layers or heads, and which kernels are depthwise.
+
+    Scanned layers are named ``hidden``, the projections of heads are within ``attention``, and
+    depthwise convolutions are named ``depthwise``; one function reads every network's kernels.
+
+    Args:
+        path: the key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
+        leaf: the leaf, anything with a shape; weights and masks have one layout.
+
+    Returns:
+        One batch axis for a scan and one for heads, so that each head of each block has a matrix of
+        its own; a group for each channel of a depthwise kernel; ``Layout()`` for other leaves.
+
+    Example:
+        >>> import jax
+        >>> from eoi_jax import budgets
+        >>> from experiments import models
+        >>> model, images = models.create("mlp7"), jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        >>> budgets.uniform(params, 0.1, layout=models.layout)["hidden"]["linear"]["kernel"]
+        array([0.1, 0.1, 0.1, 0.1, 0.1])
+    """
+    names = _names(path)
+    if names[-1:] != ["kernel"] or len(leaf.shape) < 2:
+        return Layout()
+    return Layout(
+        batch_axes=("hidden" in names) + ("attention" in names),
+        groups=leaf.shape[-1] if "depthwise" in names else 1,
+    )
+
+
+def where(name: str, *, attention: bool = False) -> Where:
+    """Return which leaves of a network are pruned: the predicate that tree functions take.
+
+    All kernels of linear layers and convolutions, the first, the last and the shortcuts' included;
+    of DeiT only those of the perceptrons in its blocks, as in the paper.
+
+    Args:
+        name: one of :data:`NAMES`.
+        attention: whether the heads of attention are pruned too. Beyond the paper.
+
+    Returns:
+        ``(path, leaf) -> bool``.
+
+    Raises:
+        ValueError: for another name, or for the attention of a network that has none.
+
+    Example:
+        >>> import jax
+        >>> from eoi_jax import masks
+        >>> from experiments import models
+        >>> model = models.create("deit_s")
+        >>> images = jax.ShapeDtypeStruct((1, *models.input_shape("deit_s")), "float32")
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        >>> def pruned(where):
+        ...     leaves = jax.tree_util.tree_leaves_with_path(params)
+        ...     return sum(leaf.size for path, leaf in leaves if where(path, leaf))
+        >>> pruned(models.where("deit_s")), pruned(models.where("deit_s", attention=True))
+        (14155776, 21233664)
+    """
+    if _MODELS[choose(name, NAMES)].module is not Deit:
+        if attention:
+            raise ValueError(f"attention=True is outside {{False}}: {name} has none. Leave it out.")
+        return masks.is_kernel
+    pruned = {"mlp_in", "mlp_out", "attention"} if attention else {"mlp_in", "mlp_out"}
+
+    def selected(path: tuple[Any, ...], leaf: Any) -> bool:
+        return masks.is_kernel(path, leaf) and not pruned.isdisjoint(_names(path))
+
+    return selected
+
+
+def _names(path: tuple[Any, ...]) -> list[Any]:
+    return [getattr(key, "key", None) for key in path]
+
+
+def choose(value: str, options: Iterable[str], name: str = "name") -> str:
+    """Accept one of the names, or suggest the closest.
+
+    Args:
+        value: what the user wrote.
+        options: the allowed names.
+        name: how the argument is called in the message.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        ValueError: for anything else, with the allowed names and the closest of them.
+
+    Example:
+        >>> from experiments import models
+        >>> models.choose("mpl7", ["mlp7", "resnet32"])
+        Traceback (most recent call last):
+        ValueError: name='mpl7' is outside {'mlp7', 'resnet32'}. Did you mean 'mlp7'?
+    """
+    options = tuple(options)
+    if value in options:
+        return value
+    close = difflib.get_close_matches(str(value), options, n=1)
+    remedy = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
+    raise ValueError(f"{name}={value!r} is outside {{{', '.join(map(repr, options))}}}. {remedy}")

@@ -1,0 +1,184 @@
+"""DeiT III: a vision transformer whose heads have a matrix each, so that each can be orthogonal."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from eoi_jax.typing import Array, Initializer, Shape
+from experiments.models.layers import at_least
+
+__all__ = ["Deit", "HeadProjection", "gelu"]
+
+_NORM_EPSILON = 1e-6
+_LAYER_SCALE = 1e-4
+_EMBEDDING = nn.initializers.normal(0.02)
+
+
+def gelu(x: Array) -> Array:
+    """Multiply by the normal distribution's own CDF, not by its usual approximation."""
+    return nn.gelu(x, approximate=False)
+
+
+class Deit(nn.Module):
+    """A vision transformer with LayerScale and a class token; dropout and its kin are left out.
+
+    Patches are embedded by a linear map and get a position each; the class token, put before them,
+    has none. A block adds attention and then a multilayer perceptron of four times the width, each
+    of its normalized input and scaled by a factor for every channel. The class token's normalized
+    output goes through a linear layer.
+
+    The blocks are scanned, so their kernels are stacks (see :func:`experiments.models.layout`).
+    Query, key and value have a kernel ``(width, width / heads)`` for each head, the output
+    projection one ``(width / heads, width)``; those of the heads are stacked too.
+
+    Attributes:
+        depth: number of blocks.
+        width: channels of a token, a multiple of ``heads``.
+        heads: heads of attention.
+        patch: height and width of a patch, which divide those of an image.
+        num_classes: units of the last layer.
+        activation: the one within the perceptrons.
+        kernel_init: initializer of every linear kernel, called for each head by itself.
+        conv_init: initializer of the patch embedding, which is a convolution.
+        bias_init: initializer of every bias of a linear layer or of the embedding.
+
+    Reference:
+        Touvron, Cord and Jégou, *DeiT III: Revenge of the ViT* (ECCV 2022).
+    """
+
+    depth: int = 12
+    width: int = 384
+    heads: int = 6
+    patch: int = 16
+    num_classes: int = 1000
+    activation: Callable[[Array], Array] = gelu
+    kernel_init: Initializer = _EMBEDDING
+    conv_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    def __post_init__(self) -> None:
+        at_least(1, depth=self.depth, width=self.width, heads=self.heads, patch=self.patch)
+        if self.width % self.heads:
+            raise ValueError(
+                f"width={self.width} is outside the multiples of {self.heads} heads. "
+                "Give one of them."
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
+
+        ``train`` changes nothing here; every network of the experiments takes it.
+        """
+        del train
+        *batch, height, width, _ = images.shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"images of {height} x {width} pixels are outside the multiples of patch="
+                f"{self.patch}. Resize or crop them."
+            )
+        embed = nn.Conv(
+            self.width,
+            (self.patch, self.patch),
+            strides=self.patch,
+            padding="VALID",
+            kernel_init=self.conv_init,
+            bias_init=self.bias_init,
+            name="embed",
+        )
+        x = embed(images).reshape(*batch, -1, self.width)
+        x = x + self.param("position", _EMBEDDING, x.shape[-2:])
+        token = self.param("token", _EMBEDDING, (1, self.width))
+        x = jnp.concatenate([jnp.broadcast_to(token, (*batch, 1, self.width)), x], axis=-2)
+        hidden = nn.scan(
+            _Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+        )
+        inits = (self.kernel_init, self.bias_init)
+        x, _ = hidden(self.heads, self.activation, *inits, name="hidden")(x, None)
+        x = nn.LayerNorm(_NORM_EPSILON, name="norm")(x)[..., 0, :]
+        last = nn.Dense(
+            self.num_classes, kernel_init=self.kernel_init, bias_init=self.bias_init, name="last"
+        )
+        return last(x)
+
+
+class _Block(nn.Module):
+    """One scanned block: ``(x, nothing) -> (x, nothing)``."""
+
+    heads: int
+    activation: Callable[[Array], Array]
+    kernel_init: Initializer
+    bias_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Array, _: None) -> tuple[Array, None]:
+        width = x.shape[-1]
+        scale = nn.initializers.constant(_LAYER_SCALE)
+        linear = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        attend = _Attention(self.heads, self.kernel_init, self.bias_init, name="attention")
+        y = attend(nn.LayerNorm(_NORM_EPSILON, name="norm1")(x))
+        x = x + y * self.param("scale1", scale, (width,))
+        y = nn.LayerNorm(_NORM_EPSILON, name="norm2")(x)
+        y = linear(width, name="mlp_out")(self.activation(linear(4 * width, name="mlp_in")(y)))
+        return x + y * self.param("scale2", scale, (width,)), None
+
+
+class _Attention(nn.Module):
+    """Every token looks at all of them."""
+
+    heads: int
+    kernel_init: Initializer
+    bias_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        project = functools.partial(
+            HeadProjection, self.heads, kernel_init=self.kernel_init, bias_init=self.bias_init
+        )
+        query, key, value = (
+            project(width // self.heads, name=name)(x) for name in ("query", "key", "value")
+        )
+        y = nn.dot_product_attention(query, key, value)
+        return project(width, merge=True, name="out")(y)
+
+
+class HeadProjection(nn.Module):
+    """A linear map for each head, from all channels to the head's own or back.
+
+    Attributes:
+        heads: number of heads.
+        features: outputs of each head's kernel.
+        merge: whether inputs are ``(..., heads, inputs)`` and outputs the heads' sum
+            ``(..., features)``, or inputs ``(..., inputs)`` and outputs
+            ``(..., heads, features)``.
+        kernel_init: initializer of a kernel ``(inputs, features)``.
+        bias_init: initializer of the bias ``(features,)``, or ``(heads, features)``.
+    """
+
+    heads: int
+    features: int
+    merge: bool = False
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map the tokens."""
+        own = (self.heads, x.shape[-1], self.features)
+        kernel = self.param("kernel", self._init_heads, own)
+        bias = self.param("bias", self.bias_init, own[2:] if self.merge else own[::2])
+        equation = "...hi,hio->...o" if self.merge else "...i,hio->...ho"
+        return jnp.einsum(equation, x, kernel) + bias
+
+    def _init_heads(self, key: Array, shape: Shape, dtype: Any = jnp.float32) -> Array:
+        """Draw each head by itself: as one kernel, fans would count all of them."""
+        keys = jax.random.split(key, shape[0])
+        return jax.vmap(lambda key: self.kernel_init(key, tuple(shape[1:]), dtype))(keys)

@@ -1,0 +1,70 @@
+"""What several of the networks are built from."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+
+from eoi_jax.typing import Array, Initializer
+
+__all__ = ["NORM", "at_least", "conv_norm", "one_of"]
+
+# PyTorch's momentum of 0.1 is Flax's of 0.9.
+NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def conv_norm(
+    x: Array,
+    features: int,
+    size: int,
+    name: str,
+    *,
+    train: bool,
+    conv_init: Initializer,
+    stride: int = 1,
+    groups: int = 1,
+) -> Array:
+    """Convolve and normalize the batch: the layers ``name`` and ``name_norm`` of the caller.
+
+    Args:
+        x: ``(..., height, width, channels)``.
+        features: channels of the output.
+        size: height and width of the window, odd.
+        name: name of the convolution in the module whose compact method calls.
+        train: whether the batch is normalized by its own statistics.
+        conv_init: initializer of the kernel; there is no bias.
+        stride: step in both directions.
+        groups: groups of channels.
+
+    Returns:
+        The normalized output.
+    """
+    # Explicit, since "SAME" at stride 2 pads an even image at one side only.
+    border = (size // 2, size // 2)
+    conv = nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=(border, border),
+        feature_group_count=groups,
+        use_bias=False,
+        kernel_init=conv_init,
+        name=name,
+    )
+    return NORM(use_running_average=not train, name=f"{name}_norm")(conv(x))
+
+
+def at_least(low: int, **sizes: int) -> None:
+    """Require integers of at least ``low``, named as the arguments that the user gave."""
+    for name, value in sizes.items():
+        if value < low:
+            raise ValueError(f"{name}={value} is outside [{low}, ...). Give a larger number.")
+
+
+def one_of(allowed: tuple[int, ...], **sizes: int) -> None:
+    """Require one of a few integers, named as the argument that the user gave."""
+    for name, value in sizes.items():
+        if value not in allowed:
+            listed = ", ".join(map(str, allowed))
+            raise ValueError(f"{name}={value} is outside {{{listed}}}. Choose one of them.")
