@@ -15,6 +15,8 @@ COMMANDS = {
     "spectra": "picture singular values through depth, against density",
     "universality": "hold sparse orthogonal spectra against theory for dense",
     "plan": "list the layers of a sparse network: weights, FLOPs, bytes",
+    "sweep": "run all configs of a figure or table, here or on a cluster",
+    "report": "turn results into CSV files, tables, figures and a page",
 }
 PROG = "python -m experiments"
 

@@ -37,7 +37,8 @@ def encode(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return value if decode(value) == value else json.dumps(value)
+        # Line ends and the like are escaped too: a cell stays on its line.
+        return value if decode(value) == value and value.isprintable() else json.dumps(value)
     if isinstance(value, float):
         value = float(f"{value:.6g}")
     return json.dumps(value)
