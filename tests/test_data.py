@@ -1,0 +1,343 @@
+"""Data sets read as they lie on disk, and made; the errors of those that are missing or broken."""
+
+import io
+import shutil
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import data, readers
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
+real = pytest.mark.skipif(not SHARED.is_dir(), reason="no data prepared for tensorflow-datasets")
+
+
+def encoded(pixels, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+class Source(list):
+    """What tensorflow_datasets.data_source returns, of records in two files."""
+
+    def __init__(self, split, records):
+        super().__init__(records)
+        half = len(records) // 2
+        own = types.SimpleNamespace(
+            shard_lengths=[half, len(records) - half],
+            filepaths=[Path(f"folder/{split}-0"), Path(f"folder/{split}-1")],
+        )
+        self.split, self.dataset_info = split, types.SimpleNamespace(splits={split: own})
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@pytest.fixture
+def sources(monkeypatch):
+    """Splits by name that stand in for the files of tensorflow-datasets."""
+    import tensorflow_datasets
+
+    found = {}
+
+    def data_source(name, *, split, data_dir, decoders):
+        return Source(split, found[split])
+
+    monkeypatch.setattr(tensorflow_datasets, "data_source", data_source)
+    data._read.cache_clear()
+    yield found
+    data._read.cache_clear()
+
+
+def check_splits(dataset, validation=0.1):
+    """Sizes, types and ranges of all three splits."""
+    train, held_out, test = dataset.train, dataset.validation, dataset.test
+    total = len(train.labels) + len(held_out.labels)
+    assert len(held_out.labels) == round(validation * total)
+    for split in (train, held_out, test):
+        assert split.images.shape == (len(split.labels), *dataset.image_shape)
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int32
+        assert (split.images <= dataset.scale).all()
+        assert ((split.labels >= 0) & (split.labels < dataset.num_classes)).all()
+        assert not split.images.flags.writeable
+
+
+def test_every_set_has_a_name():
+    names = "made digits mnist fashion_mnist cifar10 cifar100 tiny_imagenet imagenet2012"
+    assert list(data.NAMES) == names.split()
+
+
+@pytest.mark.parametrize("name", ["made", "digits"])
+@pytest.mark.parametrize("validation", [0.1, 0, 0.25])
+def test_validation_is_the_end_of_the_training_images(name, validation):
+    whole, parts = data.load(name, validation=0), data.load(name, validation=validation)
+    check_splits(parts, validation)
+    for field in ("images", "labels"):
+        joined = [getattr(parts.train, field), getattr(parts.validation, field)]
+        np.testing.assert_array_equal(np.concatenate(joined), getattr(whole.train, field))
+        np.testing.assert_array_equal(getattr(parts.test, field), getattr(whole.test, field))
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    digits = data.load("digits", validation=0)
+    assert (len(digits.train.labels), len(digits.test.labels)) == (1438, 359)
+    found = {
+        (*image.ravel().tolist(), label)
+        for split in (digits.train, digits.test)
+        for image, label in zip(split.images, split.labels.tolist(), strict=True)
+    }
+    raw = load_digits()
+    assert found == {(*x, y) for x, y in zip(raw.data, raw.target, strict=True)}
+    images = digits.normalize(digits.train.images)
+    assert abs(images.mean()) < 1e-5
+    assert abs(images.std() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (7, 5, 2)])
+def test_made_images_can_be_learned_and_are_always_the_same(shape):
+    """The nearest class mean tells most test images apart; labels that were shuffled, none."""
+    made = data.load("made", image_shape=shape)
+    check_splits(made)
+    assert made.image_shape == shape
+    assert np.bincount(made.test.labels).min() >= 12
+    means = [made.train.images[made.train.labels == c].mean(axis=0) for c in range(10)]
+    errors = [((made.test.images - mean) ** 2).sum(axis=(1, 2, 3)) for mean in means]
+    assert (np.argmin(errors, axis=0) == made.test.labels).mean() > 0.95
+    data._read.cache_clear()
+    again = data.load("made", image_shape=shape)
+    assert again.train.images is not made.train.images
+    np.testing.assert_array_equal(again.train.images, made.train.images)
+    images = made.normalize(made.train.images)
+    assert abs(images.mean()) < 0.1
+    assert abs(images.std() - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("mnist", [0.1307], [0.3081]),
+        ("cifar10", [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+        ("tiny_imagenet", [0.5] * 3, [0.5] * 3),
+    ],
+)
+def test_images_are_normalized_as_the_paper_says(name, mean, std):
+    spec = data._SPECS[name]
+    split = readers.Split(np.zeros((1, *spec.shape), np.uint8), np.zeros(1, np.int32))
+    dataset = data.Dataset(
+        name, split, split, split, spec.num_classes, spec.scale, spec.mean, spec.std, spec.change
+    )
+    pixels = np.random.default_rng(0).integers(256, size=(2, *spec.shape), dtype=np.uint8)
+    expected = (pixels.astype(np.float64) / 255 - mean) / std
+    found = dataset.normalize(pixels)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(jax.jit(dataset.normalize)(pixels), expected, atol=2e-6)
+
+
+def test_augmented_images_are_normalized_after_the_change():
+    made = data.load("made", image_shape=(8, 8, 3))
+    key, images = jax.random.key(0), made.train.images[:4]
+    np.testing.assert_array_equal(made.augment(key, images), made.normalize(images))
+    dark = data.dataclasses.replace(made, change=lambda key, unit: unit / 2)
+    expected = (images / 255.0 / 2 - 0.5) / 0.2
+    np.testing.assert_allclose(dark.augment(key, images), expected, atol=2e-6)
+
+
+@real
+def test_mnist_is_whole():
+    mnist = data.load("mnist", str(SHARED))
+    check_splits(mnist)
+    assert mnist.train.images.shape == (54_000, 28, 28, 1)
+    assert len(mnist.validation.labels) == 6000
+    assert np.bincount(mnist.test.labels).tolist()[:2] == [980, 1135]
+    pixels = np.concatenate([mnist.train.images, mnist.validation.images])
+    assert abs(pixels.mean() / 255 - 0.1307) < 1e-4  # the constants are this set's own
+    assert abs(pixels.std() / 255 - 0.3081) < 1e-4
+    assert data.load("mnist", str(SHARED)).test.images is mnist.test.images  # read once
+
+
+@real
+def test_cifar10_is_read_as_tensorflow_datasets_reads_it():
+    """Its own decoding, on the first test images; the rest by count alone."""
+    import tensorflow_datasets
+
+    source = tensorflow_datasets.data_source("cifar10", split="test", data_dir=str(SHARED))
+    expected = source.__getitems__(list(range(50)))
+    own = readers._source("cifar10", "test", str(SHARED))
+    assert len(own) == 10_000
+    for record, one in zip(own.__getitems__(list(range(50))), expected, strict=True):
+        assert record["label"] == one["label"]
+        found = readers._decode(record["image"], (32, 32, 3))
+        np.testing.assert_array_equal(found, one["image"])
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar100", "imagenet2012"])
+def test_sets_of_tensorflow_datasets_keep_pixels_and_order(name, sources):
+    shape = data._SPECS[name].shape
+    generator = np.random.default_rng(0)
+    size = 40 if name != "imagenet2012" else 10
+    pixels = generator.integers(256, size=(size, *shape), dtype=np.uint8)
+    records = [{"image": encoded(p.squeeze()), "label": i % 10} for i, p in enumerate(pixels)]
+    test = "validation" if name == "imagenet2012" else "test"
+    sources.update({"train": records, test: records[:5]})
+    found = data.load(name)
+    check_splits(found)
+    joined = np.concatenate([found.train.images, found.validation.images])
+    np.testing.assert_array_equal(joined, pixels)
+    np.testing.assert_array_equal(found.test.images, pixels[:5])
+    assert found.test.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (128, 200), (200, 128)])
+def test_imagenet_is_resized_and_cropped_at_the_center(sources, height, width):
+    """7/8 of the shorter side, 112 pixels, become 28: a ramp says where each was taken from."""
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8)
+    sources["train"] = sources["validation"] = [{"image": encoded(pixels), "label": 7}] * 2
+    found = data.load("imagenet2012", image_shape=(28, 28, 3))
+    assert found.test.labels.tolist() == [7, 7]
+    center = np.arange(28) * 4 + 1.5 - 56  # of four pixels, from the center of the image
+    image = found.test.images[0]
+    np.testing.assert_allclose(image[..., 0], (center + height / 2)[:, None] + 0 * center, atol=1)
+    np.testing.assert_allclose(image[..., 1], center + width / 2 + 0 * center[:, None], atol=1)
+
+
+def test_gray_images_of_a_color_set_become_colored(sources):
+    gray = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    sources["train"] = sources["test"] = [{"image": encoded(gray), "label": 1}] * 2
+    found = data.load("cifar10").test.images[0]
+    np.testing.assert_array_equal(found, np.repeat(gray[..., None], 3, axis=-1))
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder as the archive of Tiny ImageNet makes it, with three images a class."""
+    root = tmp_path / "tiny-imagenet-200"
+    wnids = [f"n{number:08}" for number in np.random.default_rng(0).permutation(200)]
+    (root / "val" / "images").mkdir(parents=True)
+    for wnid in wnids:
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for number in (2, 10, 30):
+            color = np.full((64, 64, 3), (int(wnid[1:]), number, 0), np.uint8)
+            (folder / f"{wnid}_{number}.JPEG").write_bytes(encoded(color))
+    lines = []
+    for number, wnid in enumerate(wnids[:20]):
+        gray = np.full((64, 64), number, np.uint8)
+        (root / "val" / "images" / f"val_{number}.JPEG").write_bytes(encoded(gray))
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in wnids))
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return root
+
+
+def test_tiny_imagenet_is_interleaved_by_class(tiny):
+    found = data.load("tiny_imagenet", str(tiny.parent))
+    check_splits(found)
+    assert (len(found.train.labels), len(found.validation.labels)) == (540, 60)
+    assert found.train.labels.tolist() == [*range(200)] * 2 + [*range(140)]
+    first = found.train.images[:, 0, 0]
+    np.testing.assert_array_equal(first[:, 0], found.train.labels)  # the class, by number
+    assert first[:, 1].tolist() == [2] * 200 + [10] * 200 + [30] * 140  # not 10, 2, 30
+    assert found.test.images[:, 5, 5, 2].tolist() == [*range(20)]
+    wnids = (tiny / "wnids.txt").read_text().split()
+    assert found.test.labels.tolist() == [int(wnid[1:]) for wnid in wnids[:20]]
+    assert found.num_classes == 200
+
+
+def test_broken_files_of_tiny_imagenet_are_named(tiny):
+    broken = tiny / "train" / "n00000003" / "images" / "n00000003_10.JPEG"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"n00000003_10\.JPEG cannot be read .*Unpack http"):
+        data.load("tiny_imagenet", str(tiny.parent))
+    broken.unlink()
+    with pytest.raises(ValueError, match="200 classes of 2 to 3 images"):
+        data.load("tiny_imagenet", str(tiny.parent))
+    broken.write_bytes(whole)
+    (tiny / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val_annotations\.txt is missing"):
+        data.load("tiny_imagenet", str(tiny.parent))
+
+
+@pytest.mark.parametrize("position", [0, 4, 5, 9])
+def test_the_broken_one_of_several_files_is_named(sources, position):
+    records = [{"image": encoded(np.zeros((32, 32, 3), np.uint8)), "label": 0}] * 10
+    records[position] = {"image": b"no image", "label": 0}
+    sources.update(train=records, test=records[:1])
+    message = rf"folder/train-{position // 5} cannot be read at or after image {position} .*Delete"
+    with pytest.raises(ValueError, match=message):
+        data.load("cifar10")
+
+
+@real
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "removed"])
+def test_real_files_that_are_broken_are_named(tmp_path, damage):
+    folder = tmp_path / "mnist" / "3.0.1"
+    shutil.copytree(SHARED / "mnist" / "3.0.1", folder, copy_function=shutil.copyfile)
+    path = folder / "mnist-train.array_record-00000-of-00001"
+    if damage == "removed":
+        path.unlink()
+    else:
+        with path.open("r+b") as file:
+            size = file.seek(0, 2)
+            file.seek(size // 100)
+            if damage == "truncated":
+                file.truncate()
+            else:
+                file.write(bytes(5000))
+    with pytest.raises(ValueError, match=rf"{path} cannot be read .*Delete {folder}"):
+        data.load("mnist", str(tmp_path))
+
+
+def test_missing_sets_say_where_they_come_from(tmp_path, monkeypatch):
+    import tensorflow_datasets
+
+    def offline(*arguments, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(tensorflow_datasets, "data_source", offline)
+    missing = str(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match=r"is not a folder\. Give the folder that holds mn"):
+        data.load("mnist", missing)
+    for name in ("mnist", "fashion_mnist", "cifar10", "cifar100"):
+        message = rf"{name} is not in data_dir='{tmp_path}' .*no route.* with a network connection"
+        with pytest.raises(FileNotFoundError, match=message):
+            data.load(name, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"ILSVRC2012_img_val\.tar into {tmp_path}/down"):
+        data.load("imagenet2012", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no folder tiny-imagenet-200\. Download http"):
+        data.load("tiny_imagenet", str(tmp_path))
+
+
+def test_a_set_larger_than_memory_is_refused_before_it_is_read(sources, monkeypatch):
+    sources["train"] = sources["validation"] = [None] * 1000
+    pages = {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 2**20}
+    monkeypatch.setattr(readers.os, "sysconf", pages.__getitem__)
+    message = r"the 2,000 images of imagenet2012 0 GiB, more than the 0 GiB .* \(132, 132, 3\)"
+    with pytest.raises(ValueError, match=message):
+        data.load("imagenet2012")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("svhn",), {}, r"name='svhn' is outside \('made', 'digits', 'mnist', "),
+        (("made",), {"validation": 1}, r"validation=1 is outside \[0, 1\)"),
+        (("made",), {"image_shape": (8, 8)}, r"image_shape=\(8, 8\) is no \(height, width, cha"),
+        (("made",), {"image_shape": (8, 0, 1)}, "all positive, channels 1 or more"),
+        (("imagenet2012",), {"image_shape": (8, 8, 1)}, "all positive, channels 3"),
+        (("digits",), {"image_shape": (8, 8, 3)}, r"outside \{\(8, 8, 1\)\}, what images of 'di"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(*arguments, **options)
