@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from eoi_jax.typing import Array
 from experiments import models
 from experiments.timing import haar, machine, medians, sparse
 
-__all__ = ["Methods", "bench_methods"]
+__all__ = ["Methods", "bench_methods", "seconds_of"]
 
 SIZES = (2**7, 2**8, 2**9, 2**10, 2**11, 2**12)
 DENSITIES = (2**-7, 2**-6, 2**-5, 2**-4, 2**-3, 2**-2, 2**-1)
@@ -180,29 +180,11 @@ def _first_and_warm(start: Callable[[], Any]) -> tuple[str, str]:
 
 def bench_matrices(options: Methods, console: Console) -> None:
     """Print the milliseconds of one matrix with each method over sizes and densities."""
-    sizes = SIZES[:3] if options.quick else SIZES
-    key = jax.random.key(0)
-    rows: dict[tuple[int, float], dict[str, float]] = {}
-    for size in sizes:
-        repeats = options.repeats if size < 4096 else min(options.repeats, 3)
-        calls: dict[str, Callable[[], Any]] = {}
-        feasible = [density for density in DENSITIES if density * size >= 1]
-        qr = haar((size, size))
-        calls["QR"] = functools.partial(qr, key)
-        for density in feasible:
-            calls[f"EOI {density}"] = functools.partial(sparse((size, size), density), key)
-            degree = round(density * size)
-            if degree >= 2:
-                calls[f"SAO {density}"] = functools.partial(_sao(size, degree), key)
-        own = medians(calls, repeats)
-        step = _seconds_of_a_step(size, repeats)
-        for density in feasible:
-            rows[size, density] = {
-                "EOI": own[f"EOI {density}"],
-                "SAO": own.get(f"SAO {density}", float("nan")),
-                "AI": step,
-                "QR": own["QR"],
-            }
+    rows = {
+        (size, density): own
+        for size in (SIZES[:3] if options.quick else SIZES)
+        for density, own in seconds_of(size, DENSITIES, options.repeats).items()
+    }
     table = Table(title="Milliseconds to draw one n x n matrix of density d", box=SIMPLE)
     heads = ("n", "d", "EOI", "QR", "SAO", "one step of AI", "QR / EOI", "EOI in steps of AI")
     for head in heads:
@@ -225,6 +207,42 @@ def bench_matrices(options: Methods, console: Console) -> None:
         "do not depend on the density. SAO has no degree below 2."
     )
     console.print(f"Plot: {plot_matrices(rows, options.output)}")
+
+
+def seconds_of(
+    size: int, densities: Sequence[float], repeats: int
+) -> dict[float, dict[str, float]]:
+    """Time one ``size x size`` matrix with each method, all of them in turns.
+
+    Args:
+        size: rows and columns.
+        densities: fractions of non-zeros; those below one non-zero a row are left out.
+        repeats: runs of each, of which the median counts; at most 3 from size 4096 on.
+
+    Returns:
+        For each density the seconds of EOI, SAO (NaN where the degree is below 2 or divides the
+        size into no blocks), one descent step of AI, and QR; the last two do not depend on density.
+    """
+    repeats = repeats if size < 4096 else min(repeats, 3)
+    key, calls = jax.random.key(0), dict[str, Callable[[], Any]]()
+    feasible = [density for density in densities if density * size >= 1]
+    calls["QR"] = functools.partial(haar((size, size)), key)
+    for density in feasible:
+        calls[f"EOI {density}"] = functools.partial(sparse((size, size), density), key)
+        degree = round(density * size)
+        if degree >= 2 and size % degree == 0:
+            calls[f"SAO {density}"] = functools.partial(_sao(size, degree), key)
+    own = medians(calls, repeats)
+    step = _seconds_of_a_step(size, repeats)
+    return {
+        density: {
+            "EOI": own[f"EOI {density}"],
+            "SAO": own.get(f"SAO {density}", float("nan")),
+            "AI": step,
+            "QR": own["QR"],
+        }
+        for density in feasible
+    }
 
 
 def _sao(size: int, degree: int) -> Callable[[Array], Array]:

@@ -12,7 +12,18 @@ import json
 import math
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Criterion", "Method", "Train", "digest", "to_dict"]
+__all__ = [
+    "Counts",
+    "Criterion",
+    "Kernel",
+    "Method",
+    "Spectrum",
+    "Start",
+    "Times",
+    "Train",
+    "digest",
+    "to_dict",
+]
 
 Criterion: TypeAlias = Literal[
     "uniform",
@@ -28,12 +39,8 @@ Method: TypeAlias = Literal["dense", "base", "ai", "eoi", "eis", "sao"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
-    """One network, trained from one kind of start with each of a few seeds.
-
-    The seeds are trained at once, under :func:`jax.vmap`: give several for a small network, one
-    for a large one.
-    """
+class Start:
+    """One network as training would start from it, with each of a few seeds."""
 
     experiment: str = "train"
     """Table or figure that the run belongs to; its folder is named after it."""
@@ -46,7 +53,6 @@ class Train:
     """Layers; default: the network's own."""
     width: int | None = None
     """Units of a hidden layer, or channels of the first stage; default: the network's own."""
-
     attention: bool = False
     """Whether the heads of attention are pruned too, in a network that has them."""
 
@@ -72,49 +78,122 @@ class Train:
     """Steps of approximated isometry."""
     ai_objective: Literal["frobenius", "log_det"] = "frobenius"
     """Its objective: the published one, or the log-determinant."""
+    batch_size: int = 128
+    """Images of a training step, and of those that SNIP and GraSP score."""
+    seeds: tuple[int, ...] = (1,)
+    """Seeds of everything random, each in [0, 2**31)."""
+
+    def __post_init__(self) -> None:
+        _require(self, self.ai_steps >= 1, "ai_steps", "[1, ...)")
+        _require(self, self.batch_size >= 1, "batch_size", "[1, ...)")
+        _require(self, 0 < self.scale < math.inf, "scale", "(0, inf)")
+        _require(self, 0 <= self.bias_std < math.inf, "bias_std", "[0, inf)")
+        _require(self, 0 < self.density <= 1, "density", "(0, 1]")
+        dense = self.method == "dense"
+        _require(self, not dense or self.density == 1, "density", "{1}, what a dense start has")
+        in_range = bool(self.seeds) and all(0 <= seed < 2**31 for seed in self.seeds)
+        _require(self, in_range, "seeds", "the non-empty tuples of numbers in [0, 2**31)")
+        unique = len(set(self.seeds)) == len(self.seeds)
+        _require(self, unique, "seeds", "the tuples without repetition")
+        _require(self, _is_angle(self.angles), "angles", "{'uniform'} and degrees such as '80'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Start):
+    """One network, trained from one kind of start with each of a few seeds.
+
+    The seeds are trained at once, under :func:`jax.vmap`: give several for a small network, one
+    for a large one.
+    """
+
     dynamic: Literal["static", "set", "rigl"] = "static"
     """Whether the mask stays, or changes while the network trains by SET or RigL."""
-
     epochs: float = 1.0
     """Passes over the training images; may be a fraction."""
-    batch_size: int = 128
-    """Images of a step."""
     learning_rate: float = 0.01
     """Learning rate, divided by 10 at half and at three quarters of the steps."""
     momentum: float = 0.9
     """Nesterov momentum of SGD."""
     weight_decay: float = 1e-4
     """Weight decay of all parameters, added to the gradient."""
-    seeds: tuple[int, ...] = (1,)
-    """Seeds of everything random, each in [0, 2**31)."""
 
     def __post_init__(self) -> None:
-        for name, low in {"batch_size": 1, "ai_steps": 1}.items():
-            if getattr(self, name) < low:
-                raise _fail(self, name, f"[{low}, ...)")
-        for name in ("epochs", "learning_rate", "scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise _fail(self, name, "(0, inf)")
-        for name in ("bias_std", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise _fail(self, name, "[0, inf)")
-        if not 0 <= self.momentum < 1:
-            raise _fail(self, "momentum", "[0, 1)")
-        if not 0 < self.density <= 1:
-            raise _fail(self, "density", "(0, 1]")
-        if self.method == "dense" and self.density != 1:
-            raise _fail(self, "density", "{1}, what a dense start has", "Give method another name.")
-        if not self.seeds or not all(0 <= seed < 2**31 for seed in self.seeds):
-            raise _fail(self, "seeds", "the non-empty tuples of numbers in [0, 2**31)")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise _fail(self, "seeds", "the tuples without repetition")
-        if self.angles != "uniform":
-            try:
-                degrees = float(self.angles)
-            except ValueError:
-                degrees = math.nan
-            if not math.isfinite(degrees):
-                raise _fail(self, "angles", "{'uniform'} and degrees such as '80'")
+        super().__post_init__()
+        _require(self, 0 < self.epochs < math.inf, "epochs", "(0, inf)")
+        _require(self, 0 < self.learning_rate < math.inf, "learning_rate", "(0, inf)")
+        _require(self, 0 <= self.weight_decay < math.inf, "weight_decay", "[0, inf)")
+        _require(self, 0 <= self.momentum < 1, "momentum", "[0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum(Start):
+    """Singular values of a start's input-output Jacobian on 128 training images."""
+
+    experiment: str = "spectrum"
+    """Figure that the run belongs to; its folder is named after it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Parameters of a network, and how many of them are kept."""
+
+    experiment: str = "counts"
+    """Table that the run belongs to; its folder is named after it."""
+    model: str = "resnet32"
+    """Network, by its name in experiments.models."""
+    num_classes: int = 10
+    """Number of logits."""
+    attention: bool = False
+    """Whether the heads of attention are pruned too, in a network that has them."""
+    budget: Literal["uniform", "erdos_renyi", "erdos_renyi_kernel"] = "erdos_renyi_kernel"
+    """How the layers share the density."""
+    density: float = 0.1
+    """Fraction of the weights that are kept, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        _require(self, 0 < self.density <= 1, "density", "(0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Time to draw square matrices of one size, by EOI, SAO, QR and a step of AI."""
+
+    experiment: str = "times"
+    """Figure that the run belongs to; its folder is named after it."""
+    size: int = 1024
+    """Rows and columns."""
+    densities: tuple[float, ...] = (0.125,)
+    """Fractions of non-zeros, in (0, 1]."""
+    repeats: int = 5
+    """Runs of each, of which the median counts."""
+
+    def __post_init__(self) -> None:
+        _require(self, self.size >= 2, "size", "[2, ...)")
+        _require(self, self.repeats >= 1, "repeats", "[1, ...)")
+        in_range = all(0 < density <= 1 for density in self.densities)
+        _require(self, in_range, "densities", "the tuples of numbers in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """The kernel of one convolution, and its mask."""
+
+    experiment: str = "kernel"
+    """Figure that the run belongs to; its folder is named after it."""
+    channels: int = 16
+    """Inputs, and outputs."""
+    taps: int = 3
+    """Height, and width."""
+    density: float = 0.1
+    """Fraction of the weights that are kept, in (0, 1]."""
+    seed: int = 0
+    """Seed of weights and mask, in [0, 2**31)."""
+
+    def __post_init__(self) -> None:
+        _require(self, self.channels >= 1, "channels", "[1, ...)")
+        _require(self, self.taps >= 1, "taps", "[1, ...)")
+        _require(self, 0 < self.density <= 1, "density", "(0, 1]")
+        _require(self, 0 <= self.seed < 2**31, "seed", "[0, 2**31)")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -159,6 +238,14 @@ def digest(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _fail(config: Train, name: str, allowed: str, remedy: str = "") -> ValueError:
-    value = getattr(config, name)
-    return ValueError(f"{name}={value!r} is outside {allowed}. {remedy or 'Give a value in it.'}")
+def _is_angle(angles: str) -> bool:
+    try:
+        return angles == "uniform" or math.isfinite(float(angles))
+    except ValueError:
+        return False
+
+
+def _require(config: Any, holds: bool, name: str, allowed: str) -> None:
+    if not holds:
+        value = getattr(config, name)
+        raise ValueError(f"{name}={value!r} is outside {allowed}. Give a value in it.")

@@ -46,7 +46,7 @@ _TEMPERATURE = 200.0
 _PER_CLASS = 10
 
 
-def network(config: configs.Train, num_classes: int) -> Any:
+def network(config: configs.Start, num_classes: int) -> Any:
     """Build the network of a config; equal settings give one object, so programs compile once.
 
     Args:
@@ -84,7 +84,7 @@ def _network(
     )
 
 
-def where(config: configs.Train) -> Where:
+def where(config: configs.Start) -> Where:
     """Return which leaves of ``params`` are pruned; equal settings give one object.
 
     Args:
@@ -109,7 +109,7 @@ def _where(name: str, attention: bool) -> Where:
     return models.where(name, attention=attention)
 
 
-def digest(config: configs.Train, seed: int, *fields: str) -> str:
+def digest(config: configs.Start, seed: int, *fields: str) -> str:
     """Return a name that tells some fields of a config, and a seed, from all others.
 
     Args:
@@ -131,7 +131,7 @@ def digest(config: configs.Train, seed: int, *fields: str) -> str:
 
 
 def find(
-    config: configs.Train,
+    config: configs.Start,
     seed: int,
     dataset: data.Dataset,
     variables: dict[str, Any],
@@ -184,7 +184,7 @@ def find(
     return stored.kept(cache, digest(config, seed, *DECIDE), params, score_and_prune)
 
 
-def _examples(config: configs.Train, seed: int, dataset: data.Dataset) -> tuple[Array, Array]:
+def _examples(config: configs.Start, seed: int, dataset: data.Dataset) -> tuple[Array, Array]:
     """Draw whole batches of training images."""
     size = len(dataset.train.images)
     batch = min(config.batch_size, size)
@@ -224,7 +224,7 @@ def _scores(
     return eoi.criteria.grasp(*own, micro_batch_size=size, where=pruned)
 
 
-def _synflow(config: configs.Train, dataset: data.Dataset, variables: dict[str, Any]) -> Mask:
+def _synflow(config: configs.Start, dataset: data.Dataset, variables: dict[str, Any]) -> Mask:
     """Prune in rounds: a plain network in float32, one with normalization in float64.
 
     The flow of a plain chain of layers is scaled as needed; that of residual branches cannot be,

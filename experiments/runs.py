@@ -48,6 +48,10 @@ Row: TypeAlias = dict[str, Any]
 # named after a colon. Imported when a run starts: reading results needs none of them.
 RUNNERS = {
     "Train": "experiments.train",
+    "Spectrum": "experiments.measure:spectrum",
+    "Counts": "experiments.measure:counts",
+    "Times": "experiments.measure:times",
+    "Kernel": "experiments.measure:kernel",
 }
 
 

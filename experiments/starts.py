@@ -48,7 +48,7 @@ class Start(NamedTuple):
 
 
 def make(
-    config: configs.Train, seed: int, dataset: data.Dataset, *, cache: Path | None = None
+    config: configs.Start, seed: int, dataset: data.Dataset, *, cache: Path | None = None
 ) -> Start:
     """Make the start of one seed.
 
@@ -129,7 +129,7 @@ def count(start: Start) -> tuple[int, int]:
     return kept, sum(size for _, size in kernels)
 
 
-def dense(config: configs.Train, seed: Any, dataset: data.Dataset) -> dict[str, Any]:
+def dense(config: configs.Start, seed: Any, dataset: data.Dataset) -> dict[str, Any]:
     """Draw all weights of the network, as those of a dense one.
 
     Args:
@@ -191,7 +191,7 @@ def _haar(scale: float, groups: int) -> Initializer:
 
 
 def _isometry(
-    config: configs.Train,
+    config: configs.Start,
     seed: int,
     params: Params,
     mask: Mask,
@@ -209,7 +209,7 @@ def _isometry(
     return eoi.SparseInit(stored.kept(cache, name, params, solve), mask)
 
 
-def _center(config: configs.Train) -> Any:
+def _center(config: configs.Start) -> Any:
     """Return the density of center taps: in the plain deep network each layer's own."""
     return "density" if config.model == "cnn1000" and config.method == "eoi" else None
 

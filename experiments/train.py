@@ -10,9 +10,7 @@ Example:
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -24,15 +22,12 @@ import numpy as np
 import tyro
 
 import eoi_jax as eoi
-from eoi_jax.typing import Array
 from experiments import config as configs
-from experiments import data, metrics, models, programs, pruning, starts
+from experiments import data, measure, metrics, models, programs, pruning, starts
 from experiments.checkpoints import Checkpoints
 from experiments.runs import RunningElsewhere, Runtime, execute, write
 
 __all__ = ["main", "run"]
-
-_SPECTRUM_IMAGES = 128
 
 
 def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
@@ -173,30 +168,15 @@ def _abstract(config: configs.Train, own: programs.Programs, dataset: data.Datas
 def _spectrum(
     config: configs.Train, dataset: data.Dataset, start: starts.Start
 ) -> dict[str, float | None]:
-    """Summarize the singular values of the input-output Jacobian on the first training images.
+    """Measure the spectrum of a network of linear layers alone.
 
-    Only for networks of linear layers alone: the Jacobian of one with convolutions would take
-    longer than much of its training. A statistic that is not finite is None.
+    The Jacobian of one with convolutions would take longer than much of its training.
     """
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
     for path, leaf in leaves:
         if eoi.masks.is_kernel(path, leaf) and leaf.ndim > 2 + models.layout(path, leaf).batch_axes:
             return {}
-    images = dataset.normalize(dataset.train.images[:_SPECTRUM_IMAGES])
-    summary = _summary(pruning.network(config, dataset.num_classes), start.variables, images)
-    values = {name: float(getattr(summary, name)) for name in ("mean", "min", "max", "std")}
-    return {
-        f"spectrum_{name}": value if math.isfinite(value) else None
-        for name, value in values.items()
-    }
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _summary(model: Any, variables: Any, images: Array) -> eoi.spectrum.SpectrumSummary:
-    def logits(image: Array) -> Array:
-        return model.apply(variables, image[None])[0]
-
-    return eoi.spectrum.summarize(eoi.spectrum.singular_values(logits, images))
+    return measure.spectrum_of(config, dataset, start)
 
 
 def _results(config: configs.Train, folder: Path, steps: int) -> list[dict[str, Any]]:
