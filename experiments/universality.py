@@ -234,9 +234,11 @@ def compare(
     middles = (np.arange(values.size) + 0.5) / values.size
     distance = np.abs(np.sort(values) - law.quantile(middles)).mean()
     first, second = moments.T
-    free = np.prod(gain**2 * first) ** 2 * (1 + (second / first**2 - 1).sum())
-    fourth = (values**4).mean()
-    return float(distance), *(float(abs(fourth - m) / m) for m in (law.moments(2)[1], free))
+    fourth, free = (values**4).mean(), 0.0
+    if first.all():  # else a layer is dead, and no singular value is left
+        free = np.prod(gain**2 * first) ** 2 * (1 + (second / first**2 - 1).sum())
+    error, freeness_error = (abs(fourth - m) / m if m else 0.0 for m in (law.moments(2)[1], free))
+    return float(distance), float(error), float(freeness_error)
 
 
 def name_of(kind: str, density: float) -> str:
