@@ -47,7 +47,7 @@ def kept(folder: Path | None, name: str, like: Any, find: Callable[[], Any]) -> 
     treedef: Any = jax.tree.structure(like)
     if path.exists():
         try:
-            with np.load(path) as file:
+            with path.open("rb") as raw, np.load(raw) as file:
                 leaves = [jnp.asarray(file[str(number)]) for number in range(treedef.num_leaves)]
         except Exception as error:
             raise ValueError(f"{path} is corrupt ({error}). Remove it and run again.") from error

@@ -1,0 +1,304 @@
+"""Starts: which methods share what, what each criterion scores, and what is kept on disk."""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eoi_jax as eoi
+from experiments import data, models, pruning, starts, stored
+from experiments.config import Train
+from experiments.keys import Purpose, key_of
+
+# Ten inputs, ten units, ten classes: kernels of one shape, so that each program compiles once.
+TWO = Train(data="made", depth=2, width=10, density=0.25, init="fan_in", method="base")
+FOUR = dataclasses.replace(TWO, depth=4, density=0.3, init="orthogonal", scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load("made", image_shape=(5, 2, 1))
+
+
+def kernels(tree):
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if "kernel" in jax.tree_util.keystr(path)
+    }
+
+
+def make(config, dataset, seed=1, **options):
+    return starts.make(config, seed, dataset, **options)
+
+
+# ------------------------------------------------------------------ what the methods share
+
+
+def test_the_methods_of_a_seed_share_dense_weights_and_mask(dataset):
+    dense = make(dataclasses.replace(FOUR, method="dense", density=1.0), dataset)
+    base = make(FOUR, dataset)
+    ai = make(dataclasses.replace(FOUR, method="ai", ai_steps=3), dataset)
+    sparse = make(dataclasses.replace(FOUR, method="eoi"), dataset)
+    assert all(leaf.shape == () and leaf for leaf in jax.tree.leaves(dense.mask))
+    masks = kernels(base.mask)
+    weights, values = kernels(dense.variables), kernels(ai.variables)
+    on_base, exact = kernels(base.variables), kernels(sparse.variables)
+    for name, mask in masks.items():
+        own = f"['params']{name}"
+        np.testing.assert_array_equal(on_base[own], np.where(mask, weights[own], 0))
+        np.testing.assert_array_equal(kernels(ai.mask)[name], mask)
+        assert (values[own][~mask] == 0).all()
+        assert not np.array_equal(values[own], on_base[own])
+        drawn = kernels(sparse.mask)[name]
+        layers = tuple(range(drawn.ndim - 2, drawn.ndim))
+        np.testing.assert_array_equal(drawn.sum(layers), mask.sum(layers))
+        assert not np.array_equal(drawn, mask)
+        for matrix in (weights[own], exact[own]):
+            assert (eoi.spectrum.orthogonality_error(jnp.asarray(matrix), scale=1.5) < 1e-5).all()
+    assert starts.count(dense) == (400, 400)
+    for start in (base, ai, sparse):
+        assert starts.count(start) == (120, 400)
+
+
+def test_another_seed_draws_all_of_it_anew(dataset):
+    one, other = make(FOUR, dataset), make(FOUR, dataset, seed=2)
+    for name, mask in kernels(one.mask).items():
+        assert not np.array_equal(mask, kernels(other.mask)[name])
+    last = "['params']['last']['kernel']"
+    both = kernels(one.mask)["['last']['kernel']"] & kernels(other.mask)["['last']['kernel']"]
+    assert (kernels(one.variables)[last] != kernels(other.variables)[last])[both].all()
+
+
+def test_purposes_have_keys_of_their_own():
+    keys = [tuple(jax.random.key_data(key_of(jax.random.key(1), own)).tolist()) for own in Purpose]
+    assert len(set(keys)) == len(Purpose)
+
+
+def test_networks_by_their_fields(dataset):
+    own = dataclasses.replace(TWO, bias_std=0.5)
+    biases = pruning.network(own, 10).bias_init(jax.random.key(0), (1000,))
+    assert abs(float(biases.std()) - 0.5) < 4 * 0.5 / 2000**0.5  # standard errors
+    assert not starts.dense(TWO, 1, dataset)["params"]["last"]["bias"].any()
+    assert pruning.network(own, 10) is not pruning.network(TWO, 10)
+    assert pruning.network(dataclasses.replace(TWO, method="eoi"), 10) is pruning.network(TWO, 10)
+
+
+def test_orthogonal_convolutions_are_deltas_by_group():
+    shapes = {"plain": (3, 3, 4, 6), "depthwise": (3, 3, 1, 5)}
+    params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    drawn = starts._orthogonal(jax.random.key(0), params, 2.0, eoi.masks.is_kernel)
+    plain, depthwise = (np.array(drawn[name]["kernel"]) for name in ("plain", "depthwise"))
+    np.testing.assert_allclose(plain[1, 1] @ plain[1, 1].T, 4 * np.eye(4), atol=1e-5)
+    np.testing.assert_allclose(np.abs(depthwise[1, 1]), np.full((1, 5), 2.0), atol=1e-5)
+    for kernel in (plain, depthwise):
+        kernel[1, 1] = 0
+        assert not kernel.any()
+
+
+def test_what_reaches_the_orthogonal_draw(dataset, monkeypatch):
+    """Forms, angles and the center's density: the library draws them, the config chooses them."""
+    seen = []
+
+    def draw(key, params, densities, **options):
+        seen.append(options)
+        return eoi.SparseInit(params, eoi.masks.support(params))
+
+    monkeypatch.setattr(eoi, "exact_orthogonal", draw)
+    for change in ({}, {"angles": "80"}, {"method": "eis"}):
+        make(dataclasses.replace(TWO, **{"method": "eoi", "scale": 1.25, **change}), dataset)
+    plain, constant, variant = seen
+    assert plain["angles"] is eoi.givens.uniform_angle
+    assert constant["angles"] == pytest.approx(80 * math.pi / 180)
+    assert (plain["form"], variant["form"]) == ("eoi", "eis")
+    assert plain["infeasible"] == "redistribute"
+    assert plain["scale"] == 1.25
+    assert plain["center_density"] is variant["center_density"] is None
+    assert starts._center(Train(model="cnn1000")) == "density"
+    assert starts._center(Train(model="cnn1000", method="eis")) is None
+
+
+def test_sparsity_aware_masks_have_one_degree(dataset):
+    own = dataclasses.replace(FOUR, method="sao", density=0.2)
+    start = make(own, dataset)
+    for name, mask in kernels(start.mask).items():
+        assert (mask.sum(-1) == 2).all()
+        assert (mask.sum(-2) == 2).all()
+        kernel = kernels(start.variables)[f"['params']{name}"]
+        assert (eoi.spectrum.orthogonality_error(jnp.asarray(kernel), scale=1.5) < 1e-5).all()
+    with pytest.raises(ValueError, match="does not suit the method"):
+        make(dataclasses.replace(own, density=0.3), dataset)
+
+
+# ------------------------------------------------------------------ criteria
+
+
+def examples(dataset, number):
+    """Return the images that a criterion sees, flattened, in float64, and labels as rows."""
+    order = jax.random.permutation(key_of(jax.random.key(1), Purpose.EXAMPLES), 576)[:number]
+    split = dataset.train
+    pixels = split.images[order].reshape(number, -1).astype(np.float64)
+    return (pixels / 255 - 0.5) / 0.2, np.eye(10)[split.labels[order]]
+
+
+def gradient(weights, x, y, temperature):
+    """Backpropagate by hand through ``tanh(x W1) W2 / temperature``."""
+    first, last = weights
+    hidden = np.tanh(x @ first)
+    logits = hidden @ last / temperature
+    exponents = np.exp(logits - logits.max(1, keepdims=True))
+    error = (exponents / exponents.sum(1, keepdims=True) - y) / len(x) / temperature
+    return x.T @ (error @ last.T * (1 - hidden**2)), hidden.T @ error
+
+
+def snip(weights, x, y):
+    return [np.abs(w * g) for w, g in zip(weights, gradient(weights, x, y, 1.0), strict=True)]
+
+
+def grasp(weights, x, y):
+    """A central difference of the gradient, along the gradient."""
+    along = gradient(weights, x, y, 200.0)
+    step = 1e-3 / np.sqrt(sum((g**2).sum() for g in along))
+    ahead, behind = (
+        gradient([w + s * g for w, g in zip(weights, along, strict=True)], x, y, 200.0)
+        for s in (step, -step)
+    )
+    return [w * (a - b) / step for w, a, b in zip(weights, ahead, behind, strict=True)]
+
+
+def kept(scores, density):
+    flat = np.concatenate([score.ravel() for score in scores])
+    least = np.sort(flat)[-math.floor(density * flat.size + 0.5)]
+    return [score >= least for score in scores]
+
+
+@pytest.mark.parametrize(("criterion", "score"), [("snip", snip), ("grasp", grasp)])
+def test_scores_by_hand(criterion, score, dataset):
+    own = dataclasses.replace(TWO, criterion=criterion, batch_size=64)
+    params = starts.dense(own, 1, dataset)["params"]
+    weights = [np.asarray(params[name]["kernel"], np.float64) for name in ("first", "last")]
+    # One batch; of GraSP two, for ten images of each of ten classes.
+    x, y = examples(dataset, 64 if criterion == "snip" else 128)
+    mask = make(own, dataset).mask
+    for name, expected in zip(("first", "last"), kept(score(weights, x, y), 0.25), strict=True):
+        found = np.asarray(mask[name]["kernel"])
+        assert (found == expected).mean() >= 0.98  # float32 may swap two that are nearly equal
+        assert 0 < found.mean() < 1
+
+
+class Normalized(nn.Module):
+    """A chain with normalization, which evaluates as a chain without."""
+
+    num_classes: int
+    activation = staticmethod(jnp.tanh)
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(10, name="first")(images.reshape(len(images), -1))
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return nn.Dense(self.num_classes, name="last")(x)
+
+
+@functools.lru_cache
+def normalized(config, num_classes):
+    return Normalized(num_classes)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_synflow_by_hand(norm, dataset, monkeypatch):
+    """A hundred rounds in float64; tanh counts as the identity, normalization as a factor."""
+    if norm:
+        monkeypatch.setattr(pruning, "network", normalized)
+    own = dataclasses.replace(TWO, criterion="synflow")
+    variables = starts.dense(own, 1, dataset)
+    first, last = (
+        np.abs(np.asarray(variables["params"][name]["kernel"], np.float64))
+        for name in ("first", "last")
+    )
+    masks = [np.ones_like(first), np.ones_like(last)]
+    for number in range(1, 101):
+        one, two = masks[0] * first, masks[1] * last
+        scores = [one * two.sum(1), one.sum(0)[:, None] * two]
+        masks = kept(scores, 0.25 ** (number / 100))
+    start = make(own, dataset)
+    for name, expected in zip(("first", "last"), masks, strict=True):
+        assert (np.asarray(start.mask[name]["kernel"]) == expected).mean() >= 0.98
+    assert ("batch_stats" in start.variables) == norm
+    assert jax.tree.leaves(start.variables)[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("criterion", ["uniform", "erdos_renyi", "magnitude", "random"])
+def test_counts_of_the_other_criteria(criterion, dataset):
+    own = dataclasses.replace(TWO, criterion=criterion)
+    start = make(own, dataset)
+    assert starts.count(start) == (50, 200)
+    first, last = (np.asarray(start.mask[name]["kernel"]) for name in ("first", "last"))
+    if criterion == "uniform":
+        assert (first.sum(), last.sum()) == (25, 25)
+    if criterion == "magnitude":
+        params = starts.dense(own, 1, dataset)["params"]
+        sizes = [np.abs(np.asarray(params[name]["kernel"])) for name in ("first", "last")]
+        for found, expected in zip((first, last), kept(sizes, 0.25), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+# ------------------------------------------------------------------ what is kept on disk
+
+
+def test_masks_are_found_once(dataset, tmp_path, monkeypatch):
+    own = dataclasses.replace(TWO, criterion="snip")
+    first = make(own, dataset, cache=tmp_path / "cache")
+    [path] = (tmp_path / "cache").iterdir()
+    monkeypatch.setattr(pruning, "_scores", lambda *args: pytest.fail("scored again"))
+    for change in ({"method": "ai", "ai_steps": 2}, {"learning_rate": 1.0, "experiment": "other"}):
+        start = make(dataclasses.replace(own, **change), dataset, cache=tmp_path / "cache")
+        jax.tree.map(np.testing.assert_array_equal, start.mask, first.mask)
+        assert eoi.masks.density(start.mask) == 0.25
+    monkeypatch.setattr(eoi, "approximate_isometry", lambda *a, **b: pytest.fail("solved again"))
+    again = make(
+        dataclasses.replace(own, method="ai", ai_steps=2), dataset, cache=tmp_path / "cache"
+    )
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert not np.array_equal(again.variables["params"]["first"]["kernel"], 0)
+    names = {
+        pruning.digest(config, seed, *pruning.DECIDE)
+        for config in (
+            own,
+            dataclasses.replace(own, density=0.5),
+            dataclasses.replace(own, scale=2.0),
+        )
+        for seed in (1, 2)
+    }
+    assert len(names) == 6
+    assert path.stem in names
+
+
+def test_kept_trees_are_whole_and_named_if_they_are_not(tmp_path):
+    like = {"a": 0, "b": (0, 0)}
+    tree = {"a": jnp.arange(3), "b": (jnp.array(True), jnp.ones((2, 2), jnp.bfloat16))}
+    assert stored.kept(None, "x", like, lambda: tree) is tree
+    with pytest.raises(ZeroDivisionError):
+        stored.kept(tmp_path, "x", like, lambda: 1 / 0)
+    assert list(tmp_path.iterdir()) == []
+    plain = {"a": tree["a"], "b": (tree["b"][0], jnp.ones((2, 2)))}
+    stored.kept(tmp_path, "x", like, lambda: plain)
+    again = stored.kept(tmp_path, "x", like, lambda: 1 / 0)
+    jax.tree.map(np.testing.assert_array_equal, again, plain)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"x\.npz is corrupt .* Remove it and run again"):
+        stored.kept(tmp_path, "x", like, lambda: plain)
+
+
+def test_attention_is_pruned_if_asked():
+    leaf = jax.ShapeDtypeStruct((12, 6, 384, 64), "float32")
+    path = tuple(map(jax.tree_util.DictKey, ("hidden", "attention", "query", "kernel")))
+    for attention in (False, True):
+        own = Train(model="deit_s", attention=attention)
+        assert pruning.where(own)(path, leaf) == attention
+    assert models.layout(path, leaf).batch_axes == 2
