@@ -187,6 +187,8 @@ def test_configs_find_their_rows():
     }
     renamed = dataclasses.replace(other, experiment="another")  # a new field, not at its default
     assert records.match(older, [renamed])[renamed] == []
+    part = Made(seeds=(1,))  # its run is its own, and stands in for no other of the grid
+    assert records.match(rows(part), [one, part]) == {one: [], part: rows(part)}
 
 
 # ---------------------------------------------------------------------------- tables
@@ -384,6 +386,8 @@ def test_results_survive_without_runs(place, capsys):
         "results/made.curves.csv",
         "images/made_curves.png",
     }
+    logged = records.read(place / "results" / "made.curves.csv")
+    assert [len(logged), logged[0]["loss"]] == [4 * 3 * 5 * 2, 2.3]
     readme = first["README.md"].decode()
     assert (
         "| 0.1 | 52.00 ± 1.00 (n = 3) | 72.00 ± 1.00 (n = 3) | **92.00 ± 1.00 (n = 3)** |" in readme

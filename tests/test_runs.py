@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -144,6 +145,17 @@ def test_a_run_that_runs_is_not_started_again(runner, runtime):
     runner.run = run
     assert runs.is_done(runs.execute(Made(), runtime))
     assert len(runner.calls) == 1
+
+
+def test_a_run_that_ends_while_another_waits_is_not_repeated(runner, runtime, monkeypatch):
+    @contextlib.contextmanager
+    def locked(folder):
+        runs.write(folder / "done", "")  # by the process that had the lock
+        yield
+
+    monkeypatch.setattr(runs, "_locked", locked)
+    runs.execute(Made(), runtime)
+    assert runner.calls == []
 
 
 def test_a_killed_process_leaves_no_lock(runner, runtime):

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import re
 import runpy
@@ -205,7 +206,8 @@ def test_descriptions_of_different_kinds():
 # ------------------------------------------------------------------------------ clusters
 
 
-def test_jobs_are_runs(calls, folder):
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the cluster leaves its logs open
+def test_jobs_are_runs(calls, folder, monkeypatch):
     """Submitit's cluster "debug" runs jobs in this process when their results are asked for."""
     runtime = runs.Runtime(runs=folder)
     jobs = slurm.submit(GRID, runtime, slurm.Slurm(), cluster="debug")
@@ -213,6 +215,13 @@ def test_jobs_are_runs(calls, folder):
     assert calls == GRID
     assert jobs[0].result() == str(runs.folder_of(GRID[0], folder))
     assert len(runs.load_rows(folder)) == 3
+    seen = []
+    monkeypatch.setattr(runs, "execute", lambda made, own: seen.append((made, own)))
+    [job] = slurm.submit(GRID[:1], runtime, slurm.Slurm(), cluster="debug")
+    job.result()
+    assert seen == [(GRID[0], runs.Runtime(runs=folder, progress=False))]
+    del jobs, job
+    gc.collect()  # of the logs, before another test warns of them
 
 
 def test_a_stopped_job_is_followed_by_the_same(calls, folder):
