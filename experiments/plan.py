@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import sys
@@ -25,15 +24,14 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from eoi_jax import budgets, masks, theory
-from eoi_jax.typing import Densities, Layout, Shape
+from eoi_jax import budgets, masks
+from eoi_jax.typing import Densities, Layout, Shape, Where
 from experiments import models
+from experiments.layer import Layer
 
 __all__ = ["BUDGETS", "Layer", "Plan", "plan"]
 
-WEIGHT_BYTES = 4  # float32
-MASK_BYTES = 1  # a bool; bit-packed it would be an eighth
-INDEX_BYTES = 4  # int32, one for each value
+_LAYERS = (nn.Dense, nn.Conv, models.HeadProjection)
 
 # Columns of the table: head, attribute of a layer, unit. A narrow table has the first two.
 _NUMBERS = (
@@ -52,115 +50,6 @@ BUDGETS: dict[str, Callable[..., Densities]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """One kernel, or a stack of kernels of one shape.
-
-    Attributes:
-        name: path of the layer in the network.
-        shape: shape of one kernel, ``(*window, inputs / groups, outputs)``.
-        groups: into how many groups its channels are divided.
-        positions: how often one example applies the kernel: 1, or the pixels of the output.
-        counts: weights that the budget gives to each layer of the stack.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    groups: int
-    positions: int
-    counts: tuple[int, ...]
-
-    @property
-    def num_layers(self) -> int:
-        """Layers in the stack, 1 for a kernel of its own."""
-        return len(self.counts)
-
-    @property
-    def size(self) -> int:
-        """Weights of all layers of the stack."""
-        return self.num_layers * math.prod(self.shape)
-
-    @property
-    def nonzeros(self) -> int:
-        """Weights that the budget gives to all layers of the stack."""
-        return sum(self.counts)
-
-    @property
-    def density(self) -> float:
-        """Fraction of the weights that the budget gives."""
-        return self.nonzeros / self.size
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Shape of one orthogonal matrix: the whole kernel, or a group's center tap."""
-        *_, inputs, outputs = self.shape
-        return inputs, outputs // self.groups
-
-    @property
-    def min_count(self) -> int:
-        """Fewest non-zeros of one exactly orthogonal kernel: ``groups * min(inputs, outputs)``."""
-        return self.groups * min(self.matrix)
-
-    @property
-    def min_density(self) -> float:
-        """Smallest density of an exactly orthogonal kernel."""
-        return self.min_count / math.prod(self.shape)
-
-    @property
-    def num_infeasible(self) -> int:
-        """Layers of the stack that get fewer weights than an exactly orthogonal kernel has."""
-        return sum(count < self.min_count for count in self.counts)
-
-    @property
-    def rotations(self) -> int | None:
-        """Expected rotations that draw all layers of the stack; None if a layer is infeasible."""
-        if self.num_infeasible:
-            return None
-        size = max(self.matrix)
-        return sum(
-            layers * self.groups * theory.num_rotations(size, self._drawn(count))
-            for count, layers in collections.Counter(self.counts).items()
-        )
-
-    def _drawn(self, count: int) -> float:
-        """Density of the matrices drawn for so many weights, as eoi.dense and eoi.conv choose it.
-
-        A convolution's center tap gets min(d k, sqrt(d), 1) for density d and k taps. Where the
-        first binds, half a weight of each vector is left as room for the draw's own rounding.
-        """
-        density = count / math.prod(self.shape)
-        if len(self.shape) == 2:
-            return density
-        taps, minimum = math.prod(self.shape[:-2]), 1 / max(self.matrix)
-        room = density * taps - (minimum / 2 if density < 1 else 0)
-        return max(min(room, math.sqrt(density), 1.0), minimum)
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of one example, all weights: 2 for each multiply-add."""
-        return 2 * self.positions * self.size
-
-    @property
-    def masked_flops(self) -> int:
-        """The same of the budget's weights alone."""
-        return 2 * self.positions * self.nonzeros
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights kept dense, in float32."""
-        return WEIGHT_BYTES * self.size
-
-    @property
-    def mask_bytes(self) -> int:
-        """Bytes of the mask, one bool for each weight, as :mod:`eoi_jax.masks` keeps it."""
-        return MASK_BYTES * self.size
-
-    @property
-    def sparse_bytes(self) -> int:
-        """Bytes of the budget's weights as float32 values, each with an int32 index."""
-        return (WEIGHT_BYTES + INDEX_BYTES) * self.nonzeros
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """What :func:`plan` found.
 
@@ -174,14 +63,15 @@ class Plan:
     budget: str
     layers: tuple[Layer, ...]
 
-    def total(self, attribute: str) -> int:
-        """Sum an attribute of the layers, ``"size"`` or ``"flops"`` for example."""
-        return sum(getattr(layer, attribute) for layer in self.layers)
+    def total(self, attribute: str, *, pruned: bool = False) -> int:
+        """Sum an attribute, ``"size"`` or ``"flops"`` for example, of all or the pruned layers."""
+        layers = (layer for layer in self.layers if not (pruned and layer.dense))
+        return sum(getattr(layer, attribute) for layer in layers)
 
     @property
     def target(self) -> int:
-        """The weights that the density allows: ``density * size``, rounded half up."""
-        return math.floor(self.density * self.total("size") + 0.5)
+        """The weights that the density allows the pruned layers: rounded half up."""
+        return math.floor(self.density * self.total("size", pruned=True) + 0.5)
 
     @property
     def infeasible(self) -> tuple[Layer, ...]:
@@ -190,24 +80,33 @@ class Plan:
 
 
 def plan(
-    model: nn.Module, input_shape: Shape, density: float, budget: str = "erdos_renyi_kernel"
+    model: nn.Module,
+    input_shape: Shape,
+    density: float,
+    budget: str = "erdos_renyi_kernel",
+    *,
+    where: Where = masks.is_kernel,
 ) -> Plan:
     r"""Plan a sparse network without making any of its weights.
 
-    The kernels of all linear layers and convolutions share
+    The kernels of all linear layers and convolutions that are pruned share
     :math:`\lfloor \text{density} \cdot \sum_l n_l + 1/2 \rfloor` weights. An exactly orthogonal
     kernel of :math:`g` groups with :math:`n` inputs and :math:`m` outputs each has at least
     :math:`g \min(n, m)` of them, at its center tap if it has several. One example costs
     :math:`2 P n_l` operations in a layer that is applied at :math:`P` positions; biases,
-    activations and normalization are not counted, and products with padded zeros are.
+    activations, normalization and the products of attention's queries, keys and values with each
+    other are not counted, and products with padded zeros are.
 
     Args:
         model: a Linen module, called as ``model(images)``. Its kernels belong to
-            :class:`flax.linen.Dense` and :class:`flax.linen.Conv`, scanned or not; a layer that is
-            called more than once counts as called once.
+            :class:`flax.linen.Dense`, :class:`flax.linen.Conv` and
+            :class:`experiments.models.HeadProjection`, scanned or not; a layer that is called more
+            than once counts as called once.
         input_shape: shape of one example, without a batch axis.
-        density: fraction of the weights of all kernels together, in (0, 1].
+        density: fraction of the weights of all pruned kernels together, in (0, 1].
         budget: how the layers share them, one of :data:`BUDGETS`; hyphens do for underscores.
+        where: which leaves are pruned, such as :func:`experiments.models.where` says; the other
+            kernels are listed as dense.
 
     Returns:
         A :class:`Plan`.
@@ -230,33 +129,34 @@ def plan(
     """
     rule = BUDGETS[models.choose(budget.replace("-", "_"), BUDGETS, "budget")]
     calls, params = _trace(model, input_shape)
-    sizes = {
-        _names(path): leaf.shape
+    kernels = {
+        _names(path): (leaf, where(path, leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if masks.is_kernel(path, leaf)
     }
-    unknown = ["/".join(names) for names in sizes if names not in calls]
+    unknown = ["/".join(names) for names in kernels if names not in calls]
     if unknown:
         raise ValueError(
-            f"model={type(model).__name__} has the kernels {unknown}, outside those of nn.Dense "
-            "and nn.Conv. Build it from these layers to plan it."
+            f"model={type(model).__name__} has the kernels {unknown}, outside those of nn.Dense, "
+            "nn.Conv and HeadProjection. Build it from these layers to plan it."
         )
 
     def layout(path: tuple[Any, ...], leaf: Any) -> Layout:
         return Layout(len(leaf.shape) - len(calls[_names(path)].shape))
 
-    densities = {
-        _names(path): np.ravel(own)
-        for path, own in jax.tree_util.tree_leaves_with_path(rule(params, density, layout=layout))
-    }
+    shared = rule(params, density, where=where, layout=layout)
+    densities = {_names(path): own for path, own in jax.tree_util.tree_leaves_with_path(shared)}
     layers = []
     for names, call in calls.items():
-        counts = np.rint(densities[names] * math.prod(call.shape)).astype(int)
-        stacked = len(sizes[names]) > len(call.shape)
+        leaf, pruned = kernels[names]
+        size = math.prod(call.shape)
+        counts = np.rint(np.broadcast_to(np.ravel(densities[names]), leaf.size // size) * size)
+        stacked = len(leaf.shape) > len(call.shape)
         alone = sum(other[:-2] == names[:-2] for other in calls) == 1
         name = names[:-2] if stacked and alone and len(names) > 2 else names[:-1]
+        own = tuple(counts.astype(int).tolist())
         layers.append(
-            Layer("/".join(name), call.shape, call.groups, call.positions, tuple(counts.tolist()))
+            Layer("/".join(name), call.shape, call.groups, call.positions, own, dense=not pruned)
         )
     return Plan(float(density), rule.__name__, tuple(layers))
 
@@ -280,10 +180,14 @@ def _trace(model: nn.Module, input_shape: Shape) -> tuple[dict[tuple[str, ...], 
     ) -> Any:
         output = function(*args, **kwargs)
         layer = context.module
-        if isinstance(layer, nn.Dense | nn.Conv) and context.method_name == "__call__":
+        if isinstance(layer, _LAYERS) and context.method_name == "__call__":
             shape = layer.variables["params"]["kernel"].shape
             groups = layer.feature_group_count if isinstance(layer, nn.Conv) else 1
-            calls[*layer.path, "kernel"] = _Call(shape, groups, output.size // shape[-1])
+            positions = output.size // shape[-1]
+            if isinstance(layer, models.HeadProjection):  # a kernel for each head
+                positions //= 1 if layer.merge else layer.heads
+                shape = shape[1:]
+            calls[*layer.path, "kernel"] = _Call(shape, groups, positions)
         return output
 
     images = jax.ShapeDtypeStruct((1, *input_shape), "float32")
@@ -309,14 +213,17 @@ def table(found: Plan, *, title: str = "", wide: bool = True) -> Table:
     heads += [head for head, _, _ in numbers]
     out = Table(title=title, box=SIMPLE, padding=(0, int(wide), 0, 0), show_footer=True)
     for head, total in zip(heads, footer, strict=True):
-        out.add_column(head, total, justify="left" if head == "layer" else "right", no_wrap=True)
+        if head == "layer":
+            out.add_column(head, total, overflow="fold")
+        else:
+            out.add_column(head, total, justify="right", no_wrap=True)
     for layer in found.layers:
         out.add_row(
             layer.name + (f" ({layer.num_layers} layers)" if layer.num_layers > 1 else ""),
             "x".join(map(str, layer.shape)),
             f"{'! ' if layer.num_infeasible else ''}{layer.density:.4f}",
             f"{layer.nonzeros:,}",
-            f"{layer.min_density:.4f}",
+            "dense" if layer.dense else f"{layer.min_density:.4f}",
             "–" if layer.rotations is None else f"{layer.rotations:,}",
             *(_short(getattr(layer, attribute), unit) for _, attribute, unit in numbers),
             style="red" if layer.num_infeasible else None,
@@ -326,10 +233,12 @@ def table(found: Plan, *, title: str = "", wide: bool = True) -> Table:
 
 def summary(found: Plan) -> list[str]:
     """State the totals against the target, what the columns are, and the infeasible layers."""
-    size, nonzeros = found.total("size"), found.total("nonzeros")
+    size, nonzeros = found.total("size", pruned=True), found.total("nonzeros", pruned=True)
+    dense = found.total("size") - size
     lines = [
         f"Weights: {nonzeros:,} of {size:,}; target {found.density:g} x {size:,} = "
-        f"{found.target:,}: {'exact' if nonzeros == found.target else nonzeros - found.target}",
+        f"{found.target:,}: {'exact' if nonzeros == found.target else nonzeros - found.target}"
+        + (f"; and {dense:,} of dense layers" if dense else ""),
         f"Memory: {_short(found.total('weight_bytes'), 'B')} of float32 weights kept dense, "
         f"{_short(found.total('mask_bytes'), 'B')} of mask (bool, 1 byte a weight); sparse, as "
         f"float32 values with int32 indices, {_short(found.total('sparse_bytes'), 'B')}",
@@ -370,12 +279,18 @@ class Config:
 
     model: Annotated[str, tyro.conf.arg(help=f"Network: {_listed(models.NAMES)}.")] = "resnet32"
     density: float = 0.1
-    """Fraction of the weights of all kernels together, in (0, 1]."""
+    """Fraction of the weights of all pruned kernels together, in (0, 1]."""
     budget: Annotated[
         str, tyro.conf.arg(help=f"How the layers share them: {_listed(BUDGETS)}.")
     ] = "erdos-renyi-kernel"
-    num_classes: int = 10
-    """Units of the last layer."""
+    num_classes: int | None = None
+    """Units of the last layer; default: the network's own."""
+    depth: int | None = None
+    """Layers or blocks; default: the network's own."""
+    width: int | None = None
+    """Units of a hidden layer, or channels of the first stage; default: the network's own."""
+    attention: bool = False
+    """Prune the heads of attention too."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -384,12 +299,15 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
     console = Console(width=None if Console().is_terminal else 120)
     try:
-        model = models.create(config.model, config.num_classes)
-        found = plan(model, models.input_shape(config.model), config.density, config.budget)
+        name = config.model.replace("-", "_")  # the help lists names with hyphens
+        model = models.create(name, config.num_classes, depth=config.depth, width=config.width)
+        where = models.where(name, attention=config.attention)
+        shape = models.input_shape(name)
+        found = plan(model, shape, config.density, config.budget, where=where)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    title = f"{config.model}, density {config.density:g}, {found.budget}"
+    title = f"{name}, density {config.density:g}, {found.budget}"
     console.print(table(found, title=title, wide=console.width >= 112))
     for line in summary(found):
         console.print(line, highlight=False)

@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -17,10 +18,36 @@ from experiments import models
 from experiments import plan as planning
 from experiments.plan import Layer, plan
 
+# Every budget and density for these, one of them for the other networks.
+FEW = ("mlp7", "mlp1000", "resnet32")
+KINDS = [
+    (name, budget)
+    for name in models.NAMES
+    for budget in (planning.BUDGETS if name in FEW else ("erdos_renyi_kernel",))
+]
+each_kind = pytest.mark.parametrize(("name", "budget"), KINDS)
+
 
 @functools.cache
-def planned(name, density, budget):
-    return plan(models.create(name), models.input_shape(name), density, budget)
+def model_of(name):
+    """A network whose initializers are quick to trace."""
+    zeros = nn.initializers.zeros
+    return models.create(name, kernel_init=zeros, conv_init=zeros)
+
+
+TRACE = functools.cache(planning._trace)
+
+
+def params_of(name):
+    return TRACE(model_of(name), models.input_shape(name))[1]
+
+
+@functools.cache
+def planned(name, density, budget, attention=False):
+    """Trace each network only once."""
+    where = models.where(name, attention=attention)
+    with mock.patch.object(planning, "_trace", TRACE):
+        return plan(model_of(name), models.input_shape(name), density, budget, where=where)
 
 
 @pytest.fixture(autouse=True)
@@ -28,32 +55,69 @@ def own_argv(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["test"])
 
 
-@pytest.mark.parametrize("budget", planning.BUDGETS)
-@pytest.mark.parametrize("name", models.NAMES)
+@each_kind
 def test_totals_are_exact(name, budget):
-    for density in (0.1, 0.03, 0.125, 1.0):
+    known = {"mlp7": 129_400, "mlp1000": 16_452_864, "resnet32": 464_432}
+    where, leaves = models.where(name), jax.tree_util.tree_leaves_with_path(params_of(name))
+    size = known.get(name, sum(leaf.size for path, leaf in leaves if where(path, leaf)))
+    for density in (0.1, 0.03, 0.125, 1.0) if name in FEW else (0.1,):
         found = planned(name, density, budget)
-        size = {"mlp7": 129_400, "mlp1000": 16_452_864, "resnet32": 464_432}[name]
-        assert found.total("size") == size
-        assert found.total("nonzeros") == found.target == math.floor(density * size + 0.5)
+        assert found.total("size", pruned=True) == size
+        kept = found.total("nonzeros", pruned=True)
+        assert kept == found.target == math.floor(density * size + 0.5)
 
 
-@pytest.mark.parametrize("budget", planning.BUDGETS)
-@pytest.mark.parametrize("name", models.NAMES)
+@each_kind
 def test_layers_get_what_the_budget_says(name, budget):
     """The rule itself, on the parameter tree and with the networks' own layout."""
-    images = jax.ShapeDtypeStruct((1, *models.input_shape(name)), "float32")
-    params = jax.eval_shape(models.create(name).init, jax.random.key(0), images)["params"]
+    params, where = params_of(name), models.where(name)
     rule = getattr(eoi.budgets, budget)
-    densities = rule(params, 0.1, layout=models.layout)
+    densities = rule(params, 0.1, where=where, layout=models.layout)
     expected = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if eoi.masks.is_kernel(path, leaf):
             own = np.ravel(functools.reduce(lambda tree, key: tree[key.key], path, densities))
-            counts = np.rint(own * (leaf.size / len(own))).astype(int)
-            layer = "/".join(key.key for key in path[:-1]).replace("hidden/linear", "hidden")
-            expected[layer] = tuple(counts.tolist())
-    assert {layer.name: layer.counts for layer in planned(name, 0.1, budget).layers} == expected
+            layers = math.prod(leaf.shape[: models.layout(path, leaf).batch_axes])
+            counts = np.rint(np.broadcast_to(own, layers) * (leaf.size / layers)).astype(int)
+            layer = "/".join(key.key for key in path[:-1])
+            layer = re.sub("hidden/(linear|conv)", "hidden", layer)
+            expected[layer] = (tuple(counts.tolist()), not where(path, leaf))
+    found = planned(name, 0.1, budget).layers
+    assert {layer.name: (layer.counts, layer.dense) for layer in found} == expected
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_layers_have_the_geometry_that_layout_tells(name):
+    """The plan reads kernels off the layers; the networks tell it by path."""
+    found = {layer.name: layer for layer in planned(name, 0.1, "erdos_renyi_kernel").layers}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params_of(name)):
+        if eoi.masks.is_kernel(path, leaf):
+            own = models.layout(path, leaf)
+            layer = found[
+                re.sub("hidden/(linear|conv)", "hidden", "/".join(k.key for k in path[:-1]))
+            ]
+            assert layer.shape == leaf.shape[own.batch_axes :]
+            assert layer.groups == own.groups
+            assert layer.num_layers == math.prod(leaf.shape[: own.batch_axes])
+
+
+def test_layers_that_are_not_pruned():
+    found = planned("deit_s", 0.1, "erdos_renyi_kernel")
+    names = [f"hidden/attention/{name}" for name in ("query", "key", "value", "out")]
+    assert [layer.name for layer in found.layers if layer.dense] == ["embed", *names, "last"]
+    query = found.layers[1]
+    assert (query.shape, query.num_layers, query.positions) == ((384, 64), 12 * 6, 197)
+    assert (query.density, query.rotations, query.mask_bytes) == (1.0, 0, 0)
+    assert query.sparse_bytes == query.weight_bytes == 4 * 12 * 384 * 384
+    text = printed(found, 112)
+    assert sum("dense" in row.split() for row in text.splitlines()) == 6
+    first = planning.summary(found)[0]
+    dense = 768 * 384 + 12 * 4 * 384**2 + 384_000
+    assert first.startswith("Weights: 1,415,578 of 14,155,776; target")
+    assert first.endswith(f"exact; and {dense:,} of dense layers")
+    heads = planned("deit_s", 0.1, "erdos_renyi_kernel", attention=True)
+    assert [layer.name for layer in heads.layers if layer.dense] == ["embed", "last"]
+    assert heads.total("size", pruned=True) == 12 * 12 * 384**2
 
 
 def test_layers_come_in_the_order_of_the_network():
@@ -150,12 +214,16 @@ def test_flops_are_those_of_the_program(name):
     """The operations are counted once more, in the program that JAX traces."""
     if name == "assorted":
         model, shape = Assorted(), (17, 13, 3)
+        found = plan(model, shape, 0.5)
     else:
-        model, shape = models.create(name), models.input_shape(name)
+        model, shape = model_of(name), models.input_shape(name)
+        found = planned(name, 0.1, "erdos_renyi_kernel")
+    # With initializers that are zeros, no products but those of a forward pass.
     images = jax.ShapeDtypeStruct((1, *shape), "float32")
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    program = jax.make_jaxpr(model.apply)(variables, images)
-    assert plan(model, shape, 0.5).total("flops") == count_flops(program.jaxpr)
+    program = jax.make_jaxpr(model.init_with_output)(jax.random.key(0), images)
+    # Queries with keys, and weights with values: 197 x 197 tokens, 384 channels, 12 blocks.
+    between = 2 * 2 * 197 * 197 * 384 * 12 if name == "deit_s" else 0
+    assert found.total("flops") + between == count_flops(program.jaxpr)
 
 
 def test_layers_of_other_kinds():
@@ -294,10 +362,9 @@ def printed(found, width=300, **options):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("budget", planning.BUDGETS)
-@pytest.mark.parametrize("name", models.NAMES)
+@each_kind
 def test_the_table_fits(name, budget):
-    for density in (0.004, 0.1, 1.0):
+    for density in (0.004, 0.1, 1.0) if name in FEW else (0.1,):
         found = planned(name, density, budget)
         for width, wide in ((80, False), (112, True)):
             text = printed(found, width, wide=wide)
@@ -423,6 +490,17 @@ def test_plan_prints_and_flags(capsys):
     )
 
 
+def test_smaller_networks_are_planned(capsys):
+    small = ["--model", "deit-s", "--depth", "2", "--width", "12", "--num-classes", "3"]
+    commands.main(["plan", *small, "--density", "0.5"])
+    out = capsys.readouterr().out
+    assert "deit_s, density 0.5, erdos_renyi_kernel" in out
+    dense = 16 * 16 * 3 * 12 + 2 * 4 * 12**2 + 36
+    assert f"Weights: 1,152 of 2,304; target 0.5 x 2,304 = 1,152: exact; and {dense:,}" in out
+    commands.main(["plan", *small, "--density", "0.5", "--attention"])
+    assert "Weights: 1,728 of 3,456;" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -430,6 +508,8 @@ def test_plan_prints_and_flags(capsys):
         (["--budget", "erk"], r"budget='erk' is outside .*Choose one of them"),
         (["--density", "0"], r"density=0\.0 is outside \(0, 1\]"),
         (["--model", "mlp7", "--num-classes", "-1"], r"num_classes=-1 is outside \[1"),
+        (["--model", "mlp7", "--depth", "1"], r"depth=1 is outside \[2"),
+        (["--model", "vgg16", "--attention"], r"attention=True is outside .*vgg16 has none"),
         (["--densty", "0.1"], r"(?s)densty.*--density"),
     ],
 )
