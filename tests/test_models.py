@@ -131,6 +131,11 @@ def built(name):
     return shapes_of(model, models.input_shape(name))
 
 
+def params_of(name, **sizes):
+    model = models.create(name, **sizes, kernel_init=ZEROS, conv_init=ZEROS)
+    return shapes_of(model, models.input_shape(name))[1]["params"]
+
+
 def sizes(params):
     """Prunable weights and all trainable parameters."""
     paths_and_leaves = tree_leaves_with_path(params)
@@ -172,27 +177,35 @@ def test_classes_only_change_the_last_layer(name):
     assert many == (few[0] + 190 * inputs, few[1] + 190 * (inputs + 1))
 
 
-def test_published_networks_of_other_sizes():
-    """ResNet-20 of CIFAR, ResNet-101 and the channels of EfficientNet-B7 are known, too."""
-    params = shapes_of(models.ResNet(20), (32, 32, 3))[1]["params"]
-    assert sizes(params) == resnet(20)
-    model = models.create("resnet50", depth=101, kernel_init=ZEROS, conv_init=ZEROS)
-    assert sizes(shapes_of(model, (224, 224, 3))[1]["params"])[1] == 44_549_160
-    for width, channels in {
+def test_depths_of_residual_networks():
+    for depth in (8, 20):
+        params = shapes_of(models.create("resnet32", depth=depth), (32, 32, 3))[1]["params"]
+        assert sizes(params) == resnet(depth)
+    blocks = {
+        depth: sum(name.startswith("block") for name in params_of("resnet50", depth=depth))
+        for depth in (14, 26)
+    }
+    assert blocks == {14: 4, 26: 8}  # of three convolutions each
+
+
+def test_channels_of_efficient_networks():
+    """Those of B7, twice as wide, are published."""
+    for width, expected in {
+        32: [16, 24, 40, 80, 112, 192, 320],
         64: [32, 48, 80, 160, 224, 384, 640],
         36: [24, 32, 48, 88, 128, 216, 360],  # 16 would be less than nine tenths of 18
     }.items():
-        model = models.create("efficientnet_b0", width=width, kernel_init=ZEROS, conv_init=ZEROS)
-        params = shapes_of(model, (64, 64, 3))[1]["params"]
-        blocks = [params[f"block{stage}_1"]["project"] for stage in range(1, 8)]
-        assert [block["kernel"].shape[-1] for block in blocks] == channels
-        assert params["final"]["kernel"].shape[-1] == 4 * channels[-1]
+        model = models.EfficientNet(width=width)
+        assert [model.channels(own) for own in (16, 24, 40, 80, 112, 192, 320)] == expected
+    params = params_of("efficientnet_b0", depth=2, width=64)
+    assert params["first"]["kernel"].shape[-1] == 64
+    assert params["block2_1"]["project"]["kernel"].shape[-1] == 48
+    assert params["final"]["kernel"].shape[-1] == 4 * 640
 
 
 def test_widths_scale_all_stages():
     for name in ("resnet32", "vgg16", "resnet50"):
-        wide = models.create(name, width=8, kernel_init=ZEROS, conv_init=ZEROS)
-        params = shapes_of(wide, models.input_shape(name))[1]["params"]
+        params = params_of(name, width=8)
         full = built(name)[1]["params"]
         own = full["conv1_1" if name == "vgg16" else "first"]["kernel"].shape[-1]
         for (path, leaf), whole in zip(
@@ -436,8 +449,7 @@ def matrices(kernel, own):
     [("deit_s", "hidden/attention/query", 2 * 6), ("efficientnet_b0", "block2_1/depthwise", 48)],
 )
 def test_every_head_and_channel_gets_an_orthogonal_matrix(name, layer, count):
-    model = models.create(name, **SMALL[name], kernel_init=ZEROS, conv_init=ZEROS)
-    params = shapes_of(model, models.input_shape(name))[1]["params"]
+    params = params_of(name, **SMALL[name])
     names = layer.split("/")
     shape = functools.reduce(lambda tree, name: tree[name], names, params)["kernel"].shape
     alone = functools.reduce(
@@ -462,7 +474,7 @@ def test_initializers_draw_each_head_by_itself(merge):
 
     x = np.zeros((5, 2, 3) if merge else (5, 4), np.float32)
     layer = models.HeadProjection(2, 4 if merge else 3, merge, kernel_init=init)
-    params = layer.init(jax.random.key(0), x)["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
     assert params["bias"].shape == ((4,) if merge else (2, 3))
     first, second = params["kernel"]
     assert not np.isin(first, second).any()

@@ -87,17 +87,17 @@ class EfficientNet(nn.Module):
             for number in range(1, stage.blocks + 1)
         ]
         for name, stage in blocks[: self.depth]:
-            features = self._channels(stage.channels)
+            features = self.channels(stage.channels)
             inits = (self.conv_init, self.bias_init)
             x = _Block(stage, features, self.activation, *inits, name=name)(x, train)
-        x = self.activation(layer(x, 4 * self._channels(_STAGES[-1].channels), 1, "final"))
+        x = self.activation(layer(x, 4 * self.channels(_STAGES[-1].channels), 1, "final"))
         last = nn.Dense(
             self.num_classes, kernel_init=self.kernel_init, bias_init=self.bias_init, name="last"
         )
         return last(jnp.mean(x, axis=(-3, -2)))
 
-    def _channels(self, channels: int) -> int:
-        """Scale with the width, to a multiple of 8 that loses no more than a tenth."""
+    def channels(self, channels: int) -> int:
+        """Scale a stage's channels with the width, to a multiple of 8, a tenth less at the most."""
         wanted = channels * self.width / _FIRST
         rounded = max(8, int(wanted + 4) // 8 * 8)
         return rounded + 8 if rounded < 0.9 * wanted else rounded
