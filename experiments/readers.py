@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,8 +22,8 @@ Shape: TypeAlias = tuple[int, int, int]
 _TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MANUAL = {
     "imagenet2012": "ImageNet has to be asked for at https://image-net.org: put "
-    "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {folder}/downloads/manual, and it "
-    "will be prepared from there."
+    "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {folder}/downloads/manual, and "
+    "install tensorflow, which preparing this set needs, once."
 }
 _CHUNK = 1000  # records at once: bounds the memory of undecoded ones
 
@@ -184,17 +185,45 @@ def _source(name: str, split: str, data_dir: str | None) -> Any:
 
     skip = {"image": tensorflow_datasets.decode.SkipDecoding()}  # Pillow alone is twice as fast
     try:
+        if name not in _MANUAL:
+            _prepare(name, data_dir)
         return tensorflow_datasets.data_source(name, split=split, data_dir=data_dir, decoders=skip)
     except Exception as error:
         folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         remedy = _MANUAL.get(
             name, "Load it once with a network connection, for it to be downloaded there."
         )
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise FileNotFoundError(
             f"{name} is not in data_dir={folder!r} and could not be prepared "
-            f"({type(error).__name__}: {error}). {remedy.format(folder=folder)} The sets 'digits' "
+            f"({reason}). {remedy.format(folder=folder)} The sets 'digits' "
             "and 'made' need no files."
         ) from error
+
+
+def _prepare(name: str, data_dir: str | None) -> None:
+    """Download MNIST or CIFAR unless it is there, and prepare it without TensorFlow.
+
+    Their builders open files by TensorFlow and hand on arrays, which it would encode: Python opens
+    files as well, and images are encoded by Pillow.
+    """
+    import tensorflow_datasets
+    from PIL import Image
+    from tensorflow_datasets.image_classification import cifar, mnist
+
+    builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+    if builder.is_prepared():
+        return
+    gfile = types.SimpleNamespace(GFile=open)
+    cifar.tf = mnist.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=gfile))
+    generate = builder._generate_examples
+
+    def examples(*arguments: Any, **options: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+        for key, example in generate(*arguments, **options):
+            yield key, {**example, "image": Image.fromarray(example["image"].squeeze())}
+
+    builder._generate_examples = examples
+    builder.download_and_prepare()
 
 
 def _decode_all(source: Any, shape: Shape) -> Split:
