@@ -84,6 +84,7 @@ class Start:
     """Seeds of everything random, each in [0, 2**31)."""
 
     def __post_init__(self) -> None:
+        _floats(self)
         _require(self, self.ai_steps >= 1, "ai_steps", "[1, ...)")
         _require(self, self.batch_size >= 1, "batch_size", "[1, ...)")
         _require(self, 0 < self.scale < math.inf, "scale", "(0, inf)")
@@ -151,6 +152,7 @@ class Counts:
     """Fraction of the weights that are kept, in (0, 1]."""
 
     def __post_init__(self) -> None:
+        _floats(self)
         _require(self, 0 < self.density <= 1, "density", "(0, 1]")
 
 
@@ -168,6 +170,7 @@ class Times:
     """Runs of each, of which the median counts."""
 
     def __post_init__(self) -> None:
+        _floats(self)
         _require(self, self.size >= 2, "size", "[2, ...)")
         _require(self, self.repeats >= 1, "repeats", "[1, ...)")
         in_range = all(0 < density <= 1 for density in self.densities)
@@ -190,6 +193,7 @@ class Kernel:
     """Seed of weights and mask, in [0, 2**31)."""
 
     def __post_init__(self) -> None:
+        _floats(self)
         _require(self, self.channels >= 1, "channels", "[1, ...)")
         _require(self, self.taps >= 1, "taps", "[1, ...)")
         _require(self, 0 < self.density <= 1, "density", "(0, 1]")
@@ -229,13 +233,23 @@ def digest(config: Any) -> str:
 
     Example:
         >>> from experiments import config
-        >>> config.digest(config.Train()) == config.digest(config.Train())
+        >>> config.digest(config.Train(epochs=1)) == config.digest(config.Train(epochs=1.0))
         True
         >>> config.digest(config.Train(density=0.05)) == config.digest(config.Train())
         False
     """
     text = json.dumps(to_dict(config), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _floats(config: Any) -> None:
+    """Make a float of every integer that stands for one: 1 and 1.0 are one config."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type == "float":
+            object.__setattr__(config, field.name, float(value))
+        elif field.type == "tuple[float, ...]":
+            object.__setattr__(config, field.name, tuple(map(float, value)))
 
 
 def _is_angle(angles: str) -> bool:

@@ -29,6 +29,7 @@ from experiments.tables import Table, Value
 
 __all__ = ["Curves", "Figure", "Report", "Table", "Value", "build", "fill", "main", "places"]
 
+STORED: tuple[sweep.Scale, ...] = ("paper", "small")  # scales whose results are committed
 PLACE = re.compile(r"^(<!-- table:([\w.-]+) -->\n)(.*?)^(<!-- /table:\2 -->)$", re.DOTALL | re.M)
 
 
@@ -50,21 +51,21 @@ class Report:
     """Also write a page with everything."""
     prune: bool = False
     """Drop results that belong to no config any more from the CSV files."""
-    quick: bool = False
-    """Report the small versions instead, into RUNS/quick; the README stays as it is."""
+    scale: sweep.Scale = "small"
+    """Which configs; quick ones are reported into RUNS/quick, and the README stays as it is."""
 
 
-def build(name: str, results: str | Path, *, quick: bool = False) -> list[Table | Figure]:
+def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> list[Table | Figure]:
     """Make the tables and figures of a config module from its CSV files.
 
-    Its function ``report(rows)`` gets the rows of all configs of its sweep, in the sweep's order.
+    Its function ``report(rows)`` gets the rows of all configs of one scale, in their order.
     A config that did not run has one row, of its fields alone: it leaves a cell empty. If the
     function has a second argument, it gets the logged curves, with the fields of their configs.
 
     Args:
         name: of the module.
         results: folder of the CSV files.
-        quick: take the configs of ``quick()`` instead of ``sweep()``.
+        scale: which configs, as :func:`experiments.sweep.grid_of` returns them.
 
     Returns:
         What the module's function returns.
@@ -79,7 +80,7 @@ def build(name: str, results: str | Path, *, quick: bool = False) -> list[Table 
         ValueError: config='no_such_table' is outside {...}. ...
     """
     module = sweep.find(name)
-    grid = list(dict.fromkeys(module.quick() if quick else module.sweep()))
+    grid = sweep.grid_of(module, scale)
     found = records.match(records.read(Path(results) / f"{name}.csv"), grid)
     rows, curves = [], []
     logged: dict[str, list[runs.Row]] = {}
@@ -178,7 +179,8 @@ def _merge(options: Report, names: Sequence[str], console: Console) -> None:
     all_curves: list[runs.Row] | None = None
     for name in names:
         module = sweep.find(name)
-        grid = module.quick() if options.quick else module.sweep()
+        scales: tuple[sweep.Scale, ...] = ("quick",) if options.scale == "quick" else STORED
+        grid = [config for scale in scales for config in sweep.grid_of(module, scale)]
         digests = {configs.digest(config) for config in grid}
         path = results / f"{name}.csv"
         rows = records.merge(
@@ -217,7 +219,7 @@ def _write(options: Report, names: Sequence[str], console: Console) -> None:
         if not (results / f"{name}.csv").exists():
             console.print(f"{name}: nothing ran")
             continue
-        items = build(name, results, quick=options.quick)
+        items = build(name, results, scale=options.scale)
         sections.append(Section(name, inspect.getdoc(sweep.find(name)) or name, items))
     found = unique(item for section in sections for item in section.items)
     for item in found.values():
@@ -253,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     prog = "python -m experiments report"
     options = tyro.cli(Report, args=arguments, description=__doc__, prog=prog)
-    if options.quick:
+    if options.scale == "quick":
         root = Path(options.runs) / "quick"
         options = dataclasses.replace(
             options, results=str(root / "results"), images=str(root / "images"), readme=None

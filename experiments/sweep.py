@@ -4,7 +4,7 @@ Runs that are complete are skipped, so the same command goes on with a sweep tha
 run that fails does not stop the others; it is named at the end and tried again by the next sweep.
 
 Example:
-    python -m experiments sweep table1_mlp --quick
+    python -m experiments sweep table1_mlp1000 --scale quick
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import tyro
 from rich.console import Console
@@ -26,9 +26,22 @@ from experiments import config as configs
 from experiments import models, runs
 from experiments.slurm import Slurm, submit
 
-__all__ = ["Failure", "Outcome", "Sweep", "describe", "find", "local", "main", "names", "state"]
+__all__ = [
+    "Failure",
+    "Outcome",
+    "Scale",
+    "Sweep",
+    "describe",
+    "find",
+    "grid_of",
+    "local",
+    "main",
+    "names",
+    "state",
+]
 
 PACKAGE = "experiments.configs"
+Scale: TypeAlias = Literal["paper", "small", "quick"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +52,8 @@ class Sweep:
     """A module of experiments.configs, by its name."""
     launcher: Literal["local", "slurm"] = "local"
     """Run in this process, or submit jobs."""
-    quick: bool = False
-    """Run its small version on made data."""
+    scale: Scale = "paper"
+    """As in the paper; small, for two CPU cores; or quick, tiny on made data."""
     limit: int | None = None
     """Start so many runs at the most."""
     show: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -99,6 +112,28 @@ def find(name: str) -> ModuleType:
     """
     chosen = models.choose(name.replace("-", "_"), names(), "config")
     return importlib.import_module(f"{PACKAGE}.{chosen}")
+
+
+def grid_of(module: ModuleType, scale: Scale) -> list[Any]:
+    """Return the configs of a module at one scale, each once.
+
+    Args:
+        module: one of ``experiments.configs``.
+        scale: ``"paper"`` calls its ``sweep``, ``"small"`` its ``small`` if it has one and its
+            ``sweep`` if not, ``"quick"`` its ``quick``.
+
+    Returns:
+        The configs, in the module's order.
+
+    Example:
+        >>> from experiments import sweep
+        >>> module = sweep.find("appendix_f")
+        >>> sweep.grid_of(module, "small") == sweep.grid_of(module, "paper")
+        True
+    """
+    small = getattr(module, "small", module.sweep)
+    grid = {"paper": module.sweep, "small": small, "quick": module.quick}[scale]()
+    return list(dict.fromkeys(grid))
 
 
 def describe(config: Any, grid: Sequence[Any]) -> str:
@@ -240,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"limit={options.limit} is outside [0, ...). Leave it out for all.")
         module = find(options.config)
         # Equal configs are one run.
-        grid = list(dict.fromkeys(module.quick() if options.quick else module.sweep()))
+        grid = grid_of(module, options.scale)
         states = [state(config, options.runtime.runs) for config in grid]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

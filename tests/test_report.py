@@ -440,7 +440,7 @@ def test_other_runs_stay_out(place, capsys):
 def test_quick_results_go_elsewhere(place):
     leave(GRID[0], place / "runs")
     before = (place / "README.md").read_text()
-    command(place, "--quick", "made")
+    command(place, "--scale", "quick", "made")
     assert (place / "README.md").read_text() == before
     assert not (place / "results").exists()
     assert (place / "runs" / "quick" / "images" / "made_curves.png").exists()

@@ -161,7 +161,7 @@ def test_listing_runs_nothing(calls, folder, capsys):
 
 
 def test_quick_is_another_grid(calls, folder):
-    command("--runs", folder, "--quick")
+    command("--runs", folder, "--scale", "quick")
     assert calls == [Made(experiment="made_quick")]
 
 
@@ -262,3 +262,10 @@ def test_a_machine_without_slurm_is_told(calls, folder, monkeypatch, capsys):
 def test_submitit_is_only_needed_for_jobs(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     runpy.run_path(slurm.__file__)
+
+
+def test_a_small_scale_is_the_papers_where_there_is_none(calls, folder):
+    module = sweep.find("made")
+    assert sweep.grid_of(module, "small") == sweep.grid_of(module, "paper") == GRID
+    module.small = lambda: GRID[:2] * 2
+    assert sweep.grid_of(module, "small") == GRID[:2]

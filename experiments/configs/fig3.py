@@ -1,0 +1,114 @@
+"""Figure 3: singular values of MLP-7's input-output Jacobian at the start, against density.
+
+Command: python -m experiments sweep fig3
+Hardware: two CPU cores. Time: see the README; most of it SynFlow's masks and AI's descent.
+Expected: without an activation, every singular value of EOI is 1 at every density, where Base's
+vanish as density falls and AI loses its mean and its largest below a density of 0.2. With an
+activation the order is the same, by less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.config import Spectrum
+from experiments.grids import CRITERIA, NAMES, named, product
+from experiments.report import Curves, Figure, Table, Value
+from experiments.runs import Row
+
+ACTIVATIONS = ("identity", "tanh", "hard_tanh", "relu")
+DENSITIES = (0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+AI_DENSITIES = (0.03, 0.05, 0.1, 0.2)
+STATISTICS = {"mean": "mean", "max": "largest", "min": "smallest", "std": "standard deviation"}
+
+
+def get_config() -> Spectrum:
+    """Return the start that the figure is about: EOI on ERK densities."""
+    return Spectrum(experiment="fig3", activation="tanh", density=0.05, seeds=(1, 2, 3, 4, 5))
+
+
+def sweep() -> list[Spectrum]:
+    """Return all starts of the paper's figure."""
+    return product(
+        get_config(),
+        activation=ACTIVATIONS,
+        criterion=CRITERIA,
+        method=("base", "eoi", "ai"),
+        density=DENSITIES,
+    )
+
+
+def small() -> list[Spectrum]:
+    """Return the same with AI for ERK at four densities only."""
+    return [
+        config
+        for config in sweep()
+        if config.method != "ai"
+        or (config.criterion == "erdos_renyi_kernel" and config.density in AI_DENSITIES)
+    ]
+
+
+def quick() -> list[Spectrum]:
+    """Return six starts on made data."""
+    own = Spectrum(experiment="fig3", data="made", depth=3, width=20, ai_steps=5, density=0.2)
+    return product(
+        own, activation=("identity", "tanh"), criterion=CRITERIA[1:2], method=("base", "eoi", "ai")
+    )
+
+
+def report(rows: Sequence[Row]) -> list[Table | Figure]:
+    """Tabulate the means for ERK; draw mean, largest, smallest and spread for all criteria."""
+    rows = named(rows)
+    erk = [row for row in rows if row["criterion"] == "erdos_renyi_kernel"]
+    caption = (
+        "MLP-7 at the start, 128 MNIST images, all 1280 singular values of their Jacobians pooled, "
+        "seeds 1 to 5; AI takes 10 000 steps. Densities as in the paper."
+    )
+    linear = Table(
+        "fig3",
+        "Singular values of MLP-7 at the start, ERK",
+        caption,
+        erk,
+        (Value("spectrum_mean", "mean singular value", form=".3g"),),
+        ("activation", "density"),
+        "method",
+        names=NAMES,
+        order={"method": ("base", "ai", "eoi")},
+    )
+    starts = [f"{NAMES[c]} {NAMES[m]}" for m in ("eoi", "base", "ai") for c in CRITERIA]
+    figures = []
+    for key, word in STATISTICS.items():
+        panels = tuple(
+            Curves(
+                [row for row in erk if row["activation"] == activation],
+                "density",
+                f"spectrum_{key}",
+                "method",
+                "density",
+                f"{word} of the singular values",
+                NAMES[activation],
+                yscale="symlog" if key == "std" else "log",
+                names=NAMES,
+                order=("eoi", "base", "ai"),
+            )
+            for activation in ACTIVATIONS
+        )
+        title = f"Singular values of MLP-7, ERK: {word}"
+        figures.append(Figure(f"fig3_{key}", title, caption, panels, across=2, share=True))
+    panels = tuple(
+        Curves(
+            [row for row in rows if row["activation"] == activation],
+            "density",
+            "spectrum_mean",
+            "start",
+            "density",
+            "mean singular value",
+            NAMES[activation],
+            yscale="log",
+            order=starts,
+        )
+        for activation in ACTIVATIONS
+    )
+    title = "Singular values of MLP-7, all criteria: mean"
+    figures.append(Figure("fig3_criteria", title, caption, panels, across=2, share=True))
+    return [linear, *figures]

@@ -1,0 +1,81 @@
+"""Every figure and table: what its module says, that its small version runs, and its report."""
+
+import inspect
+import json
+import re
+
+import pytest
+
+from experiments import config, models, report, runs, sweep
+from experiments.figures import Figure
+from experiments.tables import Table
+
+NAMES = sweep.names()
+PNG = b"\x89PNG\r\n\x1a\n"
+# What the paper shows, and what its readers asked for.
+EXPECTED = {
+    *("fig3", "loss_curves", "table1_mlp1000", "table1_cnn1000", "table2", "table2_efficientnet"),
+    *("table3", "appendix_a", "appendix_b", "appendix_f"),
+}
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+def test_it_states_command_hardware_time_and_expectation(name):
+    doc = inspect.getdoc(sweep.find(name))
+    assert name in NAMES
+    assert f"python -m experiments sweep {name}" in doc
+    for word in ("Command:", "Hardware:", "Time:", "Expected:"):
+        assert word in doc
+
+
+def test_its_grids_hold_configs_of_one_experiment(name):
+    module = sweep.find(name)
+    for scale in ("paper", "small", "quick"):
+        grid = sweep.grid_of(module, scale)
+        assert {own.experiment for own in grid} <= {name}
+        assert {type(own).__name__ for own in grid} <= set(runs.RUNNERS)
+        assert len({config.digest(own) for own in grid}) == len(grid)
+        assert all(getattr(own, "model", "mlp7") in models.NAMES for own in grid)
+    assert sweep.grid_of(module, "paper")
+    assert module.get_config().experiment == name
+
+
+def test_methods_of_one_table_share_their_learning_rates(name):
+    for scale in ("paper", "small"):
+        rates = {}
+        for own in sweep.grid_of(sweep.find(name), scale):
+            if isinstance(own, config.Train):
+                of = (own.model, own.epochs, own.density, own.seeds, own.criterion)
+                rates.setdefault(of, {}).setdefault(own.method, set()).add(own.learning_rate)
+        for by_method in rates.values():
+            assert len(set(map(frozenset, by_method.values()))) == 1
+
+
+def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
+    """A table that has not run at all is not written: its file is missing. One run is enough."""
+    items = report.build(name, tmp_path)
+    assert items
+    for item in items:
+        assert isinstance(item, Table | Figure)
+        assert item.caption
+        if isinstance(item, Table):
+            assert not re.search(r"\d ± \d", item.markdown())
+
+
+def test_its_quick_version_runs_and_reports(name, tmp_path, monkeypatch):
+    grid = sweep.grid_of(sweep.find(name), "quick")
+    if not grid:
+        pytest.skip("the network has no small version; its shapes are tested instead")
+    runtime = runs.Runtime(runs=str(tmp_path), progress=False)
+    for own in grid:
+        folder = runs.execute(own, runtime)
+        assert json.loads((folder / "results.json").read_text())
+    report.main(["--scale", "quick", "--runs", str(tmp_path), "--html", str(tmp_path / "p"), name])
+    assert (tmp_path / "quick" / "results" / f"{name}.csv").exists()
+    items = report.build(name, tmp_path / "quick" / "results", scale="quick")
+    for item in items:
+        if isinstance(item, Table):
+            assert item.cells()
+        else:
+            image = tmp_path / "quick" / "images" / f"{item.name}.png"
+            assert image.read_bytes().startswith(PNG)
