@@ -226,7 +226,7 @@ def test_densities_that_do_not_fit_are_refused():
 def test_the_densities_of_any_method():
     model = models.Mlp(depth=5, width=16, num_classes=10)
     images = jax.random.normal(KEY, (8, 4, 4, 1))
-    params = model.init(KEY, images)
+    params = jax.jit(model.init)(KEY, images)
 
     def stacked(path, leaf):
         return Layout(batch_axes=1 if "hidden" in jax.tree_util.keystr(path) else 0)
@@ -236,7 +236,7 @@ def test_the_densities_of_any_method():
         logits = model.apply(params, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    scored = masks.top_k(criteria.snip(loss_fn, params), 0.3)
+    scored = masks.top_k(jax.jit(lambda p: criteria.snip(loss_fn, p))(params), 0.3)
     densities = masks.densities(scored, layout=stacked)
     assert densities["params"]["hidden"]["linear"]["kernel"].shape == (3,)
     drawn = networks.exact_orthogonal(KEY, params, densities, layout=stacked)
@@ -251,9 +251,9 @@ def test_trees_of_nnx_and_equinox():
     drawn = networks.exact_orthogonal(KEY, state, 0.25)
     assert isinstance(drawn.mask, nnx.State)
     assert gram_error(drawn.params["kernel"][...]) < 1e-5
-    arrays = eqx.filter(eqx.nn.MLP(12, 4, 16, 1, key=KEY), eqx.is_inexact_array)
+    arrays = eqx.filter(eqx.nn.MLP(20, 12, 12, 1, key=KEY), eqx.is_inexact_array)
     drawn = networks.exact_orthogonal(KEY, arrays, 0.25)
-    assert [int(layer.weight.sum()) for layer in drawn.mask.layers] == [48, 16]
+    assert [int(layer.weight.sum()) for layer in drawn.mask.layers] == [60, 36]
     assert max(gram_error(layer.weight) for layer in drawn.params.layers) < 1e-5
 
 
@@ -276,8 +276,10 @@ def test_a_mask_of_the_same_key_does_not_know_the_redrawn_weights():
     assert abs(float(drawn[mask].mean())) * 2000**0.5 < 4
 
 
-def test_approximate_isometry_of_a_network_is_that_of_each_matrix():
-    params = networks.redraw(KEY, PARAMS, nn.initializers.lecun_normal(), layout=layout)
+def test_approximate_isometry_of_a_network_is_that_of_each_matrix(x64):
+    """In float64: 200 steps of a fixed length make of float32's rounding another matrix."""
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), PARAMS)
+    params = networks.redraw(KEY, params, nn.initializers.lecun_normal(), layout=layout)
     mask = masks.random(KEY, params, 0.7)
     solved = networks.approximate_isometry(params, mask, num_steps=200, layout=layout)
     chex.assert_trees_all_equal_shapes_and_dtypes(solved.params, params)
@@ -297,7 +299,7 @@ def test_approximate_isometry_of_a_network_is_that_of_each_matrix():
         num_steps=200,
     )
     np.testing.assert_allclose(
-        alone.params["kernel"], solved.params["stack"]["kernel"][1], atol=1e-5
+        alone.params["kernel"], solved.params["stack"]["kernel"][1], atol=1e-8
     )
     # Each channel of a depthwise kernel is a matrix of one column, its norm within a step of 1:
     # the gradient of |x^2 - 1| has the length 2 x however near the end is.
@@ -346,7 +348,7 @@ def test_a_deep_sparse_network_learns_from_eoi_and_not_from_a_masked_start():
     def stacked(path, leaf):
         return Layout(batch_axes=1 if "hidden" in jax.tree_util.keystr(path) else 0)
 
-    dense = model.init(KEY, x)
+    dense = jax.jit(model.init)(KEY, x)
     densities = budgets.uniform(dense, 0.125, layout=stacked)
     starts = {
         "eoi": networks.exact_orthogonal(KEY, dense, densities, scale=1.02, layout=stacked),
@@ -474,13 +476,13 @@ def test_the_mask_is_the_support_before_the_cast():
 
 
 def test_the_density_of_each_layer_at_its_center():
-    params = {"kernel": jnp.zeros((3, 3, 16, 16))}
+    params = {"kernel": jnp.zeros((3, 5, 16, 16))}
     drawn = networks.exact_orthogonal(KEY, params, 0.25, center_density="density")
-    assert 0.25 - 1 / 16 < np.count_nonzero(drawn.params["kernel"][1, 1]) / 256 <= 0.25
+    assert 0.25 - 1 / 16 < np.count_nonzero(drawn.params["kernel"][1, 2]) / 256 <= 0.25
 
 
 def test_other_densities_of_the_same_shapes_compile_nothing():
-    params = {"kernel": jnp.zeros((16, 24))}
+    params = {"kernel": jnp.zeros((12, 20))}
     networks.exact_orthogonal(KEY, params, 0.1)
     before = networks._drawing._draw_layers._cache_size()
     for density in (0.2, 0.5, 0.9):
@@ -489,7 +491,7 @@ def test_other_densities_of_the_same_shapes_compile_nothing():
 
 
 def test_a_donated_start_leaves_the_others():
-    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    params = {"kernel": jnp.ones((12, 20)), "bias": jnp.ones(4)}
     mask = masks.random(KEY, params, 0.5)
     starts = [networks.masked(params, mask), networks.exact_orthogonal(KEY, params, 0.5)]
     consume = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
