@@ -73,8 +73,6 @@ class Metrics:
     def __init__(self, folder: Path, config: Any, runtime: Runtime, step: int) -> None:
         self.path = folder / "metrics.jsonl"
         self.seeds = tuple(config.seeds)
-        write(self.path, "".join(json.dumps(row) + "\n" for row in read(self.path, step)))
-        self._file = self.path.open("a", encoding="utf-8")
         self._board: Any = None
         self._wandb: Any = None
         if runtime.tensorboard:
@@ -93,6 +91,9 @@ class Metrics:
                 config=configs.to_dict(config),
                 dir=str(folder),
             )
+
+        write(self.path, "".join(json.dumps(row) + "\n" for row in read(self.path, step)))
+        self._file = self.path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Metrics:
         return self

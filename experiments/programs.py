@@ -34,7 +34,7 @@ _EXCHANGE_FRACTION = 0.3  # of a layer's weights, at first; a cosine takes it to
 # Fields that the functions depend on. Runs that differ in others share them.
 _FIELDS = (
     *("model", "activation", "depth", "width", "data", "dynamic"),
-    *("epochs", "batch_size", "learning_rate", "momentum", "weight_decay"),
+    *("epochs", "batch_size", "momentum", "weight_decay"),
 )
 
 
@@ -75,8 +75,8 @@ class Programs(NamedTuple):
         begin: ``(key, variables, mask) -> State`` of one seed.
         stack: several of these in one; a single one as it is.
         order: ``(state, epoch) -> indices`` of the training images of each of its steps.
-        advance: ``(state, order, first, stop, images, labels) -> (state, Sums)``: trains from step
-            ``first`` to ``stop``, both of one epoch. The state that is passed is used up.
+        advance: ``(state, order, first, stop, learning_rate, images, labels) -> (state, Sums)``:
+            trains from step ``first`` to ``stop``, both of one epoch. The state passed is used up.
         evaluate: ``(state, images, labels) -> (loss, accuracy)``, means over all images.
         finite: ``(state) -> bool``: whether all parameters are.
         steps: training steps in all.
@@ -167,7 +167,7 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
 
     def begin(key: Array, variables: dict[str, Any], mask: Mask) -> State:
         others = {name: value for name, value in variables.items() if name != "params"}
-        tx = _optimizer(config, steps, key, mask, 0)
+        tx = _optimizer(config, steps, key, mask, 0.0)
         return State(key, variables["params"], others, tx.init(variables["params"]))
 
     def order(state: State, epoch: Array) -> Array:
@@ -175,9 +175,10 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
         whole = jax.random.permutation(of_epoch, size)[: steps_of_epoch * batch]
         return whole.reshape(steps_of_epoch, batch)
 
-    def step_once(state: State, index: Array, step: Array, images: Any, labels: Any) -> Any:
+    def step_once(state: State, step: Array, rate: Array, images: Array, labels: Array) -> Any:
+        """Train on one batch, a step of SGD under the mask."""
         key = jax.random.fold_in(_key(state, Purpose.AUGMENTATION), step)
-        x, y = dataset.augment(key, images[index]), labels[index]
+        x = dataset.augment(key, images)
 
         def loss_fn(params: Params) -> Any:
             logits, others = model.apply(
@@ -187,24 +188,33 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
                 mutable=list(state.others),
                 rngs={"dropout": key},
             )
-            loss, right = _losses(logits, y)
+            loss, right = _losses(logits, labels)
             return loss.mean(), (others, right.mean())
 
         (loss, (others, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         # The mask that counts is the one in the state.
         mask = optax.tree.get(state.optimizer, "mask")
-        tx = _optimizer(config, steps, state.key, mask, step)
+        tx = _optimizer(config, steps, state.key, mask, rate)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         bad = jnp.where(jnp.isfinite(loss), NEVER, step)
         return State(state.key, params, dict(others), optimizer), Sums(loss, accuracy, bad)
 
+    factor = optax.piecewise_constant_schedule(1.0, {-(-steps * part // 4): 0.1 for part in (2, 3)})
+
     def advance(
-        state: State, order: Array, first: Array, stop: Array, images: Array, labels: Array
+        state: State,
+        order: Array,
+        first: Array,
+        stop: Array,
+        learning_rate: Array,
+        images: Array,
+        labels: Array,
     ) -> tuple[State, Sums]:
         def body(step: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
             state, sums = carry
-            state, own = step_once(state, order[step % steps_of_epoch], step, images, labels)
+            index, rate = order[step % steps_of_epoch], learning_rate * factor(step)
+            state, own = step_once(state, step, rate, images[index], labels[index])
             bad = jnp.minimum(sums.bad_step, own.bad_step)
             return state, Sums(sums.loss + own.loss, sums.accuracy + own.accuracy, bad)
 
@@ -238,7 +248,7 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
         counted = DynamicSparseState(step=None, key=0, mask=0, inner_state=0)  # type: ignore[arg-type]
         state = State(0, 0, 0, 0 if config.dynamic == "static" else counted)  # type: ignore[arg-type]
         order = jax.vmap(order, in_axes=(state, None))
-        advance = jax.vmap(advance, in_axes=(state, 0, None, None, None, None), out_axes=(state, 0))
+        advance = jax.vmap(advance, in_axes=(state, 0, *[None] * 5), out_axes=(state, 0))
         evaluate = jax.vmap(evaluate, in_axes=(state, None, None))
         finite = jax.vmap(finite, in_axes=(state,))
     return Programs(
@@ -277,12 +287,9 @@ def _losses(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def _optimizer(
-    config: configs.Train, steps: int, key: Array, mask: Mask, step: Any
+    config: configs.Train, steps: int, key: Array, mask: Mask, rate: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD as it is at one step, outermost the rule for the mask."""
-    rate = optax.piecewise_constant_schedule(
-        config.learning_rate, {-(-steps * part // 4): 0.1 for part in (2, 3)}
-    )(step)
+    """SGD as it is at one rate, outermost the rule for the mask."""
     inner = optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(rate, momentum=config.momentum, nesterov=True),

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax as eoi
-from eoi_jax.typing import Array, DType, Initializer, Mask, Params, Shape, Where
+from eoi_jax.typing import Array, DType, Mask, Params, Shape, Where
 from experiments import config as configs
 from experiments import data, models, pruning, stored
 from experiments.keys import Purpose, key_of
@@ -164,30 +164,35 @@ def _init(model: Any, key: Array, shape: tuple[int, ...]) -> dict[str, Any]:
     return dict(model.init(key, jnp.zeros(shape)))
 
 
-@functools.partial(jax.jit, static_argnames="pruned")
 def _orthogonal(key: Array, params: Params, scale: float, pruned: Where) -> Params:
     """Draw Haar matrices for linear layers, delta kernels of them for convolutions and groups."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    groups = {models.layout(path, leaf).groups for path, leaf in leaves if pruned(path, leaf)}
-    for number in groups:
+    for number in {models.layout(path, leaf).groups for path, leaf in leaves if pruned(path, leaf)}:
 
         def of_groups(path: Any, leaf: Any, number: int = number) -> bool:
             return pruned(path, leaf) and models.layout(path, leaf).groups == number
 
-        init = _haar(scale, number)
+        def init(
+            key: Array,
+            shape: Shape,
+            dtype: DType = jnp.float32,
+            out_sharding: Any = None,
+            number: int = number,
+        ) -> Array:
+            del out_sharding
+            return _haar(key, scale, tuple(shape), dtype, number)
+
         params = eoi.networks.redraw(key, params, init, where=of_groups, layout=models.layout)
     return params
 
 
-def _haar(scale: float, groups: int) -> Initializer:
-    linear = jax.nn.initializers.orthogonal(scale)
+# Compiled for each shape: a whole residual network would be one long program of few shapes.
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "groups"))
+def _haar(key: Array, scale: float, shape: tuple[int, ...], dtype: DType, groups: int) -> Array:
+    if len(shape) == 2:
+        return jax.nn.initializers.orthogonal(scale)(key, shape, dtype)
     delta = eoi.initializers.delta_orthogonal(scale=scale, feature_group_count=groups)
-
-    def init(key: Array, shape: Shape, dtype: DType = jnp.float32, out_sharding: Any = None) -> Any:
-        del out_sharding
-        return (linear if len(shape) == 2 else delta)(key, shape, dtype)
-
-    return init
+    return delta(key, shape, dtype)
 
 
 def _isometry(

@@ -75,7 +75,9 @@ def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
                 if order is None or done == 0:
                     order = own.order(state, epoch)
                 first, step = step, _next_stop(step, steps, steps_of_epoch, runtime.log_every)
-                state, sums = own.advance(state, order, first, step, *arrays["train"])
+                state, sums = own.advance(
+                    state, order, first, step, config.learning_rate, *arrays["train"]
+                )
                 loss, accuracy, bad = map(_numbers, sums)
                 _check(bad == programs.NEVER, int(bad.min()), "loss", config, checkpoints)
                 loss, accuracy = loss / (step - first), accuracy / (step - first)

@@ -101,38 +101,29 @@ def test_orthogonal_convolutions_are_deltas_by_group():
         assert not kernel.any()
 
 
-def test_what_reaches_the_orthogonal_draw(dataset, monkeypatch):
+def test_what_reaches_the_library(dataset, monkeypatch):
     """Forms, angles and the center's density: the library draws them, the config chooses them."""
     seen = []
 
     def draw(key, params, densities, **options):
-        seen.append(options)
+        seen.append(options | {"densities": densities})
         return eoi.SparseInit(params, eoi.masks.support(params))
 
     monkeypatch.setattr(eoi, "exact_orthogonal", draw)
-    for change in ({}, {"angles": "80"}, {"method": "eis"}):
+    monkeypatch.setattr(eoi, "sparsity_aware_orthogonal", draw)
+    for change in ({}, {"angles": "80"}, {"method": "eis"}, {"method": "sao"}):
         make(dataclasses.replace(TWO, **{"method": "eoi", "scale": 1.25, **change}), dataset)
-    plain, constant, variant = seen
+    plain, constant, variant, blocks = seen
+    assert {options["scale"] for options in seen} == {1.25}
+    assert {options["layout"] for options in seen} == {models.layout}
     assert plain["angles"] is eoi.givens.uniform_angle
     assert constant["angles"] == pytest.approx(80 * math.pi / 180)
-    assert (plain["form"], variant["form"]) == ("eoi", "eis")
+    assert (plain["form"], variant["form"], blocks["form"]) == ("eoi", "eis", "tanh")
+    assert blocks["densities"] == 0.25
     assert plain["infeasible"] == "redistribute"
-    assert plain["scale"] == 1.25
     assert plain["center_density"] is variant["center_density"] is None
     assert starts._center(Train(model="cnn1000")) == "density"
     assert starts._center(Train(model="cnn1000", method="eis")) is None
-
-
-def test_sparsity_aware_masks_have_one_degree(dataset):
-    own = dataclasses.replace(FOUR, method="sao", density=0.2)
-    start = make(own, dataset)
-    for name, mask in kernels(start.mask).items():
-        assert (mask.sum(-1) == 2).all()
-        assert (mask.sum(-2) == 2).all()
-        kernel = kernels(start.variables)[f"['params']{name}"]
-        assert (eoi.spectrum.orthogonality_error(jnp.asarray(kernel), scale=1.5) < 1e-5).all()
-    with pytest.raises(ValueError, match="does not suit the method"):
-        make(dataclasses.replace(own, density=0.3), dataset)
 
 
 # ------------------------------------------------------------------ criteria

@@ -1,0 +1,423 @@
+"""Training: steps by hand, runs that are killed, and what they leave behind."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import metrics, programs, pruning, starts, train
+from experiments.checkpoints import Checkpoints
+from experiments.config import Train
+from experiments.runs import Runtime
+
+# 784 -> 8 -> 10, 13 steps. Of 576 training images 11 batches of 50 are an epoch, and neither 64
+# images for validation nor 128 for the test are whole batches.
+ONE = Train(
+    data="made",
+    method="base",
+    criterion="magnitude",
+    init="fan_in",
+    density=0.5,
+    depth=2,
+    width=8,
+    batch_size=50,
+    epochs=13 / 11,
+    learning_rate=0.05,
+    weight_decay=0.01,
+    seeds=(3,),
+)
+DYNAMIC = dataclasses.replace(ONE, dynamic="set", seeds=(3, 5))
+
+
+def begin(config):
+    """Return the functions of a config, its arrays on the device and its state at the start."""
+    dataset, arrays = programs.load(config, None)
+    own = programs.compiled(config, None)
+    states = []
+    for seed in config.seeds:
+        start = starts.make(config, seed, dataset)
+        key = jax.random.key_data(jax.random.key(seed))
+        states.append(own.begin(key, start.variables, start.mask))
+    return own, arrays, own.stack(states)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def equal(tree, other):
+    return all(map(np.array_equal, leaves(tree), leaves(other)))
+
+
+# ------------------------------------------------------------------ steps
+
+
+class Hand:
+    """``tanh(x W1 + b1) W2 + b2`` with its gradient and SGD, in NumPy and float64."""
+
+    def __init__(self, params, mask):
+        names = [(layer, leaf) for layer in ("first", "last") for leaf in ("kernel", "bias")]
+        self.weights = [np.asarray(params[layer][leaf], np.float64) for layer, leaf in names]
+        self.mask = [np.asarray(mask[layer][leaf]) for layer, leaf in names]
+        self.momentum = [np.zeros_like(weight) for weight in self.weights]
+
+    def logits(self, x):
+        first, one, last, two = self.weights
+        return np.tanh(x @ first + one) @ last + two
+
+    def losses(self, x, y):
+        logits = self.logits(x)
+        return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
+
+    def right(self, x, y):
+        return self.logits(x).argmax(1) == y
+
+    def step(self, x, y, rate):
+        first, one, last, _ = self.weights
+        hidden, logits = np.tanh(x @ first + one), self.logits(x)
+        error = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(10)[y]
+        error /= len(x)
+        back = error @ last.T * (1 - hidden**2)
+        grads = [x.T @ back, back.sum(0), hidden.T @ error, error.sum(0)]
+        for i, (weight, grad) in enumerate(zip(self.weights, grads, strict=True)):
+            decayed = (grad + 0.01 * weight) * self.mask[i]
+            self.momentum[i] = 0.9 * self.momentum[i] + decayed
+            self.weights[i] = weight - rate * (decayed + 0.9 * self.momentum[i])
+
+
+@pytest.fixture(scope="module")
+def made():
+    dataset, _ = programs.load(ONE, None)
+
+    def split(name):
+        own = getattr(dataset, name)
+        pixels = own.images.reshape(len(own.images), -1).astype(np.float64)
+        return (pixels / 255 - 0.5) / 0.2, own.labels
+
+    return split
+
+
+def test_steps_by_hand(made):
+    """SGD with Nesterov momentum and decay, its rate divided at steps 7 and 10."""
+    own, arrays, state = begin(ONE)
+    assert (own.steps, own.steps_of_epoch) == (13, 11)
+    hand = Hand(state.params, optax.tree.get(state.optimizer, "mask"))
+    orders, (x, y) = [np.asarray(own.order(state, epoch)) for epoch in (0, 1)], made("train")
+    losses, right = [], []
+    for step, rate in enumerate([0.05] * 7 + [0.005] * 3 + [0.0005] * 3):
+        index = orders[step // 11][step % 11]
+        losses.append(hand.losses(x[index], y[index]).mean())
+        right.append(hand.right(x[index], y[index]).mean())
+        hand.step(x[index], y[index], rate)
+    loss = accuracy = 0.0
+    for first, stop in itertools.pairwise((0, 1, 5, 11, 13)):
+        order = orders[first // 11]
+        state, sums = own.advance(state, order, first, stop, 0.05, *arrays["train"])
+        loss, accuracy = loss + float(sums.loss), accuracy + float(sums.accuracy)
+        assert int(sums.bad_step) == programs.NEVER
+    assert loss == pytest.approx(sum(losses), rel=1e-5)
+    assert accuracy == pytest.approx(sum(right), rel=1e-6)
+    names = itertools.product(("first", "last"), ("kernel", "bias"))
+    for (layer, name), expected, kept in zip(names, hand.weights, hand.mask, strict=True):
+        leaf = np.asarray(state.params[layer][name])
+        np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-6)
+        assert kept.ndim == 0 or (leaf[~kept] == 0).all()
+    for split in ("validation", "test"):
+        x, y = made(split)
+        loss, accuracy = own.evaluate(state, *arrays[split])
+        assert float(loss) == pytest.approx(hand.losses(x, y).mean(), rel=1e-5)
+        assert float(accuracy) == pytest.approx(hand.right(x, y).mean(), rel=1e-6)
+
+
+def test_dispatches_change_no_bit():
+    ends = []
+    for bounds in ((0, 11), (0, 3, 4, 11)):
+        own, arrays, state = begin(ONE)
+        order = own.order(state, 0)
+        for first, stop in itertools.pairwise(bounds):
+            state, _ = own.advance(state, order, first, stop, 0.05, *arrays["train"])
+        ends.append(state)
+    assert equal(*ends)
+
+
+def test_the_order_of_the_images():
+    own = programs.compiled(ONE, None)
+
+    def order(seed, epoch):
+        key = jax.random.key_data(jax.random.key(seed))
+        return np.asarray(own.order(programs.State(key, None, {}, None), epoch))
+
+    for one in (order(3, 0), order(3, 1)):
+        assert one.shape == (11, 50)
+        assert len(set(one.ravel())) == 550
+        assert set(one.ravel()) <= set(range(576))
+    assert not np.array_equal(order(3, 0), order(3, 1))
+    assert not np.array_equal(order(3, 0), order(4, 0))
+
+
+def test_seeds_at_once_are_the_seeds_one_by_one(monkeypatch):
+    """While SET exchanges weights, at steps 4 and 8 and no more after three quarters."""
+    monkeypatch.setattr(programs, "_EXCHANGE_EVERY", 4)
+    own, arrays, state = begin(DYNAMIC)
+    order, loss = own.order(state, 0), 0.0
+    masks = [leaves(optax.tree.get(state.optimizer, "mask"))]
+    for first, stop in itertools.pairwise((0, 4, 5, 8, 9)):
+        state, sums = own.advance(state, order, first, stop, 0.05, *arrays["train"])
+        masks.append(leaves(optax.tree.get(state.optimizer, "mask")))
+        loss += float(sums.loss[1])
+    changes = [not all(map(np.array_equal, *pair)) for pair in itertools.pairwise(masks)]
+    assert changes == [False, True, False, True]
+    for mask in masks[1:]:
+        for leaf, start in zip(mask, masks[0], strict=True):
+            axes = tuple(range(1, leaf.ndim))
+            np.testing.assert_array_equal(leaf.sum(axes), start.sum(axes))
+    alone, _, single = begin(dataclasses.replace(DYNAMIC, seeds=(5,)))
+    single, sums = alone.advance(single, order[1], 0, 9, 0.05, *arrays["train"])
+    assert float(sums.loss) == pytest.approx(loss, rel=1e-5)
+    for found, expected in zip(leaves(single), leaves(state), strict=True):
+        np.testing.assert_allclose(found, expected[1] if expected.ndim else expected, atol=1e-5)
+
+
+class Normalized(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(
+            images.reshape(len(images), -1)
+        )
+        return nn.Dense(self.num_classes, name="last")(x)
+
+
+def test_statistics_of_batches_are_kept_and_used(monkeypatch, made):
+    network = functools.lru_cache(lambda config, num_classes: Normalized(num_classes))
+    monkeypatch.setattr(pruning, "network", network)
+    own, arrays, state = begin(dataclasses.replace(ONE, width=9))
+    order = np.asarray(own.order(state, 0))
+    state, _ = own.advance(state, order, 0, 2, 0.0, *arrays["train"])
+    mean = np.zeros(784)
+    for index in order[:2]:
+        mean = 0.5 * mean + 0.5 * made("train")[0][index].mean(0)
+    [stats] = state.others["batch_stats"].values()
+    np.testing.assert_allclose(stats["mean"], mean, atol=1e-4)
+    x, y = made("validation")
+    x = (x - np.asarray(stats["mean"])) / np.sqrt(np.asarray(stats["var"]) + 1e-5)
+    logits = x @ np.asarray(state.params["last"]["kernel"])
+    loss, accuracy = own.evaluate(state, *arrays["validation"])
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
+    assert float(loss) == pytest.approx(losses.mean(), rel=1e-4)
+    assert float(accuracy) == (logits.argmax(1) == y).mean()
+
+
+def test_functions_are_shared():
+    one = programs.compiled(ONE, None)
+    same = {"method": "eoi", "density": 0.2, "seeds": (9,), "experiment": "x"}
+    same |= {"learning_rate": 1.0, "scale": 2.0}
+    assert programs.compiled(dataclasses.replace(ONE, **same), None) is one
+    for change in ({"epochs": 1.0}, {"seeds": (1, 2)}, {"width": 12}):
+        assert programs.compiled(dataclasses.replace(ONE, **change), None) is not one
+    with pytest.raises(ValueError, match=r"batch_size=577 is outside \[1, 576\]"):
+        programs.compiled(dataclasses.replace(ONE, batch_size=577), None)
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+def test_a_run_leaves_metrics_and_results(tmp_path, made):
+    """Training is logged every four steps and at the end of an epoch; the others follow there."""
+    runtime = Runtime(runs=str(tmp_path), log_every=4, tensorboard=True)
+    train.run(ONE, tmp_path, runtime)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert [(row["split"], row["step"]) for row in rows] == [
+        *(("train", 4), ("train", 8), ("train", 11), ("validation", 11)),
+        *(("train", 12), ("train", 13), ("validation", 13), ("test", 13)),
+    ]
+    assert all(row["seed"] == 3 and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert rows[0]["epoch"] == round(4 / 11, 6)
+    [result] = json.loads((tmp_path / "results.json").read_text())
+    assert (result["kept"], result["size"], result["density"]) == (3176, 6352, 0.5)
+    assert (result["seed"], result["steps"]) == (3, 13)
+    assert result["test_accuracy"] == rows[-1]["accuracy"] > 0.2
+    assert result["validation_loss"] == rows[-2]["loss"]
+    # Logits of the start are tanh(x W1) W2, whose Jacobian is explicit.
+    dataset, _ = programs.load(ONE, None)
+    start = starts.make(ONE, 3, dataset)
+    hand = Hand(start.variables["params"], start.mask)
+    first, _, last, _ = hand.weights
+    slopes = 1 - np.tanh(made("train")[0][:128] @ first) ** 2
+    values = np.linalg.svd(last.T @ (slopes[:, :, None] * first.T), compute_uv=False)
+    assert result["spectrum_mean"] == pytest.approx(values.mean(), rel=1e-3)
+    assert result["spectrum_max"] == pytest.approx(values.max(), rel=1e-4)
+    assert result["spectrum_std"] == pytest.approx(values.std(), rel=1e-3)
+    assert list((tmp_path / "tensorboard").iterdir())
+    # Killed before its results were written, it has nothing else left to do.
+    before = [(tmp_path / name).read_bytes() for name in ("metrics.jsonl", "results.json")]
+    (tmp_path / "results.json").unlink()
+    train.run(ONE, tmp_path, runtime)
+    after = [(tmp_path / name).read_bytes() for name in ("metrics.jsonl", "results.json")]
+    assert after == before
+
+
+def test_a_run_of_set_goes_on_with_mask_momentum_and_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "_EXCHANGE_EVERY", 4)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    runtime = Runtime(runs=str(tmp_path), log_every=3, checkpoint_every=0.0)
+    for folder in (whole, cut):
+        folder.mkdir()
+    train.run(DYNAMIC, whole, runtime)
+    written = metrics.Metrics.write
+
+    def stop(self, step, *rest):
+        written(self, step, *rest)
+        if step == 9:  # after the exchange of step 8; its checkpoint is of step 6
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.Metrics, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(DYNAMIC, cut, runtime)
+    monkeypatch.setattr(metrics.Metrics, "write", written)
+    assert not (cut / "results.json").exists()
+    train.run(DYNAMIC, cut, runtime)
+    for name in ("metrics.jsonl", "results.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    states = []
+    for folder in (whole, cut):
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            assert checkpoints.latest == 13
+            states.append(checkpoints.restore(begin(DYNAMIC)[2]))
+    assert equal(*states)
+    assert int(states[0].optimizer.step) == 13
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    runtime = Runtime(runs=str(tmp_path), log_every=1, checkpoint_every=0.0)
+    message = r"not finite at step [1-5] for seeds \[3\]\. The last checkpoint is of step [1-5] in"
+    with pytest.raises(FloatingPointError, match=message):
+        train.run(dataclasses.replace(ONE, learning_rate=1e25), tmp_path, runtime)
+    assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path / "metrics.jsonl"))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        good = checkpoints.restore(begin(ONE)[2])
+    assert all(np.isfinite(leaf).all() for leaf in leaves(good.params))
+
+
+KILLED = """
+import os, signal, sys
+from experiments import config, metrics, runs, train
+
+moment, *folders = sys.argv[1:]
+one = config.Train(
+    data="made", density=0.3, width=16, batch_size=64, epochs=2, method="base", init="fan_in",
+    criterion="magnitude", seeds=(1,),
+)
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "line":  # in the middle of a line, after the checkpoint of step 8
+    written = metrics.Metrics.write
+    def write(self, step, *rest):
+        written(self, step, *rest)
+        if step == 9:
+            self._file.write('{"step": 9, "epo')
+            self._file.flush()
+            kill()
+    metrics.Metrics.write = write
+if moment == "checkpoint":  # complete, but under another name
+    rename = os.rename
+    def stop(old, new, **options):
+        if str(new).endswith("checkpoints/12"):
+            kill()
+        rename(old, new, **options)
+    os.rename = stop
+for folder in folders:
+    print(runs.execute(one, runs.Runtime(runs=folder, log_every=2, checkpoint_every=0.0)))
+"""
+
+
+def test_killed_runs_end_as_if_they_were_not(tmp_path):
+    """A real process is killed within a line of metrics, and within a checkpoint."""
+
+    def start(moment, *folders):
+        # Programs compiled by one process serve the next.
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        command = [sys.executable, "-c", KILLED, moment, *(str(tmp_path / own) for own in folders)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env={**os.environ, **cache}
+        )
+        assert done.returncode == (0 if moment == "never" else -signal.SIGKILL), done.stderr
+        return [Path(line) for line in done.stdout.split()]
+
+    start("line", "cut")
+    start("checkpoint", "cut")
+    folders = start("never", "cut", "whole")
+    for name in ("metrics.jsonl", "results.json", "done"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    states = []
+    for folder in folders:
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            assert checkpoints.latest == 18
+            assert len(list((folder / "checkpoints").iterdir())) == 2
+            states.append(checkpoints._manager.restore(18))
+    assert equal(*states)
+    assert len(jax.tree.leaves(states[0])) > 12
+
+
+# ------------------------------------------------------------------ metrics and the command line
+
+
+def test_lines_after_the_last_checkpoint_are_cut_off(tmp_path):
+    config, runtime = dataclasses.replace(ONE, seeds=(1, 2)), Runtime()
+    with metrics.Metrics(tmp_path, config, runtime, 0) as log:
+        for step in (10, 20, 30):
+            log.write(step, step / 8, "train", [1.0, 2.0], np.float32([0.1, 0.2]))
+    whole = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(b"".join(whole)[:-9])
+    with metrics.Metrics(tmp_path, config, runtime, 20) as log:
+        assert log.path.read_bytes() == b"".join(whole[:4])
+        log.write(30, 30 / 8, "train", [1.0, 2.0], np.float32([0.1, 0.2]))
+    assert log.path.read_bytes() == b"".join(whole)
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"runtime\.wandb=True needs wandb, .*pip install wandb"):
+        metrics.Metrics(tmp_path, ONE, Runtime(wandb=True), 0)
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def run(config, runtime):
+        calls.append((config, runtime))
+        if config.seeds == (9,):
+            raise FloatingPointError("not finite")
+        row = {"seed": 1, "test_accuracy": 0.5, "test_loss": 1.25, "kept": 1000, "size": 10_000}
+        (tmp_path / "results.json").write_text(json.dumps([row]))
+        return tmp_path
+
+    monkeypatch.setattr(train, "execute", run)
+    train.main(["--method", "dense", "--density", "1", "--seeds", "1", "2", "--log-every", "7"])
+    [(config, runtime)] = calls
+    assert config == Train(method="dense", density=1.0, seeds=(1, 2))
+    assert runtime == Runtime(log_every=7)
+    out = capsys.readouterr().out
+    assert "seed 1: test accuracy 50.00%, loss 1.2500; 1,000 of 10,000 weights" in out
+    assert str(tmp_path) in out
+    for bad, message in ((["--seeds", "9"], "not finite"), (["--density", "2"], "density=2")):
+        with pytest.raises(SystemExit) as stopped:
+            train.main(bad)
+        assert message in str(stopped.value) + capsys.readouterr().err
