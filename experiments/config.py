@@ -74,6 +74,8 @@ class Start:
     """Standard deviation of the biases at the start."""
     angles: str = "uniform"
     """Angles of EOI's rotations: "uniform", or degrees such as "80"."""
+    planes: Literal["independent", "banded", "butterfly"] = "independent"
+    """Planes of EOI's rotations: independent, or drawn inside a pattern (linear layers only)."""
     ai_steps: int = 10_000
     """Steps of approximated isometry."""
     ai_objective: Literal["frobenius", "log_det"] = "frobenius"

@@ -153,13 +153,10 @@ def find(
         ValueError: for a network that a criterion cannot score.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from experiments import config, data, pruning
-        >>> one = config.Train(data="made", criterion="uniform", depth=2, width=20, density=0.5)
-        >>> images = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
-        >>> model = pruning.network(one, 10)
-        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(images.shape))
-        >>> mask = pruning.find(one, 1, data.load("made"), variables)
+        >>> from experiments import config, data, pruning, starts
+        >>> one = config.Train(criterion="uniform", init="fan_in", depth=2, width=20, density=0.5)
+        >>> made = data.load("made")
+        >>> mask = pruning.find(one, 1, made, starts.dense(one, 1, made))
         >>> int(mask["last"]["kernel"].sum())
         100
     """

@@ -29,7 +29,7 @@ import numpy as np
 import eoi_jax as eoi
 from eoi_jax.typing import Array, DType, Mask, Params, Shape, Where
 from experiments import config as configs
-from experiments import data, models, pruning, stored
+from experiments import data, guided, models, pruning, stored
 from experiments.keys import Purpose, key_of
 
 __all__ = ["Start", "count", "dense", "make"]
@@ -67,9 +67,9 @@ def make(
 
     Example:
         >>> from experiments import config, data, starts
-        >>> one = config.Train(data="made", method="base", density=0.25, depth=3, width=20)
+        >>> one = config.Train(data="made", method="base", init="fan_in", depth=2, width=20)
         >>> starts.count(starts.make(one, 1, data.load("made")))
-        (4070, 16280)
+        (1588, 15880)
     """
     variables = dense(config, seed, dataset)
     params, pruned = variables["params"], pruning.where(config)
@@ -87,6 +87,9 @@ def make(
             own = eoi.masked(params, mask)
         elif config.method == "ai":
             own = _isometry(config, seed, params, mask, options, cache)
+        elif config.method == "eoi" and config.planes != "independent":
+            densities = eoi.masks.densities(mask, layout=models.layout)
+            own = guided.start(key, params, densities, pattern=config.planes, **options)
         else:
             own = eoi.exact_orthogonal(
                 key,
@@ -142,7 +145,7 @@ def dense(config: configs.Start, seed: Any, dataset: data.Dataset) -> dict[str, 
 
     Example:
         >>> from experiments import config, data, starts
-        >>> one = config.Train(data="made", depth=2, width=20)
+        >>> one = config.Train(data="made", init="fan_in", depth=2, width=20)
         >>> starts.dense(one, 1, data.load("made"))["params"]["last"]["kernel"].shape
         (20, 10)
     """

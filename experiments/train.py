@@ -51,7 +51,7 @@ def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
         >>> import pathlib, tempfile
         >>> from experiments import config, metrics, runs, train
         >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> one = config.Train(data="made", method="base", depth=2, width=20)
+        >>> one = config.Train(data="made", method="base", init="fan_in", depth=2, width=20)
         >>> train.run(one, folder, runs.Runtime(runs=str(folder)))
         >>> sorted({row["split"] for row in metrics.read(folder / "metrics.jsonl")})
         ['test', 'train', 'validation']

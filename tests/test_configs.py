@@ -15,11 +15,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # What the paper shows, and what its readers asked for.
 EXPECTED = {
     *("fig3", "loss_curves", "table1_mlp1000", "table1_cnn1000", "table2", "table2_efficientnet"),
-    *("table3", "appendix_a", "appendix_b", "appendix_f"),
+    *("table3", "appendix_a", "appendix_b", "appendix_f", "appendix_g", "appendix_i"),
+    *("appendix_j", "appendix_k", "equal_parameters", "guided_planes", "angle_laws"),
 }
-pytestmark = pytest.mark.parametrize("name", NAMES)
+each = pytest.mark.parametrize("name", NAMES)
 
 
+def test_every_figure_and_table_has_a_module():
+    assert set(NAMES) == EXPECTED
+
+
+@each
 def test_it_states_command_hardware_time_and_expectation(name):
     doc = inspect.getdoc(sweep.find(name))
     assert name in NAMES
@@ -28,6 +34,7 @@ def test_it_states_command_hardware_time_and_expectation(name):
         assert word in doc
 
 
+@each
 def test_its_grids_hold_configs_of_one_experiment(name):
     module = sweep.find(name)
     for scale in ("paper", "small", "quick"):
@@ -40,6 +47,7 @@ def test_its_grids_hold_configs_of_one_experiment(name):
     assert module.get_config().experiment == name
 
 
+@each
 def test_methods_of_one_table_share_their_learning_rates(name):
     for scale in ("paper", "small"):
         rates = {}
@@ -51,6 +59,7 @@ def test_methods_of_one_table_share_their_learning_rates(name):
             assert len(set(map(frozenset, by_method.values()))) == 1
 
 
+@each
 def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
     """A table that has not run at all is not written: its file is missing. One run is enough."""
     items = report.build(name, tmp_path)
@@ -62,6 +71,7 @@ def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
             assert not re.search(r"\d ± \d", item.markdown())
 
 
+@each
 def test_its_quick_version_runs_and_reports(name, tmp_path, monkeypatch):
     grid = sweep.grid_of(sweep.find(name), "quick")
     if not grid:

@@ -77,4 +77,7 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
             ("size", middle, "density", "density (fraction of non-zeros)"),
         )
     )
-    return [table, Figure("appendix_b", "Time to draw one matrix", caption, panels, share=True)]
+    return [
+        table,
+        Figure("appendix_b_times", "Time to draw one matrix", caption, panels, share=True),
+    ]

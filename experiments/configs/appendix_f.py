@@ -59,7 +59,7 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
     )
     panels = tuple(_panel(weights[tap], mask[tap], tap) for tap in np.ndindex(*weights.shape[:2]))
     title = "One kernel, tap by tap: outputs against inputs"
-    return [table, Figure("appendix_f", title, caption, panels, own.taps, (2.6, 2.6))]
+    return [table, Figure("appendix_f_kernel", title, caption, panels, own.taps, (2.6, 2.6))]
 
 
 def _panel(weights: Any, mask: Any, tap: tuple[int, ...]) -> Callable[[Axes], None]:

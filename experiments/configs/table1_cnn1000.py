@@ -97,5 +97,7 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         markers=False,
         order=("dense", "ERK EOI", "ERK AI", "ERK Base"),
     )
-    figure = Figure("table1_cnn1000", "Training loss of CNN-1000", caption, (panel,), size=(7, 4))
+    figure = Figure(
+        "table1_cnn1000_loss", "Training loss of CNN-1000", caption, (panel,), size=(7, 4)
+    )
     return [table, figure]

@@ -52,7 +52,7 @@ def small() -> list[Train]:
 
 
 def quick() -> list[Train]:
-    """Return ten-layer networks on made data, trained from every kind of start."""
+    """Return five-layer networks on made data, from the starts that the other tables leave out."""
     own = Train(
         experiment="table1_mlp1000",
         model="mlp1000",
@@ -65,8 +65,7 @@ def quick() -> list[Train]:
         ai_steps=5,
         batch_size=64,
     )
-    dense = product(own, method=("dense",), density=(1.0,))
-    return dense + product(own, method=("base", "ai", "eoi", "sao"))
+    return product(own, method=("dense",), density=(1.0,)) + product(own, method=("sao",))
 
 
 def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
@@ -102,5 +101,7 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         markers=False,
         order=("dense", "ERK EOI", "ERK AI", "ERK Base", "SAO"),
     )
-    figure = Figure("table1_mlp1000", "Training loss of MLP-1000", caption, (panel,), size=(7, 4))
+    figure = Figure(
+        "table1_mlp1000_loss", "Training loss of MLP-1000", caption, (panel,), size=(7, 4)
+    )
     return [table, figure]

@@ -46,15 +46,13 @@ def sweep() -> list[Train]:
 
 
 def quick() -> list[Train]:
-    """Return the smallest residual network with tanh, on made data."""
+    """Return a small perceptron with SELU, on made data."""
     own = Train(
         experiment="table3",
-        model="resnet32",
-        activation="tanh",
-        depth=8,
-        width=4,
+        activation="selu",
+        depth=3,
+        width=20,
         data="made",
-        init="fan_in",
         density=0.3,
         batch_size=64,
     )

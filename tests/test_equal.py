@@ -1,0 +1,31 @@
+"""Dense networks of equal size."""
+
+import pytest
+
+from experiments import equal
+from experiments.config import Train
+
+
+def size_by_hand(depth, width):
+    return 784 * width + (depth - 2) * width**2 + 10 * width
+
+
+@pytest.mark.parametrize(("density", "width"), [(0.1, 15), (0.5, 58), (1.0, 100)])
+def test_no_other_width_is_closer(density, width):
+    own = Train(density=density)
+    found = equal.dense_of_equal_size(own, "width", range(2, 200))
+    assert (found.method, found.density, found.width, found.depth) == ("dense", 1.0, width, None)
+    misses = {w: abs(size_by_hand(7, w) - density * 129_400) for w in range(2, 200)}
+    assert width == min(misses, key=misses.get)
+
+
+def test_depth_is_solved_at_the_width_of_the_sparse_network():
+    own = Train(model="mlp1000", density=0.125)
+    found = equal.dense_of_equal_size(own, "depth", range(100, 150))
+    assert found.depth == 121
+    assert abs(size_by_hand(121, 128) / (0.125 * size_by_hand(1000, 128)) - 1) < 0.01
+
+
+def test_what_is_off_by_more_than_a_percent_is_refused():
+    with pytest.raises(ValueError, match=r"width=10 gives 1\.2% more or less"):
+        equal.dense_of_equal_size(Train(depth=3, width=20, density=0.5), "width", range(2, 20))
