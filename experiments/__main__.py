@@ -15,6 +15,7 @@ COMMANDS = {
     "spectra": "picture singular values through depth, against density",
     "universality": "hold sparse orthogonal spectra against theory for dense",
     "plan": "list the layers of a sparse network: weights, FLOPs, bytes",
+    "train": "train one network from one kind of start",
     "sweep": "run all configs of a figure or table, here or on a cluster",
     "report": "turn results into CSV files, tables, figures and a page",
 }

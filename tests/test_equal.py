@@ -10,13 +10,13 @@ def size_by_hand(depth, width):
     return 784 * width + (depth - 2) * width**2 + 10 * width
 
 
-@pytest.mark.parametrize(("density", "width"), [(0.1, 15), (0.5, 58), (1.0, 100)])
-def test_no_other_width_is_closer(density, width):
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_no_other_width_is_closer(density):
     own = Train(density=density)
     found = equal.dense_of_equal_size(own, "width", range(2, 200))
-    assert (found.method, found.density, found.width, found.depth) == ("dense", 1.0, width, None)
     misses = {w: abs(size_by_hand(7, w) - density * 129_400) for w in range(2, 200)}
-    assert width == min(misses, key=misses.get)
+    assert found.width == min(misses, key=misses.get)
+    assert (found.method, found.density, found.depth) == ("dense", 1.0, None)
 
 
 def test_depth_is_solved_at_the_width_of_the_sparse_network():
