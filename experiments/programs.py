@@ -265,7 +265,7 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
 
 def _only(states: list[State]) -> State:
     (state,) = states
-    return state
+    return _committed(state)
 
 
 def _stack(states: list[State]) -> State:
@@ -273,7 +273,12 @@ def _stack(states: list[State]) -> State:
     if isinstance(whole.optimizer, DynamicSparseState):
         shared = whole.optimizer._replace(step=states[0].optimizer.step)
         whole = whole._replace(optimizer=shared)
-    return whole
+    return _committed(whole)
+
+
+def _committed(state: State) -> State:
+    """Bind a state to its device, as one is that was restored: one program serves both."""
+    return jax.device_put(state, jax.local_devices()[0])
 
 
 def _key(state: State, purpose: Purpose) -> Array:
