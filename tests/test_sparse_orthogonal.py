@@ -66,8 +66,7 @@ def test_exactly_orthogonal_at_the_density_asked_for(seed, shape, position, scal
     assert abs(density_of(w) - density) <= 0.5 / size + 1e-6
 
 
-@pytest.mark.parametrize("shape", [(4096, 4096), (1024, 3000)])
-@pytest.mark.parametrize("density", [0.01, 0.5])
+@pytest.mark.parametrize(("shape", "density"), [((4096, 4096), 0.5), ((1024, 3000), 0.01)])
 def test_exact_at_large_sizes(shape, density):
     w = orthogonal(KEY, shape, density)
     tall = w if shape[0] >= shape[1] else w.T
@@ -77,8 +76,8 @@ def test_exact_at_large_sizes(shape, density):
 
 
 def test_the_ends_of_the_range():
-    one_hot = orthogonal(KEY, (6, 10), 1 / 10)
-    np.testing.assert_array_equal(one_hot, np.eye(6, 10))
+    one_hot = orthogonal(KEY, (12, 40), 1 / 40)
+    np.testing.assert_array_equal(one_hot, np.eye(12, 40))
     assert density_of(orthogonal(KEY, (20, 20), 1.0)) == 1.0
     np.testing.assert_array_equal(orthogonal(KEY, (1, 1), 1.0), [[1.0]])
 
@@ -89,18 +88,22 @@ def test_support_is_that_of_the_stopped_sequence(shape, density):
     """Replay the same rotations one by one on integers, stop by the definition, compare exactly."""
     size, columns = max(shape), min(shape)
     rotations = givens.sample(KEY, size, 8 * size)
-    counts = np.asarray(givens.num_nonzeros(rotations, shape)).astype(int)
+    supports = [np.eye(size, columns, dtype=bool)]
+    for i, j in zip(np.asarray(rotations.i), np.asarray(rotations.j), strict=True):
+        supports.append(supports[-1].copy())
+        supports[-1][[i, j]] = supports[-1][i] | supports[-1][j]
+    counts = np.count_nonzero(supports, axis=(1, 2))
     target = density * (size * columns)
     crossing = int(np.argmax(counts >= target))
     nearer = counts[crossing] - target < target - counts[crossing - 1]
     stop = crossing if nearer else crossing - 1
-    kept = jax.tree.map(lambda x: x[:stop], rotations)
     w = orthogonal(KEY, shape, density)
-    np.testing.assert_array_equal(w != 0, givens.support(kept, shape))
+    expected = supports[stop]
+    np.testing.assert_array_equal(w != 0, expected if shape[0] == size else expected.T)
     assert abs(counts[stop] - target) == np.abs(counts - target).min()
 
 
-@pytest.mark.parametrize(("shape", "density"), [((20, 20), 0.3), ((10, 30), 0.2), ((30, 10), 0.2)])
+@pytest.mark.parametrize(("shape", "density"), [((20, 20), 0.3), ((10, 30), 0.2)])
 def test_law_equals_the_paper_law(shape, density):
     """Means of statistics of many matrices, ours against NumPy's, within 4.5 standard errors."""
     draws = 1500
@@ -135,7 +138,7 @@ def test_law_equals_the_paper_law(shape, density):
         assert deviation < 4.5, f"{name}: {deviation:.1f} standard errors apart"
 
 
-@pytest.mark.parametrize("shape", [(1, 16), (24, 40), (40, 24)])
+@pytest.mark.parametrize("shape", [(16, 1), (24, 40)])
 def test_one_key_is_one_matrix(shape):
     """Eager, jitted, vmapped, looped, with static and traced density."""
     keys = jax.random.split(KEY, 3)
@@ -173,8 +176,11 @@ def test_old_style_keys():
     np.testing.assert_array_equal(old, orthogonal(jax.random.key(3), (20, 20), 0.2))
 
 
-@pytest.mark.parametrize(("density", "at_most"), [(0.15, False), (0.9, False), (0.15, True)])
-def test_the_length_of_a_segment_changes_nothing(density, at_most):
+@pytest.mark.parametrize(
+    ("density", "at_most", "segments"),
+    [(0.15, False, (1, 7, 64)), (0.9, False, (1, 7, 64)), (0.15, True, (7,))],
+)
+def test_the_length_of_a_segment_changes_nothing(density, at_most, segments):
     draw = functools.partial(
         sparse_orthogonal._draw,
         KEY,
@@ -187,15 +193,16 @@ def test_the_length_of_a_segment_changes_nothing(density, at_most):
         at_most=at_most,
     )
     long = draw(segment=400)
-    for segment in (1, 7, 64):
+    for segment in segments:
         np.testing.assert_array_equal(draw(segment=segment) != 0, long != 0)
         np.testing.assert_allclose(draw(segment=segment), long, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(30, 30), (20, 50)])
-@pytest.mark.parametrize("density", [0.02, 1 / 3, 1.0])
+@pytest.mark.parametrize(
+    ("shape", "density"),
+    [((30, 30), 1 / 30), ((30, 30), 1.0), ((20, 50), 0.02), ((20, 50), 1 / 3)],
+)
 def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, density):
-    density = max(density, 1 / max(shape))
     budget = math.floor(density * math.prod(shape) + 0.5)
     keys = jax.random.split(KEY, 20)
     draw = functools.partial(orthogonal, shape=shape, density=density)
@@ -213,16 +220,16 @@ def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, densit
 
 
 def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
-    budgets = jnp.array([16, 30, 100, 128, 256])
+    budgets = jnp.array([16, 30, 100, 128, 256, 15, 257])
     draw = functools.partial(with_budget, shape=(16, 16), segment=64)
     batch = jax.vmap(lambda key, budget: draw(key, budget=budget))(
-        jax.random.split(KEY, 5), budgets
+        jax.random.split(KEY, 7), budgets
     )
-    counts = np.count_nonzero(batch, axis=(1, 2))
-    assert (counts <= budgets).all()
-    assert (counts > budgets - 16).all()
-    assert np.isnan(draw(KEY, budget=15)).any()
-    assert np.isnan(draw(KEY, budget=257)).any()
+    counts = np.count_nonzero(batch, axis=(1, 2))[:5]
+    assert (counts <= budgets[:5]).all()
+    assert (counts > budgets[:5] - 16).all()
+    # No matrix has so few non-zeros, or so many.
+    assert np.isnan(batch).any((1, 2)).tolist() == [False] * 5 + [True] * 2
 
 
 def test_at_most_has_the_budget_of_fill_where_float32_would_not():
@@ -248,10 +255,10 @@ def test_a_new_density_compiles_nothing():
         assert abs(density_of(draw(KEY, density)) - density) <= 0.5 / 40 + 1e-6
 
 
-@pytest.mark.parametrize("bad", [0.0, -0.5, 0.01, 1.5, math.nan, math.inf])
-def test_a_traced_density_out_of_range_gives_nan(bad):
-    w = jax.jit(lambda d: orthogonal(KEY, (20, 20), d))(bad)
-    assert jnp.isnan(w).any()
+def test_a_traced_density_out_of_range_gives_nan():
+    draw = jax.jit(lambda density: orthogonal(KEY, (20, 20), density))
+    for bad in (0.0, -0.5, 0.01, 1.5, math.nan, math.inf):
+        assert jnp.isnan(draw(bad)).any(), bad
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -263,16 +270,15 @@ def test_narrow_dtypes_are_float32_cast_last(dtype):
 
 @pytest.mark.usefixtures("x64")
 def test_float64_is_float64_throughout():
-    for shape in ((100, 100), (30, 80)):
-        w = orthogonal(KEY, shape, 0.3, dtype=jnp.float64)
-        chex.assert_type(w, jnp.float64)
-        assert gram_error(w) <= 1e-14
-        assert abs(density_of(w) - 0.3) <= 0.5 / max(shape)
+    w = orthogonal(KEY, (60, 100), 0.3, dtype=jnp.float64)
+    chex.assert_type(w, jnp.float64)
+    assert gram_error(w) <= 1e-14
+    assert abs(density_of(w) - 0.3) <= 0.5 / 100
 
 
 @pytest.mark.parametrize("column_axis", [0, 1, 2, 3, -1, -4])
 def test_axes_follow_jax(column_axis):
-    shape = (3, 4, 5, 6)
+    shape = (3, 4, 4, 3)
     w = orthogonal(KEY, shape, 0.2, column_axis=column_axis)
     reference = jax.nn.initializers.orthogonal(column_axis=column_axis)(KEY, shape)
     chex.assert_equal_shape([w, reference])
@@ -301,12 +307,13 @@ def test_permuting_keeps_the_laws_and_unties_the_diagonal(shape):
     np.testing.assert_array_equal(ws[0], draw(keys[0]))
 
 
-@pytest.mark.parametrize("degrees", [1, 45, 80])
-def test_constant_angles_are_counted_on_the_floats(degrees):
-    for shape in ((60, 60), (20, 50)):
-        w = orthogonal(KEY, shape, 0.2, angles=math.radians(degrees))
-        assert gram_error(w) <= 1e-5
-        assert abs(density_of(w) - 0.2) <= 0.5 / max(shape) + 1e-6
+@pytest.mark.parametrize(
+    ("degrees", "shape"), [(1, (60, 60)), (45, (60, 60)), (45, (20, 50)), (80, (20, 50))]
+)
+def test_constant_angles_are_counted_on_the_floats(degrees, shape):
+    w = orthogonal(KEY, shape, 0.2, angles=math.radians(degrees))
+    assert gram_error(w) <= 1e-5
+    assert abs(density_of(w) - 0.2) <= 0.5 / max(shape) + 1e-6
 
 
 def test_an_angle_law_of_ones_own():
@@ -326,12 +333,12 @@ def test_shapes_without_arrays():
 
 
 def test_one_program_lowers_for_every_platform():
-    draw = jax.jit(lambda key, density: orthogonal(key, (48, 32), density))
-    exported = jax.export.export(draw, platforms=("cpu", "cuda", "tpu"))(KEY, jnp.float32(0.2))
+    draw = jax.jit(lambda key, density: orthogonal(key, (24, 40), density))
+    exported = jax.export.export(draw, platforms=("cpu", "cuda", "tpu"))(KEY, jnp.float32(0.25))
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     assert "callback" not in exported.mlir_module()
     np.testing.assert_allclose(
-        exported.call(KEY, jnp.float32(0.2)), orthogonal(KEY, (48, 32), 0.2), atol=1e-6
+        exported.call(KEY, jnp.float32(0.25)), orthogonal(KEY, (24, 40), 0.25), atol=1e-6
     )
 
 
@@ -372,11 +379,15 @@ def test_bad_arguments_are_named(arguments, message):
         orthogonal(KEY, **arguments)
 
 
+@functools.cache
+def drawn_on_a_core(keys):
+    return np.stack([orthogonal(key, (50, 30), 0.3) for key in jax.random.split(KEY, keys)])
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_what_accelerators_run_gives_the_same_matrix(batched, monkeypatch):
     """Wide blocks and batched loops, which a CPU does not choose, forced upon it."""
-    keys = jax.random.split(KEY, 3)
-    expected = jnp.stack([orthogonal(key, (50, 30), 0.3) for key in keys])
+    keys, expected = jax.random.split(KEY, 3), drawn_on_a_core(3)
 
     def accelerator(*operands, default, **platforms):
         assert "cpu" in platforms
@@ -397,7 +408,7 @@ def test_what_accelerators_run_gives_the_same_matrix(batched, monkeypatch):
 
 def test_the_scale_may_be_differentiated():
     def total(scale):
-        return orthogonal(KEY, (12, 8), 0.3, scale=scale).sum()
+        return orthogonal(KEY, (20, 20), 0.2, scale=scale).sum()
 
     np.testing.assert_allclose(jax.grad(total)(2.0), total(1.0), rtol=1e-5)
     np.testing.assert_allclose(jax.jit(total)(2.0), total(2.0), rtol=1e-5)
