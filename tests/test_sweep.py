@@ -265,7 +265,7 @@ def test_submitit_is_only_needed_for_jobs(monkeypatch):
 
 
 def test_a_small_scale_is_the_papers_where_there_is_none(calls, folder):
-    module = sweep.find("made")
+    module = sweep.find("made_table")
     assert sweep.grid_of(module, "small") == sweep.grid_of(module, "paper") == GRID
     module.small = lambda: GRID[:2] * 2
     assert sweep.grid_of(module, "small") == GRID[:2]

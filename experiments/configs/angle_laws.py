@@ -41,12 +41,15 @@ def quick() -> list[Spectrum]:
 
 
 def report(rows: Sequence[Row]) -> list[Table | Figure]:
-    """Tabulate mean, least and largest singular values."""
+    """Tabulate mean, least and largest singular values with an activation."""
+    linear = [row for row in rows if row["activation"] == "identity" and "spectrum_min" in row]
+    ends = [abs(row[f"spectrum_{end}"] - 1) for row in linear for end in ("min", "max")]
+    law = f" Without an activation every value is 1 to {max(ends):.0e}." if ends else ""
     table = Table(
         "angle_laws",
         "Angles of the rotations and the spectrum at the start",
-        "MLP-7 at the start, EOI on ERK densities, 128 MNIST images, seeds 1 to 5.",
-        rows,
+        "MLP-7 at the start, EOI on ERK densities, 128 MNIST images, seeds 1 to 5." + law,
+        [row for row in rows if row["activation"] != "identity"],
         (
             Value("spectrum_mean", "mean", form=".3f"),
             Value("spectrum_min", "smallest", form=".3f"),

@@ -8,7 +8,9 @@ from size 2048 on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
 
 from experiments.config import Times
 from experiments.report import Curves, Figure, Table, Value
@@ -58,26 +60,37 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
     middle = max((size for size in sizes if size <= 1024), default=0)
     densities = sorted({row["density"] for row in rows})
     at = min(densities, key=lambda density: abs(density - 1 / 8), default=0.0)
-    panels = tuple(
-        Curves(
-            [row for row in rows if row[fixed] == value],
-            x,
-            "seconds",
-            "method",
-            xlabel,
-            "seconds",
-            f"{fixed} {value:g}",
-            xscale="log",
-            yscale="log",
-            names=NAMES,
-            order=("EOI", "QR", "SAO", "AI"),
-        )
-        for fixed, value, x, xlabel in (
-            ("density", at, "size", "size n of an n × n matrix"),
-            ("size", middle, "density", "density (fraction of non-zeros)"),
-        )
+    panels = (
+        _panel(rows, "density", at, "size", "size n of an n × n matrix", sizes),
+        _panel(rows, "size", middle, "density", "density (fraction of non-zeros)", densities),
     )
     return [
         table,
         Figure("appendix_b_times", "Time to draw one matrix", caption, panels, share=True),
     ]
+
+
+def _panel(
+    rows: Sequence[Row], fixed: str, value: float, x: str, xlabel: str, ticks: Sequence[float]
+) -> Callable[[Axes], None]:
+    """Draw time against one field, the other one fixed."""
+    curves = Curves(
+        [row for row in rows if row[fixed] == value],
+        x,
+        "seconds",
+        "method",
+        xlabel,
+        "seconds",
+        f"{fixed} {value:g}",
+        xscale="log",
+        yscale="log",
+        names=NAMES,
+        order=("EOI", "QR", "SAO", "AI"),
+    )
+
+    def draw(axes: Axes) -> None:
+        curves(axes)
+        axes.set_xticks(ticks, [f"{t:g}" if t >= 1 else f"1/{1 / t:g}" for t in ticks])
+        axes.minorticks_off()
+
+    return draw

@@ -9,7 +9,9 @@ activation the order is the same, by less.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
 
 from experiments.config import Spectrum
 from experiments.grids import CRITERIA, NAMES, named, product
@@ -19,6 +21,7 @@ from experiments.runs import Row
 ACTIVATIONS = ("identity", "tanh", "hard_tanh", "relu")
 DENSITIES = (0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 AI_DENSITIES = (0.03, 0.05, 0.1, 0.2)
+SHOWN = (*AI_DENSITIES, 0.5, 1.0)  # in the table; the figures have all
 STATISTICS = {"mean": "mean", "max": "largest", "min": "smallest", "std": "standard deviation"}
 
 
@@ -63,7 +66,7 @@ def quick() -> list[Spectrum]:
 
 
 def report(rows: Sequence[Row]) -> list[Table | Figure]:
-    """Tabulate the means for ERK; draw mean, largest, smallest and spread for all criteria."""
+    """Tabulate and draw the statistics for ERK; draw the means for all criteria."""
     rows = named(rows)
     erk = [row for row in rows if row["criterion"] == "erdos_renyi_kernel"]
     caption = (
@@ -74,36 +77,22 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
         "fig3",
         "Singular values of MLP-7 at the start, ERK",
         caption,
-        erk,
+        [row for row in erk if row["density"] in SHOWN],
         (Value("spectrum_mean", "mean singular value", form=".3g"),),
         ("activation", "density"),
         "method",
         names=NAMES,
         order={"method": ("base", "ai", "eoi")},
     )
-    starts = [f"{NAMES[c]} {NAMES[m]}" for m in ("eoi", "base", "ai") for c in CRITERIA]
     figures = []
     for key, word in STATISTICS.items():
-        panels = tuple(
-            Curves(
-                [row for row in erk if row["activation"] == activation],
-                "density",
-                f"spectrum_{key}",
-                "method",
-                "density",
-                f"{word} of the singular values",
-                NAMES[activation],
-                yscale="symlog" if key == "std" else "log",
-                names=NAMES,
-                order=("eoi", "base", "ai"),
-            )
-            for activation in ACTIVATIONS
-        )
+        panels = tuple(_panel(erk, activation, key, word) for activation in ACTIVATIONS)
         title = f"Singular values of MLP-7, ERK: {word}"
         figures.append(Figure(f"fig3_{key}", title, caption, panels, across=2, share=True))
+    starts = ["ERK EOI", *(f"{NAMES[criterion]} Base" for criterion in CRITERIA)]
     panels = tuple(
         Curves(
-            [row for row in rows if row["activation"] == activation],
+            [row for row in rows if row["activation"] == activation and row["start"] in starts],
             "density",
             "spectrum_mean",
             "start",
@@ -115,6 +104,29 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
         )
         for activation in ACTIVATIONS
     )
-    title = "Singular values of MLP-7, all criteria: mean"
+    title = "Singular values of MLP-7, the masks of all criteria, and EOI: mean"
     figures.append(Figure("fig3_criteria", title, caption, panels, across=2, share=True))
     return [linear, *figures]
+
+
+def _panel(rows: Sequence[Row], activation: str, key: str, word: str) -> Callable[[Axes], None]:
+    """Draw one statistic of one activation; what is below 1e-9 is below the picture."""
+    curves = Curves(
+        [row for row in rows if row["activation"] == activation],
+        "density",
+        f"spectrum_{key}",
+        "method",
+        "density",
+        f"{word} of the singular values",
+        NAMES[activation],
+        yscale="linear" if key == "std" else "log",
+        names=NAMES,
+        order=("eoi", "base", "ai"),
+    )
+
+    def draw(axes: Axes) -> None:
+        curves(axes)
+        if key == "min":
+            axes.set_ylim(1e-9, 3)
+
+    return draw
