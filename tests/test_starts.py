@@ -44,25 +44,20 @@ def test_the_methods_of_a_seed_share_dense_weights_and_mask(dataset):
     dense = make(dataclasses.replace(FOUR, method="dense", density=1.0), dataset)
     base = make(FOUR, dataset)
     ai = make(dataclasses.replace(FOUR, method="ai", ai_steps=3), dataset)
-    sparse = make(dataclasses.replace(FOUR, method="eoi"), dataset)
     assert all(leaf.shape == () and leaf for leaf in jax.tree.leaves(dense.mask))
     masks = kernels(base.mask)
     weights, values = kernels(dense.variables), kernels(ai.variables)
-    on_base, exact = kernels(base.variables), kernels(sparse.variables)
+    on_base = kernels(base.variables)
     for name, mask in masks.items():
         own = f"['params']{name}"
         np.testing.assert_array_equal(on_base[own], np.where(mask, weights[own], 0))
         np.testing.assert_array_equal(kernels(ai.mask)[name], mask)
         assert (values[own][~mask] == 0).all()
         assert not np.array_equal(values[own], on_base[own])
-        drawn = kernels(sparse.mask)[name]
-        layers = tuple(range(drawn.ndim - 2, drawn.ndim))
-        np.testing.assert_array_equal(drawn.sum(layers), mask.sum(layers))
-        assert not np.array_equal(drawn, mask)
-        for matrix in (weights[own], exact[own]):
-            assert (eoi.spectrum.orthogonality_error(jnp.asarray(matrix), scale=1.5) < 1e-5).all()
+        gram = weights[own].swapaxes(-1, -2) @ weights[own]
+        np.testing.assert_allclose(gram, np.broadcast_to(2.25 * np.eye(10), gram.shape), atol=2e-5)
     assert starts.count(dense) == (400, 400)
-    for start in (base, ai, sparse):
+    for start in (base, ai):
         assert starts.count(start) == (120, 400)
 
 
@@ -112,14 +107,20 @@ def test_what_reaches_the_library(dataset, monkeypatch):
     monkeypatch.setattr(eoi, "exact_orthogonal", draw)
     monkeypatch.setattr(eoi, "sparsity_aware_orthogonal", draw)
     for change in ({}, {"angles": "80"}, {"method": "eis"}, {"method": "sao"}):
-        make(dataclasses.replace(TWO, **{"method": "eoi", "scale": 1.25, **change}), dataset)
+        make(dataclasses.replace(FOUR, **{"method": "eoi", **change}), dataset)
     plain, constant, variant, blocks = seen
-    assert {options["scale"] for options in seen} == {1.25}
+    assert {options["scale"] for options in seen} == {1.5}
     assert {options["layout"] for options in seen} == {models.layout}
     assert plain["angles"] is eoi.givens.uniform_angle
     assert constant["angles"] == pytest.approx(80 * math.pi / 180)
     assert (plain["form"], variant["form"], blocks["form"]) == ("eoi", "eis", "tanh")
-    assert blocks["densities"] == 0.25
+    assert blocks["densities"] == 0.3
+    # The layer densities of the mask that Base and AI have, each layer of the stack its own.
+    for name, mask in kernels(make(FOUR, dataset).mask).items():
+        expected = mask.mean((-2, -1))
+        assert expected.shape == ((2,) if "hidden" in name else ())
+        for options in (plain, variant):
+            np.testing.assert_array_equal(kernels(options["densities"])[name], expected)
     assert plain["infeasible"] == "redistribute"
     assert plain["center_density"] is variant["center_density"] is None
     assert starts._center(Train(model="cnn1000")) == "density"
