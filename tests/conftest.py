@@ -1,5 +1,6 @@
 """Session settings: every test runs on the CPU, offline, with compiled programs kept on disk."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # A first example compiles, so a deadline would only measure the compiler.
 hypothesis.settings.register_profile("eoi", deadline=None, max_examples=20, print_blob=True)
 hypothesis.settings.load_profile("eoi")
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector the modules and the tests, which stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

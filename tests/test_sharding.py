@@ -22,14 +22,15 @@ for draw in (
 ):
     batch = jax.vmap(draw)
     sharded = jax.shard_map(batch, mesh=mesh, in_specs=P("seeds"), out_specs=P("seeds"))
-    np.testing.assert_allclose(jax.jit(sharded)(keys), batch(keys), atol=1e-6)
+    expected = batch(keys)
+    np.testing.assert_allclose(jax.jit(sharded)(keys), expected, atol=1e-6)
     placed = jax.device_put(keys, jax.sharding.NamedSharding(mesh, P("seeds")))
-    np.testing.assert_allclose(jax.jit(batch)(placed), batch(keys), atol=1e-6)
+    np.testing.assert_allclose(jax.jit(batch)(placed), expected, atol=1e-6)
 """
 
 
 def test_shard_map_draws_what_one_device_draws():
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "error", "-c", PROGRAM]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
