@@ -278,7 +278,7 @@ def test_float64_is_float64_throughout():
 
 @pytest.mark.parametrize("column_axis", [0, 1, 2, 3, -1, -4])
 def test_axes_follow_jax(column_axis):
-    shape = (3, 4, 4, 3)
+    shape = (3, 4, 5, 6)
     w = orthogonal(KEY, shape, 0.2, column_axis=column_axis)
     reference = jax.nn.initializers.orthogonal(column_axis=column_axis)(KEY, shape)
     chex.assert_equal_shape([w, reference])
