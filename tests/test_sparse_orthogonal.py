@@ -66,7 +66,8 @@ def test_exactly_orthogonal_at_the_density_asked_for(seed, shape, position, scal
     assert abs(density_of(w) - density) <= 0.5 / size + 1e-6
 
 
-@pytest.mark.parametrize(("shape", "density"), [((4096, 4096), 0.5), ((1024, 3000), 0.01)])
+@pytest.mark.parametrize("shape", [(4096, 4096), (1024, 3000)])
+@pytest.mark.parametrize("density", [0.01, 0.5])
 def test_exact_at_large_sizes(shape, density):
     w = orthogonal(KEY, shape, density)
     tall = w if shape[0] >= shape[1] else w.T
@@ -103,7 +104,7 @@ def test_support_is_that_of_the_stopped_sequence(shape, density):
     assert abs(counts[stop] - target) == np.abs(counts - target).min()
 
 
-@pytest.mark.parametrize(("shape", "density"), [((20, 20), 0.3), ((10, 30), 0.2)])
+@pytest.mark.parametrize(("shape", "density"), [((20, 20), 0.3), ((10, 30), 0.2), ((30, 10), 0.2)])
 def test_law_equals_the_paper_law(shape, density):
     """Means of statistics of many matrices, ours against NumPy's, within 4.5 standard errors."""
     draws = 1500
@@ -138,7 +139,7 @@ def test_law_equals_the_paper_law(shape, density):
         assert deviation < 4.5, f"{name}: {deviation:.1f} standard errors apart"
 
 
-@pytest.mark.parametrize("shape", [(16, 1), (24, 40)])
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1), (24, 40), (40, 24)])
 def test_one_key_is_one_matrix(shape):
     """Eager, jitted, vmapped, looped, with static and traced density."""
     keys = jax.random.split(KEY, 3)
@@ -176,11 +177,8 @@ def test_old_style_keys():
     np.testing.assert_array_equal(old, orthogonal(jax.random.key(3), (20, 20), 0.2))
 
 
-@pytest.mark.parametrize(
-    ("density", "at_most", "segments"),
-    [(0.15, False, (1, 7, 64)), (0.9, False, (1, 7, 64)), (0.15, True, (7,))],
-)
-def test_the_length_of_a_segment_changes_nothing(density, at_most, segments):
+@pytest.mark.parametrize(("density", "at_most"), [(0.15, False), (0.9, False), (0.15, True)])
+def test_the_length_of_a_segment_changes_nothing(density, at_most):
     draw = functools.partial(
         sparse_orthogonal._draw,
         KEY,
@@ -193,16 +191,15 @@ def test_the_length_of_a_segment_changes_nothing(density, at_most, segments):
         at_most=at_most,
     )
     long = draw(segment=400)
-    for segment in segments:
+    for segment in (1, 7, 64):
         np.testing.assert_array_equal(draw(segment=segment) != 0, long != 0)
         np.testing.assert_allclose(draw(segment=segment), long, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("shape", "density"),
-    [((30, 30), 1 / 30), ((30, 30), 1.0), ((20, 50), 0.02), ((20, 50), 1 / 3)],
-)
+@pytest.mark.parametrize("shape", [(30, 30), (20, 50)])
+@pytest.mark.parametrize("density", [0.02, 1 / 3, 1.0])
 def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, density):
+    density = max(density, 1 / max(shape))
     budget = math.floor(density * math.prod(shape) + 0.5)
     keys = jax.random.split(KEY, 20)
     draw = functools.partial(orthogonal, shape=shape, density=density)
@@ -270,10 +267,11 @@ def test_narrow_dtypes_are_float32_cast_last(dtype):
 
 @pytest.mark.usefixtures("x64")
 def test_float64_is_float64_throughout():
-    w = orthogonal(KEY, (60, 100), 0.3, dtype=jnp.float64)
-    chex.assert_type(w, jnp.float64)
-    assert gram_error(w) <= 1e-14
-    assert abs(density_of(w) - 0.3) <= 0.5 / 100
+    for shape in ((100, 100), (30, 80)):
+        w = orthogonal(KEY, shape, 0.3, dtype=jnp.float64)
+        chex.assert_type(w, jnp.float64)
+        assert gram_error(w) <= 1e-14
+        assert abs(density_of(w) - 0.3) <= 0.5 / max(shape)
 
 
 @pytest.mark.parametrize("column_axis", [0, 1, 2, 3, -1, -4])
@@ -307,9 +305,8 @@ def test_permuting_keeps_the_laws_and_unties_the_diagonal(shape):
     np.testing.assert_array_equal(ws[0], draw(keys[0]))
 
 
-@pytest.mark.parametrize(
-    ("degrees", "shape"), [(1, (60, 60)), (45, (60, 60)), (45, (20, 50)), (80, (20, 50))]
-)
+@pytest.mark.parametrize("degrees", [1, 45, 80])
+@pytest.mark.parametrize("shape", [(60, 60), (20, 50)])
 def test_constant_angles_are_counted_on_the_floats(degrees, shape):
     w = orthogonal(KEY, shape, 0.2, angles=math.radians(degrees))
     assert gram_error(w) <= 1e-5
