@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from experiments.figures import Curves
 from experiments.runs import Row
 
-__all__ = ["CRITERIA", "METHODS", "NAMES", "budget", "named", "product"]
+__all__ = ["CRITERIA", "METHODS", "NAMES", "budget", "loss_panel", "named", "product"]
 
 Config = TypeVar("Config")
 
@@ -128,4 +129,36 @@ def budget(rows: Sequence[Row], paper: str) -> str:
         f"{of('data')}, {epochs} epoch{'' if epochs == '1' else 's'}, "
         f"batches of {of('batch_size')}, learning rate {of('learning_rate')}, "
         f"seed{many} {', '.join(map(str, seeds))}. The paper: {paper}."
+    )
+
+
+def loss_panel(curves: Sequence[Row], by: str = "start", title: str = "", **looks: Any) -> Curves:
+    """Draw the training loss against the step, a curve for each value of a field.
+
+    Args:
+        curves: what was logged; only lines of training are drawn.
+        by: the field.
+        title: of the panel.
+        looks: further fields of :class:`experiments.figures.Curves`.
+
+    Returns:
+        A panel with the deviations as bands.
+
+    Example:
+        >>> from experiments import grids
+        >>> lines = [{"split": split, "step": 1, "loss": 2.0} for split in ("train", "test")]
+        >>> len(grids.loss_panel(lines).rows)
+        1
+    """
+    return Curves(
+        [row for row in curves if row["split"] == "train"],
+        "step",
+        "loss",
+        by,
+        "training step",
+        "cross-entropy (nats)",
+        title,
+        spread="band",
+        markers=False,
+        **looks,
     )

@@ -16,7 +16,6 @@ import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import config as configs
 from experiments import data, models, pruning, starts, timing
-from experiments.benchmark_methods import seconds_of
 from experiments.runs import Row, Runtime, write
 
 __all__ = ["counts", "kernel", "spectrum", "spectrum_of", "times"]
@@ -152,6 +151,8 @@ def times(config: configs.Times, folder: Path, runtime: Runtime) -> None:
         ['EOI', 'SAO', 'AI', 'QR']
     """
     del runtime
+    from experiments.benchmark_methods import seconds_of  # imports matplotlib: not for training
+
     found = seconds_of(config.size, config.densities, config.repeats)
     machine = timing.machine()
     rows = [

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table1_mlp1000
-from experiments.grids import NAMES, budget, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.grids import NAMES, budget, loss_panel, product
+from experiments.report import Figure, Table, Value
 from experiments.runs import Row
 
 ANGLES = ("uniform", "1", "80")
@@ -76,16 +76,10 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         names=names,
     )
     panels = tuple(
-        Curves(
-            [row for row in curves if row["split"] == "train" and row["model"] == model],
-            "step",
-            "loss",
+        loss_panel(
+            [row for row in curves if row["model"] == model],
             "angles",
-            "training step",
-            "cross-entropy (nats)",
             NAMES[model],
-            spread="band",
-            markers=False,
             names=names,
             order=ANGLES,
         )

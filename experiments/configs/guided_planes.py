@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table1_mlp1000
-from experiments.grids import budget, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.grids import budget, loss_panel, product
+from experiments.report import Figure, Table, Value
 from experiments.runs import Row
 
 PLANES = ("independent", "banded", "butterfly")
@@ -61,16 +61,6 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         ),
         ("planes",),
     )
-    panel = Curves(
-        [row for row in curves if row["split"] == "train"],
-        "step",
-        "loss",
-        "planes",
-        "training step",
-        "cross-entropy (nats)",
-        spread="band",
-        markers=False,
-        order=PLANES,
-    )
+    panel = loss_panel(curves, "planes", order=PLANES)
     title = "Training loss of MLP-1000 by planes"
     return [table, Figure("guided_planes_loss", title, caption, (panel,), size=(7, 4))]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import CRITERIA, METHODS, NAMES, budget, named, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
+from experiments.report import Figure, Table, Value
 from experiments.runs import Row
 
 DENSITIES = (0.05, 0.1)
@@ -85,22 +85,13 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
     )
     of = dict.fromkeys((row["activation"], row["density"]) for row in rows)
     panels = tuple(
-        Curves(
+        loss_panel(
             [
                 row
                 for row in curves
-                if row["split"] == "train"
-                and row["activation"] == activation
-                and row["density"] in (density, 1.0)
+                if row["activation"] == activation and row["density"] in (density, 1.0)
             ],
-            "step",
-            "loss",
-            "start",
-            "training step",
-            "cross-entropy (nats)",
-            f"{NAMES[activation]}, density {density:g}",
-            spread="band",
-            markers=False,
+            title=f"{NAMES[activation]}, density {density:g}",
             yscale="log",
         )
         for activation, density in of

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import CRITERIA, METHODS, NAMES, budget, named, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
+from experiments.report import Figure, Table, Value
 from experiments.runs import Row
 
 
@@ -86,17 +86,7 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         names=NAMES,
         order={"method": ("dense", "eoi", "ai", "base")},
     )
-    panel = Curves(
-        [row for row in curves if row["split"] == "train"],
-        "step",
-        "loss",
-        "start",
-        "training step",
-        "cross-entropy (nats)",
-        spread="band",
-        markers=False,
-        order=("dense", "ERK EOI", "ERK AI", "ERK Base"),
-    )
+    panel = loss_panel(curves, order=("dense", "ERK EOI", "ERK AI", "ERK Base"))
     figure = Figure(
         "table1_cnn1000_loss", "Training loss of CNN-1000", caption, (panel,), size=(7, 4)
     )

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import CRITERIA, METHODS, NAMES, budget, named, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
+from experiments.report import Figure, Table, Value
 from experiments.runs import Row
 
 
@@ -90,15 +90,8 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         order={"epochs": (100, 2, 1), "method": ("dense", "eoi", "ai", "base", "sao")},
     )
     long = max(row["epochs"] for row in rows)
-    panel = Curves(
-        [row for row in curves if row["split"] == "train" and row["epochs"] == long],
-        "step",
-        "loss",
-        "start",
-        "training step",
-        "cross-entropy (nats)",
-        spread="band",
-        markers=False,
+    panel = loss_panel(
+        [row for row in curves if row["epochs"] == long],
         order=("dense", "ERK EOI", "ERK AI", "ERK Base", "SAO"),
     )
     figure = Figure(

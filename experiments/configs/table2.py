@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import CRITERIA, METHODS, NAMES, budget, named, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
+from experiments.report import Figure, Table, Value
 from experiments.runs import Row
 
 MODELS = ("resnet32", "resnet56", "resnet110", "vgg16")
@@ -83,22 +83,9 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         names=NAMES,
     )
     panels = tuple(
-        Curves(
-            [
-                row
-                for row in curves
-                if row["split"] == "train"
-                and row["model"] == model
-                and row["density"] in (density, 1.0)
-            ],
-            "step",
-            "loss",
-            "start",
-            "training step",
-            "cross-entropy (nats)",
-            f"{NAMES[model]}, density {density:g}",
-            spread="band",
-            markers=False,
+        loss_panel(
+            [row for row in curves if row["model"] == model and row["density"] in (density, 1.0)],
+            title=f"{NAMES[model]}, density {density:g}",
             order=("dense", "ERK EOI", "ERK AI", "ERK Base"),
         )
         for model, density in dict.fromkeys((row["model"], row["density"]) for row in rows)
