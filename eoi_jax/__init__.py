@@ -13,7 +13,7 @@ usual sparse starts do not.
 ``static_sparse``, ``mask_updates``     optax: weights off the mask stay exactly zero
 ``sparse_evolutionary_training``,       optax: masks that change while the network trains, SET and
 ``rigl``                                RigL
-``masks``                               mask pytrees: support, random, top_k, fill, apply, densities
+``masks``                               mask pytrees: support, random, top_k, fill, adopt, densities
 ``budgets``                             one density shared among layers: uniform, ER, ERK
 ``criteria``                            scores to prune by: magnitude, SNIP, GraSP, SynFlow
 ``spectrum``                            Jacobians and their singular values
@@ -34,7 +34,7 @@ A module imports only from lower floors::
     3  sparse_orthogonal  sao  dynamic  spectrum
     2  rotation  optim  budgets  criteria  (_delta  _kernel_spectrum)
     1  givens  theory  masks  isometry  mean_field  (_flow  _krylov  _layers  _layerwise  _pruning)
-    0  typing  (_checks  _free_power  _loops  _schedule  _selection  _tree_checks)
+    0  typing  (_checks  _free_power  _loops  _names  _schedule  _selection  _tree_checks)
 """
 
 from eoi_jax import (

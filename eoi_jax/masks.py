@@ -13,8 +13,9 @@ the mask from the tree that it will be used with: for Flax NNX that is
 ``eqx.filter(model, eqx.is_inexact_array)``.
 
 Masks come from weights (:func:`support`), scores (:func:`top_k`) or a key (:func:`random`,
-:func:`fill`), always with exact counts. :func:`shuffle` keeps only the counts of a mask: a method
-that does no better than its own shuffled masks has found densities, not weights.
+:func:`fill`), always with exact counts, or from another library (:func:`adopt`). :func:`shuffle`
+keeps only the counts of a mask: a method that does no better than its own shuffled masks has found
+densities, not weights.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks, _selection, _tree_checks
+from eoi_jax._names import adopt, is_kernel
 from eoi_jax.typing import Array, Densities, LayoutOf, Mask, Params, Scores, Where
 
 __all__ = [
+    "adopt",
     "apply",
     "densities",
     "density",
@@ -40,44 +43,6 @@ __all__ = [
     "support",
     "top_k",
 ]
-
-_KERNEL_NAMES = ("kernel", "weight", "w")
-
-
-def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Tell whether a leaf of a parameter tree is a kernel, judged by its name.
-
-    A kernel is a floating leaf with at least two axes whose last name is ``kernel`` (Flax),
-    ``weight`` (Equinox) or ``w`` (Haiku); the ``value`` attribute in which NNX variables and
-    Linen's partitioned boxes keep their array is no name. Biases have other names, stacked by a
-    scan over layers or not.
-
-    A name says no more than that: Equinox calls the table of an ``Embedding`` and the scale of
-    a norm ``weight`` too. Pass your own ``where=`` to functions over trees to leave one dense.
-
-    Args:
-        path: The key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
-        leaf: The leaf; anything with a shape and a dtype, other leaves are no kernels.
-
-    Returns:
-        Whether the leaf is a kernel.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jax.tree_util import DictKey
-        >>> is_kernel((DictKey("dense"), DictKey("kernel")), jnp.ones((3, 2)))
-        True
-        >>> is_kernel((DictKey("dense"), DictKey("bias")), jnp.ones((8, 2)))
-        False
-    """
-    if path and getattr(path[-1], "name", None) == "value":
-        path = path[:-1]
-    if not path or not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        return False
-    name = getattr(path[-1], "key", getattr(path[-1], "name", None))
-    return (
-        name in _KERNEL_NAMES and len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
 
 
 def support(params: Params, *, where: Where = is_kernel) -> Mask:

@@ -15,6 +15,7 @@ FLOORS = {
     "_checks": 0,
     "_free_power": 0,
     "_loops": 0,
+    "_names": 0,
     "_schedule": 0,
     "_tree_checks": 0,
     "_selection": 0,
@@ -43,11 +44,14 @@ FLOORS = {
     "_drawing": 4,
     "networks": 5,
 }
-# Within floor 0 the order is: typing and loops, then what checks, schedules and selects.
+# Within floor 0 the order is: typing and loops, then what checks, names, schedules and selects.
 ALLOWED_ON_FLOOR_0 = {
     ("_checks", "typing"),
     ("_tree_checks", "typing"),
     ("_tree_checks", "_checks"),
+    ("_names", "typing"),
+    ("_names", "_checks"),
+    ("_names", "_tree_checks"),
     ("_schedule", "typing"),
     ("_schedule", "_loops"),
     ("_selection", "_loops"),

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx, serialization
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import DictKey, GetAttrKey
+from torch.nn.utils import prune
 
-from eoi_jax import _selection, masks
+from eoi_jax import _selection, masks, networks
 from eoi_jax.typing import Layout
 
 
@@ -596,3 +598,152 @@ def test_densities_count_beyond_what_float32_can():
     mask.reshape(-1)[: 2**24 + 12345] = True
     [found] = jax.tree.leaves(masks.densities({"kernel": jnp.asarray(mask)}))
     assert round(float(found) * mask.size) == 2**24 + 12345
+
+
+# ------------------------------------------------------------- masks of other libraries
+
+
+def outside(seed=0):
+    """A mask as PyTorch stores it: a convolution, a grouped one and a linear layer, flat names."""
+    rng = np.random.default_rng(seed)
+    shapes = {"conv": (5, 2, 3, 4), "block.grouped": (6, 1, 3), "fc": (4, 7)}
+    return {f"{name}.weight": rng.random(shape) < 0.4 for name, shape in shapes.items()}
+
+
+def inside():
+    """The parameters for it, as Flax stores them."""
+    shapes = {"conv": (3, 4, 2, 5), "grouped": (3, 1, 6), "fc": (7, 4)}
+    layers = {
+        name: {"kernel": jnp.ones(shape), "bias": jnp.ones(shape[-1])}
+        for name, shape in shapes.items()
+    }
+    return {"block": {"grouped": layers.pop("grouped")}, **layers}
+
+
+ADOPTED = [("conv", "conv.weight"), ("grouped", "block.grouped.weight"), ("fc", "fc.weight")]
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        np.asarray,
+        lambda mask: mask.astype(np.uint8),
+        lambda mask: jnp.asarray(mask, jnp.bfloat16),
+        torch.from_numpy,
+        lambda mask: torch.from_numpy(mask).to(torch.float32),
+    ],
+)
+def test_masks_of_pytorch_entry_by_entry(convert):
+    given = outside()
+    mask = masks.adopt(jax.tree.map(convert, given), inside(), order="torch")
+    masks.apply(mask, inside())  # it is a mask
+    for name, key in ADOPTED:
+        kernel = np.asarray({**mask, **mask["block"]}[name]["kernel"])
+        assert kernel.dtype == bool
+        for index in np.ndindex(*given[key].shape):
+            output, inputs, *taps = index
+            assert kernel[*taps, inputs, output] == given[key][index]
+        assert {**mask, **mask["block"]}[name]["bias"].shape == ()
+
+
+def test_adopted_masks_start_networks():
+    params = {"conv": inside()["conv"]}
+    given = outside()["conv.weight"]
+    mask = masks.adopt({"conv.weight": given}, params, order="torch")
+    kept = networks.masked(params, mask)
+    chex.assert_trees_all_equal(kept.mask, mask)
+    np.testing.assert_array_equal(kept.params["conv"]["kernel"], given.transpose(2, 3, 1, 0))
+    start = networks.exact_orthogonal(jax.random.key(0), params, masks.densities(mask))
+    chex.assert_trees_all_equal(masks.densities(start.mask), masks.densities(mask))
+    tap = start.params["conv"]["kernel"][1, 1]
+    np.testing.assert_allclose(tap @ tap.T, np.eye(2), atol=1e-5)
+
+
+def test_the_masks_that_pytorch_prunes_by():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    for layer in (net[0], net[2]):
+        prune.l1_unstructured(layer, "weight", amount=5)
+    buffers = dict(net.named_buffers())
+    assert set(buffers) == {"0.weight_mask", "2.weight_mask"}
+    flax = {name: {"kernel": jnp.ones(s)} for name, s in (("0", (3, 4)), ("2", (4, 2)))}
+    mask = masks.adopt(buffers, flax, order="torch")
+    np.testing.assert_array_equal(mask["0"]["kernel"], buffers["0.weight_mask"].numpy().T)
+    equinox = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    renamed = {f"layers.{int(name[0]) // 2}.weight": leaf for name, leaf in buffers.items()}
+    own = masks.adopt(renamed, eqx.filter(equinox, eqx.is_inexact_array))
+    np.testing.assert_array_equal(own.layers[1].weight, buffers["2.weight_mask"].numpy())
+
+
+def test_every_frameworks_own_masks_are_adopted_as_they_are(framework):
+    params, _ = framework
+    mask = masks.random(jax.random.key(0), params, 0.5)
+    adopted = masks.adopt(jax.tree.map(np.asarray, mask), params)
+    chex.assert_trees_all_equal(adopted, mask)
+    chex.assert_trees_all_equal_structs(adopted, mask)
+    leaves = jax.tree_util.tree_leaves_with_path(mask)
+    flat = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+    chex.assert_trees_all_equal(masks.adopt(flat, params), mask)
+
+
+def test_dense_leaves_of_adopted_masks():
+    params = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "b": {"w": jnp.ones((3, 3))}}
+    given = {"a": {"weight": True, "bias": np.ones(3)}, "b": {"weight": np.eye(3)}}
+    mask = masks.adopt(given, params)
+    assert mask["a"]["kernel"].shape == mask["a"]["bias"].shape == ()
+    np.testing.assert_array_equal(mask["b"]["w"], np.eye(3))
+    given["a"]["bias"][1] = 0
+    with pytest.raises(ValueError, match=r"tree\[a/bias\] has 1 zeros, outside \{1\}"):
+        masks.adopt(given, params)
+    everything = masks.adopt(
+        {**given, "a": {"kernel": 1, "bias": given["a"]["bias"]}},
+        params,
+        where=lambda path, leaf: True,
+    )
+    assert everything["a"]["bias"].tolist() == [True, False, True]
+
+
+WIDE = {"fc": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "options", "message"),
+    [
+        (
+            {"fc.weight": np.ones((2, 3))},
+            {},
+            r"tree\[fc/kernel\] has shape \(2, 3\), outside \{\(\), \(3, 2\)\}: that of the "
+            r"weights is \(3, 2\), order='jax'. Transposed it fits: order=\"torch\"",
+        ),
+        (
+            {"fc.weight": np.ones((3, 2))},
+            {"order": "torch"},
+            r"shape \(3, 2\), outside \{\(\), \(2, 3\)\}.* It fits as it is: order=\"jax\"",
+        ),
+        ({"fc.weight": np.ones((3, 4))}, {}, r"shape \(3, 4\), outside .* Give a mask of the"),
+        ({"fc.weight": np.full((3, 2), 0.5)}, {}, r"tree\[fc/kernel\]=0.5 is outside \{0, 1\}"),
+        ({"fc.weight": np.full((3, 2), np.nan)}, {}, r"tree\[fc/kernel\]=nan is outside"),
+        ({"fc.weight": -1}, {}, r"tree\[fc/kernel\]=-1 is outside \{0, 1\}"),
+        ({"fc.weight": False}, {}, r"tree\[fc/kernel\] has 1 zeros, outside \{1\}: a scalar"),
+        (
+            {"fc.weight": torch.ones((3, 2), requires_grad=True)},
+            {},
+            r"tree\[fc/kernel\] of type Tensor is outside what NumPy can read: .*detach\(\)\.cpu",
+        ),
+        ({}, {}, r"tree has \{\} that params has not, and lacks \{fc/kernel\}"),
+        (
+            {"fc1.weight": np.ones((3, 2))},
+            {},
+            r"tree has \{fc1/kernel\} that params has not, and lacks \{fc/kernel\}; .* outside "
+            r"those of params, \{fc/bias, fc/kernel\}. Rename the keys",
+        ),
+        (
+            {"fc.weight": np.ones((3, 2)), "fc": {"kernel": np.ones((3, 2))}},
+            {},
+            r"tree\[fc.weight\] is a second 'fc/kernel'",
+        ),
+        ({"fc.weight": True}, {"order": "flax"}, r"order='flax' is outside \{'jax', 'torch'\}"),
+    ],
+)
+def test_foreign_masks_that_do_not_fit_are_refused(tree, options, message):
+    with pytest.raises(ValueError, match=message):
+        masks.adopt(tree, WIDE, **options)
