@@ -14,6 +14,8 @@ usual sparse starts do not.
 ``sparse_evolutionary_training``,       optax: masks that change while the network trains, SET and
 ``rigl``                                RigL
 ``masks``                               mask pytrees: support, random, top_k, fill, adopt, densities
+``save``, ``load``                      sparse networks in safetensors files; ``load`` verifies the
+                                        file and returns a ``SavedNetwork``
 ``budgets``                             one density shared among layers: uniform, ER, ERK
 ``criteria``                            scores to prune by: magnitude, SNIP, GraSP, SynFlow
 ``spectrum``                            Jacobians and their singular values
@@ -23,6 +25,7 @@ usual sparse starts do not.
 ``isometry``, ``sao``                   one matrix with AI, one with SAO
 ``initializers``, ``networks``,         the modules of the functions above
 ``optim``, ``dynamic``,
+``serialization``,
 ``sparse_orthogonal``
 ``typing``                              the types of the signatures
 ======================================= ============================================================
@@ -31,9 +34,10 @@ A module imports only from lower floors::
 
     5  networks
     4  initializers  (_drawing)
-    3  sparse_orthogonal  sao  dynamic  spectrum
-    2  rotation  optim  budgets  criteria  (_delta  _kernel_spectrum)
-    1  givens  theory  masks  isometry  mean_field  (_flow  _krylov  _layers  _layerwise  _pruning)
+    3  sparse_orthogonal  sao  dynamic  spectrum  serialization
+    2  rotation  optim  budgets  criteria  (_delta  _kernel_error  _kernel_spectrum)
+    1  givens  theory  masks  isometry  mean_field
+       (_flow  _krylov  _layers  _layerwise  _pruning  _sparse_file)
     0  typing  (_checks  _free_power  _loops  _names  _schedule  _selection  _tree_checks)
 """
 
@@ -50,6 +54,7 @@ from eoi_jax import (
     optim,
     rotation,
     sao,
+    serialization,
     sparse_orthogonal,
     spectrum,
     theory,
@@ -66,9 +71,11 @@ from eoi_jax.networks import (
     sparsity_aware_orthogonal,
 )
 from eoi_jax.optim import mask_updates, static_sparse
+from eoi_jax.serialization import SavedNetwork, load, save
 from eoi_jax.sparse_orthogonal import orthogonal
 
 __all__ = [
+    "SavedNetwork",
     "SparseInit",
     "__version__",
     "approximate_isometry",
@@ -81,6 +88,7 @@ __all__ = [
     "givens",
     "initializers",
     "isometry",
+    "load",
     "mask_updates",
     "masked",
     "masks",
@@ -91,6 +99,8 @@ __all__ = [
     "rigl",
     "rotation",
     "sao",
+    "save",
+    "serialization",
     "sparse_evolutionary_training",
     "sparse_orthogonal",
     "sparsity_aware_orthogonal",

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks
+from eoi_jax._kernel_error import kernel_orthogonality_errors
 from eoi_jax._kernel_spectrum import conv_singular_values, kernel_singular_values
 from eoi_jax._krylov import (
     ExtremeSingularValues,
@@ -38,6 +39,7 @@ __all__ = [
     "conv_singular_values",
     "extreme_singular_values",
     "jacobian",
+    "kernel_orthogonality_errors",
     "kernel_singular_values",
     "layerwise",
     "monitor",
