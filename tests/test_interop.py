@@ -1,0 +1,313 @@
+"""One set of laws for all frameworks: start, mask, train, checkpoint, go on, and look at spectra.
+
+Each network has scanned layers, rematerialized, with batch normalization. It is compiled once as a
+step of training, runs through a checkpoint of Orbax, and the laws read what that run has left.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+import eoi_jax as eoi
+from eoi_jax.typing import Layout
+
+KEY = jax.random.key(0)
+DENSITY = 0.4
+INPUTS, WIDTH, DEPTH = 6, 8, 3
+X = jnp.asarray(np.random.default_rng(0).normal(size=(16, INPUTS)), jnp.float32)
+Y = jnp.arange(16) % WIDTH
+INNER = optax.adamw(0.03, weight_decay=0.1)
+EPSILON = 1e-5  # of batch normalization in Flax
+
+
+def loss_of(logits):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+
+
+class Run(NamedTuple):
+    """A network at its start, after some steps, and after as many again, both ways."""
+
+    params: Any  # at the start
+    mask: Any
+    trained: Any
+    whole: Any  # all that went on without a stop, in any order
+    resumed: Any  # the same after a checkpoint
+    linear: Any  # x -> the network without activations, at its start
+    norms: int = 0  # batch normalizations in that, each of the variance 1
+
+
+def through_orbax(tree, folder):
+    """Save a tree and read it back into its shapes alone."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "checkpoint", tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder / "checkpoint", jax.eval_shape(lambda: tree))
+
+
+def run_functions(apply, params, rest, mask, folder):
+    """Train by pure functions: ``apply(params, rest, x) -> logits, rest``."""
+    tx = eoi.static_sparse(INNER, mask)
+
+    @jax.jit
+    def step(params, rest, state):
+        def loss_fn(params):
+            logits, new_rest = apply(params, rest, X)
+            return loss_of(logits), new_rest
+
+        grads, rest = jax.grad(loss_fn, has_aux=True)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), rest, state
+
+    middle = step(*step(params, rest, tx.init(params)))
+    whole = step(*step(*middle))
+    resumed = step(*step(*through_orbax(middle, folder)))
+    return middle[0], whole, resumed
+
+
+# ---------------------------------------------------------------------------- Flax Linen
+
+
+class LinenLayer(nn.Module):
+    activation: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.Dense(WIDTH, kernel_init=eoi.dense(DENSITY))(x)
+        return self.activation(nn.BatchNorm(use_running_average=not self.train)(x)), None
+
+
+class LinenNet(nn.Module):
+    activation: Any = jnp.tanh
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(WIDTH, kernel_init=eoi.dense(DENSITY))(x)
+        layers = nn.scan(
+            nn.remat(LinenLayer),
+            {"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            length=DEPTH,
+        )
+        return layers(self.activation, train, name="layers")(x, None)[0]
+
+
+def ensemble(activation):
+    """Two networks with one batch."""
+    axes = {"params": 0, "batch_stats": 0}
+    both = nn.vmap(LinenNet, axes, split_rngs={"params": True}, in_axes=None, axis_size=2)
+    return both(activation)
+
+
+def linen(folder):
+    net = ensemble(jnp.tanh)
+    variables = jax.jit(net.init, static_argnums=2)(KEY, X, False)
+    params, rest = variables["params"], variables["batch_stats"]
+
+    def apply(params, rest, x):
+        variables = {"params": params, "batch_stats": rest}
+        logits, new = net.apply(variables, x, True, mutable=["batch_stats"])
+        return logits.mean(0), new["batch_stats"]
+
+    mask = eoi.masks.support(params)
+    runs = run_functions(apply, params, rest, mask, folder)
+    plain = ensemble(lambda x: x)
+    return Run(params, mask, *runs, lambda x: plain.apply(variables, x, False)[1], norms=DEPTH)
+
+
+# ------------------------------------------------------------------------------ Flax NNX
+
+
+class NnxLayer(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+
+    def __call__(self, x, activation):
+        return activation(self.norm(self.linear(x)))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=DEPTH)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def build(rngs):
+            return NnxLayer(rngs)
+
+        self.first = nnx.Linear(INPUTS, WIDTH, rngs=rngs)
+        self.layers = build(rngs)
+
+    def __call__(self, x, activation=jnp.tanh):
+        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        @nnx.remat
+        def scanned(layer, x):
+            return layer(x, activation)
+
+        return scanned(self.layers, self.first(x))
+
+
+def nnx_layout(path, leaf):
+    """Tell the scanned layers of the tree from a convolution."""
+    return Layout(batch_axes=int(path[0].key == "layers"))
+
+
+def nnx_net(folder):
+    model = NnxNet(nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    start = eoi.exact_orthogonal(KEY, params, DENSITY, layout=nnx_layout)
+    nnx.update(model, start.params)
+    optimizer = nnx.Optimizer(model, eoi.static_sparse(INNER, start.mask), wrt=nnx.Param)
+    graph, *state = jax.tree.map(jnp.copy, nnx.split(model, nnx.Param, ...))
+
+    def linear(x):
+        # Without a copy, a scan inside would meet the variables of an outer trace.
+        own = nnx.merge(graph, *state, copy=True)
+        own.eval()
+        return own(x, lambda x: x)
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda model: loss_of(model(X)))(model))
+
+    def two_steps():
+        for _ in range(2):
+            step(model, optimizer)
+        return jax.tree.map(jnp.copy, (nnx.state(model), nnx.state(optimizer)))
+
+    middle = two_steps()
+    trained = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+    whole = two_steps()
+    restored = through_orbax(middle, folder)
+    nnx.update(model, restored[0])
+    nnx.update(optimizer, restored[1])
+    return Run(start.params, start.mask, trained, whole, two_steps(), linear, norms=DEPTH)
+
+
+# ------------------------------------------------------------------------------- Equinox
+
+
+class EqxNet(eqx.Module):
+    first: eqx.nn.Linear
+    layers: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, key):
+        first, *rest = jax.random.split(key, 1 + DEPTH)
+        self.first = eqx.nn.Linear(INPUTS, WIDTH, key=first)
+        self.layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(WIDTH, WIDTH, key=key))(
+            jnp.stack(rest)
+        )
+        self.norm = eqx.nn.BatchNorm(WIDTH, "batch", mode="batch")
+
+    def __call__(self, x, activation):
+        arrays, static = eqx.partition(self.layers, eqx.is_array)
+
+        @jax.checkpoint
+        def layer(x, arrays):
+            return activation(eqx.combine(arrays, static)(x)), None
+
+        return jax.lax.scan(layer, self.first(x), arrays)[0]
+
+
+def eqx_layout(path, leaf):
+    """Tell a stack of linear layers, (layers, outputs, inputs), from a convolution."""
+    return Layout(batch_axes=int(path[0].name == "layers"))
+
+
+def equinox(folder):
+    model, rest = eqx.nn.make_with_state(EqxNet)(KEY)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    start = eoi.exact_orthogonal(KEY, params, DENSITY, layout=eqx_layout)
+
+    def apply(params, rest, x):
+        model = eqx.combine(params, static)
+        hidden = jax.vmap(model, (0, None))(x, jnp.tanh)
+        both = jax.vmap(model.norm, (0, None), (0, None), axis_name="batch")
+        return both(hidden, rest)
+
+    runs = run_functions(apply, start.params, rest, start.mask, folder)
+    return Run(*start, *runs, lambda x: eqx.combine(start.params, static)(x, lambda x: x))
+
+
+# --------------------------------------------------------------------------------- Haiku
+
+
+def haiku_init(shape, dtype):
+    """Take the key from Haiku, whose initializers are called without one."""
+    return eoi.dense(DENSITY)(hk.next_rng_key(), shape, dtype)
+
+
+def haiku_net(x, train):
+    activation = jnp.tanh if train else lambda x: x
+
+    def layer(x):
+        return activation(hk.Linear(WIDTH, w_init=haiku_init)(x))
+
+    x = hk.Linear(WIDTH, w_init=haiku_init)(x)
+    x = hk.layer_stack(DEPTH)(hk.remat(layer))(x)
+    # Its averages start from zero, not from a variance of 1.
+    return hk.BatchNorm(True, True, 0.9)(x, train) if train else x
+
+
+def haiku(folder):
+    net = hk.transform_with_state(haiku_net)
+    params, rest = jax.jit(net.init, static_argnums=2)(KEY, X, True)
+
+    def apply(params, rest, x):
+        return net.apply(params, rest, None, x, True)
+
+    mask = eoi.masks.support(params)
+    runs = run_functions(apply, params, rest, mask, folder)
+    return Run(params, mask, *runs, lambda x: net.apply(params, rest, None, x[None], False)[0][0])
+
+
+FRAMEWORKS = {"linen": linen, "nnx": nnx_net, "equinox": equinox, "haiku": haiku}
+
+
+@pytest.fixture(params=FRAMEWORKS, scope="module")
+def run(request, tmp_path_factory):
+    return FRAMEWORKS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+def test_kernels_start_orthogonal(run):
+    pairs = zip(jax.tree.leaves(run.mask), jax.tree.leaves(run.params), strict=True)
+    kernels = [np.asarray(leaf, np.float64) for mask, leaf in pairs if mask.ndim]
+    assert len(kernels) == 2
+    for matrix in (
+        matrix for kernel in kernels for matrix in kernel.reshape(-1, *kernel.shape[-2:])
+    ):
+        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        np.testing.assert_allclose(wide @ wide.T, np.eye(len(wide)), atol=1e-5)
+    assert eoi.masks.density(run.mask) == pytest.approx(DENSITY, abs=1 / (2 * WIDTH))
+
+
+def test_masked_weights_stay_zero_and_kept_ones_move(run):
+    trees = (run.mask, run.params, run.trained)
+    kernels = 0
+    for mask, before, after in zip(*map(jax.tree.leaves, trees), strict=True):
+        kept = np.broadcast_to(mask, after.shape)
+        assert np.all(np.asarray(after)[~kept] == 0)
+        if mask.ndim:
+            kernels += 1
+            assert np.mean(np.asarray(before != after)[kept]) > 0.95
+    assert kernels == 2
+
+
+def test_a_restored_run_goes_on_as_if_there_had_been_no_stop(run):
+    chex.assert_trees_all_equal(run.resumed, run.whole)
+
+
+def test_the_spectrum_of_the_linear_network_is_flat(run):
+    values = eoi.spectrum.singular_values(run.linear, X[:4])
+    expected = (1 + EPSILON) ** (-run.norms / 2)
+    np.testing.assert_allclose(values, np.full((4, INPUTS), expected), rtol=1e-5)
