@@ -1,0 +1,166 @@
+"""Saved networks in PyTorch: the same logits, the same masks, and training that keeps them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import eoi_jax as eoi
+from experiments import models, pytorch
+
+STACKS = ("hidden",)
+MODULES = {"mlp7": pytorch.Mlp, "resnet32": pytorch.ResNet}
+
+
+def network_of(name, seed=0):
+    """Weights, statistics and scales, all of them random: nothing is 0 or 1 that need not be."""
+    rng = np.random.default_rng(seed)
+    model, shape = models.create(name), models.input_shape(name)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+
+    def draw(path, leaf):
+        last = path[-1].key
+        if last == "kernel":
+            fan_in = np.prod(leaf.shape[:-1]) / (leaf.shape[0] if len(leaf.shape) == 3 else 1)
+            return rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5
+        if last in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape)
+        return rng.normal(size=leaf.shape) * 0.3
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: rng.random(leaf.shape) < 0.5 if path[-1].key == "kernel" else True,
+        shapes,
+    )
+    mask = jax.tree.map(np.asarray, mask)
+    variables = jax.tree.map(lambda own, leaf: np.float32(own * leaf), mask, variables)
+    return model, variables, mask, rng.normal(size=(4, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_logits_are_the_same(name, tmp_path):
+    model, variables, mask, images = network_of(name)
+    eoi.save(tmp_path / "net", variables, mask, layout=models.layout)
+    saved = eoi.load(tmp_path / "net", like=variables)
+    expected = jax.jit(functools.partial(model.apply, train=False))(saved.params, images)
+
+    twin = MODULES[name]().eval()
+    network = pytorch.load(tmp_path / "net", stacks=STACKS)
+    twin.load_state_dict(network.state_dict)  # strict: no name too many, none too few
+    with torch.no_grad():
+        found = twin(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    assert np.std(expected) > 0.1
+    assert np.ptp(expected, axis=0).min() > 0.01, "the images matter"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+    kept = sum(int(leaf.sum()) for leaf in jax.tree.leaves(mask) if leaf.ndim)
+    assert sum(int(own.sum()) for own in network.masks.values()) == kept
+    for weight, own in network.masks.items():
+        assert ((twin.get_parameter(weight) != 0) == own).all()
+
+
+def test_layers_one_by_one(tmp_path):
+    """Every axis has a length of its own, and each entry is where PyTorch's formula has it."""
+    rng = np.random.default_rng(0)
+    kernels = {
+        "linear": rng.normal(size=(3, 5)).astype(np.float32),
+        "conv": rng.normal(size=(2, 3, 4, 6)).astype(np.float32),
+        "narrow": rng.normal(size=(2, 4, 5)).astype(np.float32),
+    }
+    norm = {name: np.full(2, i, np.float32) for i, name in enumerate(("scale", "bias"))}
+    stats = {name: np.full(2, i, np.float32) for i, name in enumerate(("mean", "var"), 2)}
+    params = {
+        **{name: {"kernel": kernel} for name, kernel in kernels.items()},
+        "norm": norm,
+        "scanned": {"dense": {"kernel": np.stack([kernels["linear"], -kernels["linear"]])}},
+    }
+    params["conv"]["bias"] = jnp.ones(6, jnp.bfloat16)
+    variables = {"params": params, "batch_stats": {"norm": stats}}
+    mask = jax.tree.map(lambda leaf: np.array(True), variables)
+    mask["params"]["conv"]["kernel"] = kernels["conv"] > 0
+    mask["params"]["scanned"]["dense"]["kernel"] = params["scanned"]["dense"]["kernel"] > 0
+    eoi.save(tmp_path / "net", eoi.masks.apply(mask, variables), mask)
+
+    found, masks = pytorch.load(tmp_path / "net", stacks=["scanned"])
+    assert set(found) == {
+        *("linear.weight", "conv.weight", "conv.bias", "narrow.weight"),
+        *(f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var")),
+        *("scanned.0.dense.weight", "scanned.1.dense.weight"),
+    }
+    assert set(masks) == {"conv.weight", "scanned.0.dense.weight", "scanned.1.dense.weight"}
+    linear, conv, narrow = (found[f"{name}.weight"] for name in ("linear", "conv", "narrow"))
+    for i, o in np.ndindex(3, 5):
+        assert linear[o, i] == kernels["linear"][i, o]
+    for h, w, i, o in np.ndindex(2, 3, 4, 6):
+        assert conv[o, i, h, w] == max(kernels["conv"][h, w, i, o], 0)
+        assert masks["conv.weight"][o, i, h, w] == (kernels["conv"][h, w, i, o] > 0)
+    for w, i, o in np.ndindex(2, 4, 5):
+        assert narrow[o, i, w] == kernels["narrow"][w, i, o]
+    both = [found[f"scanned.{number}.dense.weight"] for number in (0, 1)]
+    assert torch.equal(both[0] - both[1], linear)
+    for number in (0, 1):
+        assert torch.equal(masks[f"scanned.{number}.dense.weight"], both[number] > 0)
+    names = ("weight", "bias", "running_mean", "running_var")
+    assert [float(found[f"norm.{name}"][0]) for name in names] == [0, 1, 2, 3]
+    assert found["conv.bias"].dtype == torch.bfloat16
+    assert all(value.is_contiguous() for value in found.values())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_keeps_the_mask(momentum, tmp_path):
+    """As ``static_sparse`` trains: SGD with momentum and decay, against three steps by hand."""
+    rng = np.random.default_rng(1)
+    mask = rng.random((6, 4)) < 0.5
+    kernel = (rng.normal(size=(6, 4)) * mask).astype(np.float32)
+    params = {"kernel": kernel, "bias": np.zeros(4, np.float32)}
+    eoi.save(tmp_path / "net", params, {"kernel": mask, "bias": np.array(True)})
+    network = pytorch.load(tmp_path / "net")
+    layer = torch.nn.Linear(6, 4)
+    layer.load_state_dict(network.state_dict)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=momentum, weight_decay=0.01)
+    x = rng.normal(size=(8, 6)).astype(np.float32)
+    weight, bias, trace, bias_trace = kernel.astype(float), np.zeros(4), 0.0, 0.0
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.from_numpy(x)).square().mean().backward()
+        pytorch.mask_(layer, network.masks, gradients=True)
+        optimizer.step()
+        pytorch.mask_(layer, network.masks)
+        error = 2 * (x @ weight + bias) / 32
+        trace = momentum * trace + (x.T @ error + 0.01 * weight) * mask
+        bias_trace = momentum * bias_trace + error.sum(0) + 0.01 * bias
+        weight, bias = weight - 0.1 * trace, bias - 0.1 * bias_trace
+    found = layer.weight.detach().numpy().T
+    assert (found[~mask] == 0).all()
+    np.testing.assert_allclose(found, weight, atol=1e-6)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), bias, atol=1e-6)
+
+
+def test_gradients_off_the_mask_are_masked():
+    layer = torch.nn.Linear(2, 2)
+    mask = {"weight": torch.eye(2, dtype=torch.bool)}
+    pytorch.mask_(layer, mask, gradients=True)  # there are none yet
+    layer(torch.full((1, 2), torch.inf)).sum().backward()
+    before = layer.weight.clone()
+    pytorch.mask_(layer, mask, gradients=True)
+    assert torch.equal(layer.weight.grad == 0, ~mask["weight"])
+    assert torch.equal(layer.weight, before)
+    with pytest.raises(AttributeError, match="nothing"):
+        pytorch.mask_(layer, {"nothing": mask["weight"]})
+
+
+def test_files_of_others_are_refused(tmp_path):
+    path = tmp_path / "net"
+    kernel = np.eye(3, dtype=np.float32)
+    save_file({"kernel": kernel}, path)
+    with pytest.raises(ValueError, match="it has no masks"):
+        pytorch.load(path)
+    eoi.save(path, {"kernel": kernel}, {"kernel": kernel != 0})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'\\"kept\\": 3', b'\\"kept\\": 4'))
+    with pytest.raises(ValueError, match="keeps 3 weights of kernel; 4 were recorded"):
+        pytorch.load(path)
