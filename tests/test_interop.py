@@ -311,3 +311,34 @@ def test_the_spectrum_of_the_linear_network_is_flat(run):
     values = eoi.spectrum.singular_values(run.linear, X[:4])
     expected = (1 + EPSILON) ** (-run.norms / 2)
     np.testing.assert_allclose(values, np.full((4, INPUTS), expected), rtol=1e-5)
+
+
+# ------------------------------------------------- convolutions with their outputs in front
+
+
+def outputs_last(tree):
+    """Bring kernels (outputs, inputs, *taps) into the order of this library."""
+    return jax.tree.map(lambda w: jnp.moveaxis(w, (0, 1), (-1, -2)) if w.ndim > 2 else w, tree)
+
+
+def outputs_first(tree):
+    return jax.tree.map(lambda w: jnp.moveaxis(w, (-1, -2), (0, 1)) if w.ndim > 2 else w, tree)
+
+
+def test_convolutions_of_equinox():
+    conv = eqx.nn.Conv1d(4, 6, 3, padding="SAME", padding_mode="CIRCULAR", key=KEY)
+    params, static = eqx.partition(conv, eqx.is_inexact_array)
+    start = eoi.exact_orthogonal(
+        KEY, outputs_last(params), DENSITY, layout=lambda path, leaf: Layout()
+    )
+    params, mask = outputs_first(start)
+    assert mask.weight.shape == conv.weight.shape == (6, 4, 3)
+    assert mask.weight.sum() == round(DENSITY * conv.weight.size)
+    x = jax.random.normal(KEY, (1, 4, 5))
+    values = eoi.spectrum.singular_values(eqx.combine(params, static), x)
+    np.testing.assert_allclose(values, np.ones((1, 4 * 5)), rtol=1e-5)
+    tx = eoi.static_sparse(INNER, mask)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    trained = optax.apply_updates(params, updates).weight
+    np.testing.assert_array_equal(trained != 0, mask.weight)
