@@ -12,7 +12,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "quickstart": "train a 1000-layer network from four starts and compare them",
     "benchmarks": "time drawing, initializing, masked training and spectra",
-    "spectra": "picture singular values through depth, against density",
+    "spectra": "picture singular values through the depth of a network",
     "universality": "hold sparse orthogonal spectra against theory for dense",
     "plan": "list the layers of a sparse network: weights, FLOPs, bytes",
     "train": "train one network from one kind of start",

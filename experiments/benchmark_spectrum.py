@@ -16,8 +16,7 @@ from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
-from experiments import models
-from experiments.spectra import example_images
+from experiments import data, models
 from experiments.timing import machine, medians
 
 __all__ = ["Spectrum", "bench_spectrum"]
@@ -82,6 +81,15 @@ def bench_all(options: Spectrum, console: Console) -> None:
         f"{float(difference):.1e}",
     )
     console.print(table)
+
+
+def example_images(samples: int, data_dir: str | None) -> tuple[Array, str]:
+    """Return the first images of MNIST, or Gaussian ones of its shape, and what they are."""
+    if data_dir is None:
+        shape = (samples, *models.input_shape("mlp7"))
+        return jax.random.normal(jax.random.key(0), shape), "Gaussian inputs"
+    mnist = data.load("mnist", data_dir)
+    return mnist.normalize(mnist.train.images[:samples]), "MNIST"
 
 
 def bench_extremes(options: Spectrum, console: Console) -> None:

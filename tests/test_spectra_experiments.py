@@ -1,7 +1,5 @@
 """The experiments on spectra measure what they say."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -108,30 +106,14 @@ def test_universality_saves_its_table_and_pictures(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
-def test_spectra_saves_its_pictures_and_eoi_is_an_isometry(tmp_path):
-    config = spectra.Config(
-        layers=50,
-        width=16,
-        densities=(0.2, 0.5),
-        samples=2,
-        output=str(tmp_path / "s"),
-        quick=False,
-    )
+def test_spectra_saves_its_picture_and_eoi_keeps_the_signal(tmp_path):
+    config = spectra.Config(layers=50, width=16, output=str(tmp_path / "depth.png"))
     depth = spectra.against_depth(config)
     assert depth["EOI"].shape == (50, 4, 16)
     assert depth["EOI"][-1].mean() > 0.5
     assert depth["masked orthogonal"][-1].max() < 1e-3
-    quick = dataclasses.replace(config, quick=True)
-    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
-    found = spectra.against_density(quick, images)
-    np.testing.assert_allclose(found["identity", "EOI", 0.2], 1.0, atol=2e-5)
-    base = found["identity", "masked orthogonal", 0.2]
-    assert base.max() < 0.1
     spectra.plot_depth(depth, config, tmp_path / "depth.png")
-    spectra.plot_density(found, config, "noise", tmp_path / "density.png")
-    for name in ("depth.png", "density.png"):
-        assert (tmp_path / name).read_bytes().startswith(PNG)
-    assert spectra.table_of(found, config, "noise").row_count == 4
+    assert (tmp_path / "depth.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.parametrize(("density", "mean"), [(0.05, 2.9e-5), (0.2, 3e-3)])
