@@ -7,7 +7,7 @@ Commands:
     spectrum time of all singular values in one call, and of the extremes of a very deep network
 
 Example:
-    python -m experiments.benchmarks init --quick
+    python -m experiments benchmarks init --quick
 """
 
 from __future__ import annotations
@@ -254,8 +254,9 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
+    prog = "python -m experiments benchmarks"
     command: Init | Optim | Methods | Spectrum = tyro.cli(
-        Command, args=arguments, description=__doc__
+        Command, args=arguments, description=__doc__, prog=prog
     )
     console = Console(width=None if Console().is_terminal else 120)
     try:

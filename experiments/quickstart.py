@@ -8,7 +8,7 @@ One plain tanh MLP, no residuals, no normalization, is trained in the same way f
 * masked Gaussian: the same removed, variance ``scale² / kept inputs`` of each unit.
 
 Example:
-    python -m experiments.quickstart --layers 100
+    python -m experiments quickstart --layers 100
 """
 
 from __future__ import annotations
@@ -388,7 +388,8 @@ def draw(config: Config, results: list[Result]) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    config = tyro.cli(Config, args=arguments, description=__doc__)
+    prog = "python -m experiments quickstart"
+    config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
     try:
         run(config)
     except (ValueError, FileNotFoundError) as error:

@@ -198,6 +198,9 @@ def main(arguments: list[str] | None = None) -> None:
         config: Annotated[configs.Train, tyro.conf.OmitArgPrefixes],
         runtime: Annotated[Runtime, tyro.conf.OmitArgPrefixes],
     ) -> None:
+        # Before there is a folder: a typo is no run.
+        models.choose(config.model, models.NAMES, "model")
+        models.choose(config.data, data.NAMES, "data")
         folder = execute(config, runtime)
         for row in json.loads((folder / "results.json").read_text(encoding="utf-8")):
             print(
@@ -207,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"Folder: {folder}")
 
     try:
-        tyro.cli(command, args=arguments, description=__doc__)
+        prog = "python -m experiments train"
+        tyro.cli(command, args=arguments, description=__doc__, prog=prog)
     except (ArithmeticError, ImportError, OSError, RunningElsewhere, ValueError) as error:
         sys.exit(f"error: {error}")

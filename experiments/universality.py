@@ -388,7 +388,8 @@ def plot_laws(pooled: dict[tuple[Case, str, float], Any], config: Config, path: 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    config = tyro.cli(Config, args=arguments, description=__doc__)
+    prog = "python -m experiments universality"
+    config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
     try:
         run(config)
     except ValueError as error:

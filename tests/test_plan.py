@@ -1,7 +1,10 @@
 import functools
+import importlib
+import inspect
 import io
 import math
 import re
+import shlex
 import subprocess
 import sys
 from unittest import mock
@@ -10,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+import tyro
 from rich.console import Console
 
 import eoi_jax as eoi
@@ -462,7 +466,49 @@ def test_every_command_helps_with_an_example(name, capsys):
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert f"usage: python -m experiments {name}" in out
-    assert re.search(rf"Example:\s+python -m experiments[ .]{name}", out)
+    assert re.search(rf"Example:\s+python -m experiments {name}", out)
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_the_examples_are_commands(name, monkeypatch):
+    module = importlib.import_module(f"experiments.{name}")
+    read = []
+
+    def cli(command, **options):
+        if inspect.isfunction(command):
+            command = functools.wraps(command)(lambda **arguments: arguments)  # without its body
+        read.append(parse(command, **options))
+        sys.exit("read")
+
+    parse = tyro.cli
+    monkeypatch.setattr(tyro, "cli", cli)
+    examples = re.findall(rf"^    python -m experiments {name}(.*)$", module.__doc__, re.MULTILINE)
+    for example in examples:
+        with pytest.raises(SystemExit, match="read"):
+            module.main(shlex.split(example))
+    assert len(read) == len(examples) > 0
+
+
+@pytest.mark.parametrize(
+    ("typo", "answer"),
+    [
+        ("train --model mpl7", "model='mpl7' is outside .*Did you mean 'mlp7'"),
+        ("train --data mnits", "data='mnits' is outside .*Did you mean 'mnist'"),
+        ("sweep tabel1_mlp1000", "Did you mean 'table1_mlp1000'"),
+        ("train --densty 0.1", "Perhaps you meant.* --density"),
+        ("sweep table1_mlp1000 --scal quick", "Perhaps you meant.* --scale"),
+        ("report --htlm page.html", "Perhaps you meant.* --html"),
+        ("quickstart --layer 3", "Perhaps you meant.* --layers"),
+        ("benchmarks init --quik", "Perhaps you meant.* --quick"),
+        ("benchmarks optimizer", "subcommands: init, optim, methods, spectrum"),
+    ],
+)
+def test_typos_are_answered(typo, answer, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        commands.main(typo.split())
+    assert re.search(answer, f"{stopped.value.code} {capsys.readouterr().err}", re.DOTALL)
+    assert not list(tmp_path.iterdir())  # no run was begun
 
 
 def test_commands_get_their_arguments(monkeypatch):
