@@ -34,6 +34,11 @@ def loss_of(logits):
     return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
 
 
+def stacked(path, leaf):
+    """Tell a stack of linear layers, as a scan stores it, from a convolution."""
+    return Layout(batch_axes=leaf.ndim - 2)
+
+
 class Run(NamedTuple):
     """A network at its start, after some steps, and after as many again, both ways."""
 
@@ -156,15 +161,10 @@ class NnxNet(nnx.Module):
         return scanned(self.layers, self.first(x))
 
 
-def nnx_layout(path, leaf):
-    """Tell the scanned layers of the tree from a convolution."""
-    return Layout(batch_axes=int(path[0].key == "layers"))
-
-
 def nnx_net(folder):
     model = NnxNet(nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)
-    start = eoi.exact_orthogonal(KEY, params, DENSITY, layout=nnx_layout)
+    start = eoi.exact_orthogonal(KEY, params, DENSITY, layout=stacked)
     nnx.update(model, start.params)
     optimizer = nnx.Optimizer(model, eoi.static_sparse(INNER, start.mask), wrt=nnx.Param)
     graph, *state = jax.tree.map(jnp.copy, nnx.split(model, nnx.Param, ...))
@@ -219,15 +219,10 @@ class EqxNet(eqx.Module):
         return jax.lax.scan(layer, self.first(x), arrays)[0]
 
 
-def eqx_layout(path, leaf):
-    """Tell a stack of linear layers, (layers, outputs, inputs), from a convolution."""
-    return Layout(batch_axes=int(path[0].name == "layers"))
-
-
 def equinox(folder):
     model, rest = eqx.nn.make_with_state(EqxNet)(KEY)
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    start = eoi.exact_orthogonal(KEY, params, DENSITY, layout=eqx_layout)
+    start = eoi.exact_orthogonal(KEY, params, DENSITY, layout=stacked)
 
     def apply(params, rest, x):
         model = eqx.combine(params, static)
