@@ -66,7 +66,8 @@ def adopt(
     Leaves belong together by name, whatever the containers: names are joined by ``/``, a ``.`` is
     a ``/`` too, the last of ``kernel``, ``weight`` and ``w`` are one, and a ``_mask`` behind it
     (``torch.nn.utils.prune``) is dropped. So the flat ``{"fc1.weight_mask": ...}`` of PyTorch is
-    for ``params["fc1"]["kernel"]``. Where modules have other names, rename the keys first.
+    for ``params["fc1"]["kernel"]``. Where modules have other names, rename the keys first; of
+    Linen's variables give ``variables["params"]``.
 
     A square mask in the wrong order has the right shape, so know the order. And PyTorch flattens
     images with channels first: reorder the inputs of a linear layer behind such a flattening.
