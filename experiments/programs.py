@@ -2,7 +2,7 @@
 
 Seeds are trained at once, under :func:`jax.vmap`, if there are several. How many steps one dispatch
 takes is an argument of the compiled program and no part of it, so the same numbers come out however
-the steps are divided.
+the steps are divided. Convolutional networks are dispatched step by step on CPUs (:func:`in_turn`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from eoi_jax.typing import Array, Mask, Params
 from experiments import config as configs
 from experiments import data, models, pruning
 from experiments.keys import Purpose, key_of
+from experiments.models.convolve import valid_convolution
 
-__all__ = ["NEVER", "Programs", "State", "Sums", "compiled", "load"]
+__all__ = ["NEVER", "Programs", "State", "Sums", "compiled", "in_turn", "load"]
 
 NEVER = int(np.iinfo(np.int32).max)
 """What stands for no step at all."""
@@ -156,6 +157,10 @@ def compiled(config: configs.Train, data_dir: str | None) -> Programs:
 def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
     dataset, _ = load(config, data_dir)
     model = pruning.network(config, dataset.num_classes)
+    # In a loop, XLA for CPUs takes tens of times as long for the gradient of a convolution.
+    alone = jax.default_backend() == "cpu" and not isinstance(model, models.Mlp)
+    if alone and isinstance(model, models.Cnn):
+        model, alone = model.clone(convolve=valid_convolution), False
     size, batch = len(dataset.train.labels), config.batch_size
     if batch > size:
         raise ValueError(
@@ -202,6 +207,20 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
 
     factor = optax.piecewise_constant_schedule(1.0, {-(-steps * part // 4): 0.1 for part in (2, 3)})
 
+    def advance_one(
+        state: State,
+        sums: Sums,
+        order: Array,
+        step: Array,
+        learning_rate: Array,
+        images: Array,
+        labels: Array,
+    ) -> tuple[State, Sums]:
+        index, rate = order[step % steps_of_epoch], learning_rate * factor(step)
+        state, own = step_once(state, step, rate, images[index], labels[index])
+        bad = jnp.minimum(sums.bad_step, own.bad_step)
+        return state, Sums(sums.loss + own.loss, sums.accuracy + own.accuracy, bad)
+
     def advance(
         state: State,
         order: Array,
@@ -212,14 +231,9 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
         labels: Array,
     ) -> tuple[State, Sums]:
         def body(step: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
-            state, sums = carry
-            index, rate = order[step % steps_of_epoch], learning_rate * factor(step)
-            state, own = step_once(state, step, rate, images[index], labels[index])
-            bad = jnp.minimum(sums.bad_step, own.bad_step)
-            return state, Sums(sums.loss + own.loss, sums.accuracy + own.accuracy, bad)
+            return advance_one(*carry, order, step, learning_rate, images, labels)
 
-        zero = Sums(jnp.zeros(()), jnp.zeros(()), jnp.array(NEVER))
-        return jax.lax.fori_loop(first, stop, body, (state, zero))
+        return jax.lax.fori_loop(first, stop, body, (state, _nothing()))
 
     def evaluate(state: State, images: Array, labels: Array) -> tuple[Array, Array]:
         def body(number: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -241,13 +255,14 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
         return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
 
     if len(config.seeds) == 1:
-        stack = _only
+        stack, one_each = _only, advance_one
     else:
         stack = _stack
         # Steps are counted once for all seeds: then SET and RigL exchange weights in a branch.
         counted = DynamicSparseState(step=None, key=0, mask=0, inner_state=0)  # type: ignore[arg-type]
         state = State(0, 0, 0, 0 if config.dynamic == "static" else counted)  # type: ignore[arg-type]
         order = jax.vmap(order, in_axes=(state, None))
+        one_each = jax.vmap(advance_one, in_axes=(state, 0, 0, *[None] * 4), out_axes=(state, 0))
         advance = jax.vmap(advance, in_axes=(state, 0, *[None] * 5), out_axes=(state, 0))
         evaluate = jax.vmap(evaluate, in_axes=(state, None, None))
         finite = jax.vmap(finite, in_axes=(state,))
@@ -255,12 +270,49 @@ def _compiled(config: configs.Train, data_dir: str | None) -> Programs:
         jax.jit(begin),
         stack,
         jax.jit(order),
-        jax.jit(advance, donate_argnums=0),
+        in_turn(one_each) if alone else jax.jit(advance, donate_argnums=0),
         jax.jit(evaluate),
         jax.jit(finite),
         steps,
         steps_of_epoch,
     )
+
+
+def in_turn(advance_one: Callable[..., tuple[State, Sums]]) -> Callable[..., tuple[State, Sums]]:
+    """Dispatch step by step, where a loop on the device would be slower.
+
+    Args:
+        advance_one: ``(state, sums, order, step, learning_rate, images, labels) -> (state, sums)``,
+            of one seed or vmapped over several.
+
+    Returns:
+        ``(state, order, first, stop, learning_rate, images, labels) -> (state, sums)``: the steps
+        from ``first`` up to ``stop``, the latter excluded; ``state`` is donated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from experiments.programs import Sums, in_turn
+        >>> def advance_one(state, sums, order, step, *_):
+        ...     return state + step, Sums(sums.loss + 1, sums.accuracy, sums.bad_step)
+        >>> state, sums = in_turn(advance_one)(jnp.array(0), jnp.zeros((9, 1)), 2, 5, 0.1, 0, 0)
+        >>> int(state), float(sums.loss)
+        (9, 3.0)
+    """
+    compiled = jax.jit(advance_one, donate_argnums=0)
+
+    def advance(
+        state: State, order: Array, first: int, stop: int, *arguments: Any
+    ) -> tuple[State, Sums]:
+        sums = jax.tree.map(lambda zero: jnp.broadcast_to(zero, order.shape[:-2]), _nothing())
+        for step in range(first, stop):
+            state, sums = compiled(state, sums, order, step, *arguments)
+        return state, sums
+
+    return advance
+
+
+def _nothing() -> Sums:
+    return Sums(jnp.zeros(()), jnp.zeros(()), jnp.array(NEVER))
 
 
 def _only(states: list[State]) -> State:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer
@@ -74,6 +75,7 @@ class Cnn(nn.Module):
         kernel_init: initializer of the linear layer's kernel.
         conv_init: initializer of every convolution's kernel.
         bias_init: initializer of every bias.
+        convolve: what convolves, with the signature of :func:`jax.lax.conv_general_dilated`.
 
     Reference:
         Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018).
@@ -86,6 +88,7 @@ class Cnn(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     conv_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
+    convolve: Callable[..., Array] = jax.lax.conv_general_dilated
 
     def __post_init__(self) -> None:
         at_least(4, depth=self.depth)
@@ -106,6 +109,7 @@ class Cnn(nn.Module):
             padding="CIRCULAR",
             kernel_init=self.conv_init,
             bias_init=self.bias_init,
+            conv_general_dilated=self.convolve,
         )
         x = self.activation(conv(name="first")(images))
         x = self.activation(conv(strides=2, name="strided1")(x))
