@@ -14,7 +14,7 @@ AXES = ("NHWC", "HWIO", "NHWC")
 
 def pulled_back(convolve, x, w, options):
     def call(x, w):
-        return convolve(x, w, **options, dimension_numbers=AXES)
+        return convolve(x, w, **{"dimension_numbers": AXES, **options})
 
     @jax.jit
     def both(x, w):
@@ -36,6 +36,7 @@ def pulled_back(convolve, x, w, options):
         ((3, 3), {"rhs_dilation": (2, 1)}),
         ((3, 3), {"lhs_dilation": (1, 2), "padding": ((0, 0), (0, 0))}),
         ((3, 3), {"feature_group_count": 2}),
+        ((3, 3), {"dimension_numbers": ("NWHC", "WHIO", "NWHC")}),
     ],
     ids=str,
 )
@@ -63,6 +64,15 @@ def test_own_gradients_are_in_use_within_a_layer_of_flax():
         for net in (layer, plain)
     )
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_precision_is_handed_on():
+    x, w = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
+
+    def convolve(x, w):
+        return valid_convolution(x, w, (1, 1), "VALID", dimension_numbers=AXES, precision="highest")
+
+    assert "HIGHEST" in str(jax.make_jaxpr(convolve)(x, w))
 
 
 def test_second_derivatives_work_forward_over_reverse(x64):

@@ -46,13 +46,28 @@ def valid_convolution(
         >>> layer = nn.Conv(8, (3, 3), padding="CIRCULAR", conv_general_dilated=valid_convolution)
     """
     whole = padding == "VALID" or all(tuple(pair) == (0, 0) for pair in padding)
-    dilated = any(
-        set(options.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation")
-    )
-    plain = lhs.ndim == 4 and options.get("feature_group_count", 1) == 1
-    if whole and plain and not dilated and set(window_strides) == {1}:
+    if lhs.ndim == 4 and whole and set(window_strides) == {1} and _is_plain(lhs, rhs, **options):
         return _convolve(lhs, rhs)
     return jax.lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def _is_plain(
+    lhs: Array,
+    rhs: Array,
+    dimension_numbers: Any = None,
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    feature_group_count: int = 1,
+    **options: Any,
+) -> bool:
+    """Tell whether axes are in the usual order, and nothing is dilated, grouped or asked for."""
+    numbers = [
+        jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, order)
+        for order in (dimension_numbers, _AXES)
+    ]
+    dilated = {*(lhs_dilation or ()), *(rhs_dilation or ())} - {1}
+    asked = [value for value in options.values() if value is not None]
+    return numbers[0] == numbers[1] and not dilated and feature_group_count == 1 and not asked
 
 
 def _plain(x: Array, w: Array) -> Array:
