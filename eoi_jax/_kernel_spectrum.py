@@ -151,10 +151,16 @@ def _stack_values(path: Any, leaf: Any, layout: LayoutOf | None, spatial_shape: 
             layers = _only_tap(layers, name)
         else:
             grid = _grid(given, len(geometry.taps), name=f"spatial_shape for {name}")
-    values = partial(_values, grid=grid, groups=geometry.groups)
-    # A grid multiplies the memory of a layer by its size: those go one after the other.
-    found: Array = jax.lax.map(values, layers) if grid else jax.vmap(values)(layers)
+    found = _all_values(layers, grid=grid, groups=geometry.groups)
     return found.reshape(*stack, *found.shape[1:])
+
+
+# Compiled once for all kernels of a shape.
+@partial(jax.jit, static_argnames=("grid", "groups"))
+def _all_values(layers: Array, *, grid: tuple[int, ...], groups: int) -> Array:
+    values = partial(_values, grid=grid, groups=groups)
+    # A grid multiplies the memory of a layer by its size: those go one after the other.
+    return jax.lax.map(values, layers) if grid else jax.vmap(values)(layers)
 
 
 @partial(jax.jit, static_argnames=("grid", "groups"))
