@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from eoi_jax import _checks
+from eoi_jax.typing import Layout
 
 __all__ = ["DTYPES", "FLOATS", "Leaf", "check_weights", "clash", "counts", "read", "write"]
 
@@ -127,7 +128,7 @@ def _header(path: Path, text: str | None) -> dict[str, Any]:
             raise _checks.fail("path", str(path), problem, "Update eoi_jax.")
         for own in header["leaves"].values():
             masked = [own["kept"], own["density"]] if "kept" in own else []
-            sizes = [*own["shape"], *masked]
+            sizes = [*own["shape"], *masked, *Layout(**own.get("layout", {}))]
             if own["dtype"] not in DTYPES or not all(isinstance(i, int | float) for i in sizes):
                 raise TypeError
         whole = {"versions", "user"} <= set(header) and clash(header["leaves"]) is None

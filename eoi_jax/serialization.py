@@ -10,8 +10,9 @@ order of the weights, eight to a byte, the first in the highest bit, as :func:`n
 them. That is one bit a weight, 1/32 of float32 weights.
 
 The file's metadata have one entry, ``eoi_jax``, in JSON: the number of the format, versions, and of
-every leaf its dtype and shape; of one with a mask also how many weights it keeps, its density and,
-of a kernel, its :func:`eoi_jax.spectrum.kernel_orthogonality_errors`, the largest of a stack.
+every leaf its dtype and shape, and the layout if one was given; of one with a mask also how many
+weights it keeps, its density and, of a kernel, the largest of its
+:func:`eoi_jax.spectrum.kernel_orthogonality_errors`.
 
 The format has no code in it and nothing is unpickled: a file from a stranger is either the network
 that its own records describe, or it is refused.
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from eoi_jax import _checks, _kernel_error, _sparse_file, _tree_checks
 from eoi_jax._version import __version__
-from eoi_jax.typing import LayoutOf, Mask, Params
+from eoi_jax.typing import Layout, LayoutOf, Mask, Params
 
 __all__ = ["SavedNetwork", "load", "save"]
 
@@ -50,6 +51,12 @@ class SavedNetwork(NamedTuple):
     params: Params
     mask: Mask
     metadata: dict[str, Any]
+
+    def layout(self, path: tuple[Any, ...], leaf: Any) -> Layout:
+        """Return how a leaf is read, as recorded: pass it on as ``layout=saved.layout``."""
+        del leaf
+        record = self.metadata["leaves"][_name(path)]
+        return Layout(**record.get("layout", {}))
 
 
 def save(
@@ -116,6 +123,8 @@ def save(
         leaves[name] = _sparse_file.Leaf(value, np.asarray(own) if np.ndim(own) else None)
         remedy = "Mask them first: eoi.masks.apply(mask, params)."
         _sparse_file.check_weights(leaves[name], where, remedy)
+        if layout is not None and value.ndim > 1:
+            records[name]["layout"] = _tree_checks.layout(layout, key_path, leaf)._asdict()
         if np.ndim(own):
             records[name] |= _sparse_file.counts(np.asarray(own))
             records[name] |= _measured(key_path, leaf, layout)
@@ -175,19 +184,23 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
     return SavedNetwork(own_params, jax.tree.unflatten(treedef, [mask[n] for n in names]), header)
 
 
+def _name(path: tuple[Any, ...]) -> str:
+    """Return the name of a leaf: the keys of its path, each without a slash."""
+    if path and getattr(path[-1], "name", None) == "value":
+        path = path[:-1]
+    keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
+    return "/".join(key.replace("~", "~0").replace("/", "~1") for key in keys)
+
+
 def _names(tree: Any, argument: str) -> list[str]:
     """Return the names of the leaves of a tree, one for each, none of them within another."""
-    names: list[str] = []
-    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
-        if path and getattr(path[-1], "name", None) == "value":
-            path = path[:-1]
-        keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        if not keys or "" in keys or keys == ["__metadata__"]:
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    for name in names:
+        if "" in name.split("/") or name == "__metadata__":
             raise ValueError(
-                f"{argument}[{_tree_checks.path_name(path)}] is outside the leaves that have a "
-                'name, other than "" and "__metadata__". Give a dict: {"kernel": array}.'
+                f"{argument}[{name}] is outside the leaves that have a name, other than '' and "
+                '__metadata__. Give a dict: {"kernel": array}.'
             )
-        names.append("/".join(key.replace("~", "~0").replace("/", "~1") for key in keys))
     clash = _sparse_file.clash(names)
     if clash is not None:
         raise ValueError(
@@ -219,13 +232,10 @@ def _array(leaf: Any, where: str) -> NDArray[Any]:
     return np.asarray(leaf)
 
 
-def _measured(path: Any, leaf: Any, layout: LayoutOf | None) -> dict[str, Any]:
-    """Return the orthogonality error of a kernel, and the layout by which it was read."""
+def _measured(path: Any, leaf: Any, layout: LayoutOf | None) -> dict[str, float]:
+    """Return the orthogonality error of a kernel, the largest of a stack."""
     if len(leaf.shape) < 2 or leaf.dtype.name not in _sparse_file.FLOATS:
         return {}
-    record: dict[str, Any] = {}
-    if layout is not None:
-        record["layout"] = _tree_checks.layout(layout, path, leaf)._asdict()
     try:
         error = float(np.max(_kernel_error.errors_of(path, leaf, layout), initial=0.0))
     except ValueError:
@@ -233,7 +243,7 @@ def _measured(path: Any, leaf: Any, layout: LayoutOf | None) -> dict[str, Any]:
             raise
         return {}  # its shape may mean several things
     # Finite weights may have an infinite Gram matrix, which JSON does not hold.
-    return record | ({"orthogonality_error": error} if math.isfinite(error) else {})
+    return {"orthogonality_error": error} if math.isfinite(error) else {}
 
 
 def _fitting(path: Any, like: Any, params: dict[str, Any]) -> list[str]:

@@ -107,7 +107,13 @@ def test_trees_of_every_framework_come_back_bit_for_bit(kind, tmp_path):
         assert same(saved.mask, mask)
         leaves = jax.tree.leaves((saved.params, saved.mask))
         assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    layouts = jax.tree_util.tree_map_with_path(saved.layout, params)
+    assert all(own == Layout() for own in jax.tree.leaves(layouts, is_leaf=is_layout))
     assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+def is_layout(node):
+    return isinstance(node, Layout)
 
 
 @pytest.mark.parametrize("kind", ["linen", "haiku"])
@@ -223,6 +229,8 @@ def test_a_layout_is_recorded_and_read_by(tmp_path):
     record = eoi.load(tmp_path / "net").metadata["leaves"]["kernel"]
     assert record["layout"] == {"batch_axes": 1, "groups": 1, "transposed": False}
     assert record["orthogonality_error"] == 3
+    saved = eoi.load(tmp_path / "net", like=params)
+    assert jax.tree_util.tree_map_with_path(saved.layout, params)["kernel"] == Layout(batch_axes=1)
     with pytest.raises(ValueError, match="batch_axes=3 is outside"):
         eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(batch_axes=3))
 
@@ -462,6 +470,8 @@ LEAVES = {
     "a count in words": ({KERNEL: {"kept": "three"}}, "has metadata that are not"),
     "an unknown dtype": ({KERNEL: {"dtype": "float7"}}, "has metadata that are not"),
     "another dtype": ({KERNEL: {"dtype": "float16"}}, "float16 and .* were recorded"),
+    "a layout of others": ({KERNEL: {"layout": {"axes": 1}}}, "has metadata that are not"),
+    "a layout in words": ({KERNEL: {"layout": {"groups": "two"}}}, "has metadata that are not"),
     "a shape in words": ({KERNEL: {"shape": "ab"}}, "has metadata that are not"),
     "another leaf": ({"a": {"dtype": "int8", "shape": []}}, "has metadata that are not"),
 }
