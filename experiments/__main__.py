@@ -16,6 +16,7 @@ COMMANDS = {
     "universality": "hold sparse orthogonal spectra against theory for dense",
     "plan": "list the layers of a sparse network: weights, FLOPs, bytes",
     "train": "train one network from one kind of start",
+    "inspect": "show how sparse and orthogonal a saved network is",
     "sweep": "run all configs of a figure or table, here or on a cluster",
     "report": "turn results into CSV files, tables, figures and a page",
 }

@@ -6,9 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "read"]
 
 
 class Checkpoints:
@@ -75,3 +76,45 @@ class Checkpoints:
             The tree.
         """
         return self._manager.restore(self.latest, args=ocp.args.StandardRestore(like))
+
+
+def read(folder: Path) -> tuple[int, Any]:
+    """Read the newest checkpoint of a folder, whatever its structure.
+
+    Nothing in the folder changes, where :class:`Checkpoints` would clean up: a run may be writing
+    there.
+
+    Args:
+        folder: that of the checkpoints.
+
+    Returns:
+        The step, and the tree on this machine's device: nested dicts and lists in place of the
+        tuples and classes that were saved.
+
+    Raises:
+        FileNotFoundError: if there is none.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from experiments import checkpoints
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with checkpoints.Checkpoints(folder) as own:
+        ...     own.save(3, {"weights": (jnp.arange(2.0),)})
+        >>> step, tree = checkpoints.read(folder)
+        >>> step, tree["weights"][0].tolist()
+        (3, [0.0, 1.0])
+    """
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not steps:
+        raise FileNotFoundError(f"There is no checkpoint in {folder}. Train first.")
+    path = folder.resolve() / str(max(steps)) / "default"
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    handler = ocp.StandardCheckpointHandler()
+    # Without shapes Orbax asks for the devices that the checkpoint was written on.
+    saved: Any = handler.metadata(path)
+    like = jax.tree.map(
+        lambda own: jax.ShapeDtypeStruct(own.shape, own.dtype, sharding=here),
+        getattr(saved, "tree", saved),
+    )
+    return max(steps), handler.restore(path, args=ocp.args.StandardRestore(like))

@@ -23,11 +23,13 @@ import tyro
 
 import eoi_jax as eoi
 from experiments import config as configs
-from experiments import data, measure, metrics, models, programs, pruning, starts
+from experiments import data, inspect, measure, metrics, models, programs, pruning, starts
 from experiments.checkpoints import Checkpoints
 from experiments.runs import RunningElsewhere, Runtime, execute, write
 
 __all__ = ["main", "run"]
+
+_SAVE = "File for the trained network of the first seed, by eoi.save: net.safetensors."
 
 
 def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
@@ -197,6 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     def command(
         config: Annotated[configs.Train, tyro.conf.OmitArgPrefixes],
         runtime: Annotated[Runtime, tyro.conf.OmitArgPrefixes],
+        save: Annotated[str | None, tyro.conf.arg(help=_SAVE)] = None,
     ) -> None:
         # Before there is a folder: a typo is no run.
         models.choose(config.model, models.NAMES, "model")
@@ -208,6 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{row['test_loss']:.4f}; {row['kept']:,} of {row['size']:,} weights"
             )
         print(f"Folder: {folder}")
+        if save is not None:
+            own, about = inspect.read_run(folder), configs.to_dict(config)
+            eoi.save(save, own.variables, own.mask, metadata=about, layout=models.layout)
+            print(f"Saved: {save}")
 
     try:
         prog = "python -m experiments train"
