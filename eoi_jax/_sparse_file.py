@@ -65,6 +65,8 @@ def write(path: Path, leaves: dict[str, Leaf], header: dict[str, Any]) -> None:
 
 def read(path: Path) -> tuple[dict[str, Leaf], dict[str, Any]]:
     """Read a file, and verify that it is what its header says."""
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder. Give a file of eoi.save.")
     try:
         with safe_open(path, "numpy") as file:
             header = _header(path, (file.metadata() or {}).get(ENTRY))
@@ -132,7 +134,7 @@ def _header(path: Path, text: str | None) -> dict[str, Any]:
             if own["dtype"] not in DTYPES or not all(isinstance(i, int | float) for i in sizes):
                 raise TypeError
         whole = {"versions", "user"} <= set(header) and clash(header["leaves"]) is None
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
+    except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError):
         whole = False
     if not whole:
         raise _damaged(path, "has metadata that are not those of a sparse network")

@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -271,7 +271,7 @@ def _holds(off: int) -> str:
 class Config:
     """What to look at."""
 
-    path: tyro.conf.Positional[str]
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
     """File that eoi.save wrote, or folder of a run: runs/<experiment>/<digest>."""
     seed: int | None = None
     """Which of the run's seeds; default: its first."""

@@ -496,6 +496,13 @@ def test_metadata_of_other_programs(header, written, tmp_path):
         eoi.load(spoiled(tmp_path / "net", written[0], header))
 
 
+@pytest.mark.parametrize("text", ["", "{", "NaN", "[" * 100_000], ids=len)
+def test_metadata_that_are_no_json(text, written, tmp_path):
+    save_file(written[0], tmp_path / "net", {"eoi_jax": text})
+    with pytest.raises(ValueError, match="has metadata that are not those of a sparse network"):
+        eoi.load(tmp_path / "net")
+
+
 def test_formats_of_the_future(written, tmp_path):
     with pytest.raises(ValueError, match=r"has format 2, outside \{1\}\. Update"):
         eoi.load(spoiled(tmp_path / "net", written[0], {**written[1], "format": 2}))
@@ -516,6 +523,8 @@ def test_files_cut_short_or_of_another_kind(written, tmp_path):
             eoi.load(path)
     with pytest.raises(FileNotFoundError):
         eoi.load(tmp_path / "none")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        eoi.load(tmp_path)
 
 
 class Bomb:
