@@ -78,6 +78,10 @@ def read(path: Path) -> tuple[dict[str, Leaf], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in wanted}
     except SafetensorError as error:
         raise _damaged(path, f"is no complete safetensors file ({error})") from None
+    except AttributeError as error:  # of NumPy, which has no float8
+        raise _damaged(
+            path, f"has tensors of a dtype that no sparse network has ({error})"
+        ) from None
     return {name: _leaf(path, name, own, tensors) for name, own in records.items()}, header
 
 

@@ -443,6 +443,7 @@ TENSORS = {
     "a mask too many": ({"a/bias~mask": BYTE}, r"has \['a/bias~mask'\] too many"),
     "another shape": ({KERNEL: np.ones((3, 2), np.float32)}, r"shape \[3, 2\]; .* \[2, 3\] were"),
     "another dtype": ({KERNEL: np.ones((2, 3), np.int32)}, "has a/kernel of dtype int32"),
+    "a dtype of others": ({KERNEL: np.ones((2, 3), jnp.float8_e4m3fn)}, "dtype that no sparse"),
     "a longer mask": ({MASK: np.append(BYTE, BYTE)}, r"shape \(2,\); its 6 weights need uint8"),
     "no bytes": ({MASK: BYTE[:0]}, r"shape \(0,\); its 6 weights"),
     "a mask of signed bytes": ({MASK: BYTE.view(np.int8)}, "dtype int8"),
