@@ -86,14 +86,14 @@ def save(
             recorded. Without it the orthogonality error of kernels whose shape may mean several
             things is left out.
 
+    Returns:
+        Nothing.
+
     Raises:
         ValueError: If the mask does not fit; if a weight off the mask is not zero, or any weight is
             not finite; if a leaf is no array, a random key or of a dtype that the format has not;
             if two leaves would have one name; if JSON does not hold the metadata.
         OSError: If the file cannot be written.
-
-    Returns:
-        Nothing.
 
     Example:
         >>> import pathlib, tempfile
