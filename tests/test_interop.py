@@ -56,7 +56,9 @@ def through_orbax(tree, folder):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "checkpoint", tree)
         checkpointer.wait_until_finished()
-        return checkpointer.restore(folder / "checkpoint", jax.eval_shape(lambda: tree))
+        restored = checkpointer.restore(folder / "checkpoint", jax.eval_shape(lambda: tree))
+    # What is restored is bound to its device, for which a step would be compiled once more.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored)
 
 
 def run_functions(apply, params, rest, mask, folder):
