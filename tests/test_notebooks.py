@@ -1,0 +1,158 @@
+"""The notebooks run at a small size, agree with their ``.py`` halves and keep their outputs."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from conftest import CACHE
+
+from experiments.figures import COLORS
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+README = (FOLDER / "README.md").read_text()
+REPOSITORY = re.search(r"install cells name `(https://github\.com/\S+/\S+)`", README)[1]
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+
+spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+execute = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(execute)
+
+SMALL = {
+    "quickstart": {"WIDTH": 32, "DEPTH": 3, "STEPS": 3, "BATCH": 16, "EXAMPLES": 4},
+    "dynamical_isometry": {"LAYERS": 6, "WIDTH": 16, "EVERY": 3, "EXAMPLES": 2, "AI_STEPS": 10},
+    "density_theory": {"SIZE": 32, "MATRICES": 5, "SIZES": (16, 32)},
+    "deep_networks": {"LAYERS": 6, "WIDTH": 16, "STEPS": 3, "BATCH": 16},
+    "pruning_methods": {
+        "WIDTH": 16,
+        "DEPTH": 4,
+        "SYNFLOW_STEPS": 4,
+        "AI_STEPS": 10,
+        "STEPS": 3,
+        "BATCH": 16,
+    },
+}
+each = pytest.mark.parametrize("name", execute.NAMES)
+
+
+def stored(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def outputs(notebook):
+    return [out for cell in notebook.cells for out in cell.get("outputs", [])]
+
+
+def pictures(cell):
+    return [out for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+
+
+def test_every_notebook_is_listed():
+    for suffix in (".ipynb", ".py"):
+        found = {path.stem for path in FOLDER.glob(f"*{suffix}")} - {"execute"}
+        assert found == set(execute.NAMES) == set(SMALL)
+
+
+@each
+def test_executes_at_a_small_size(name, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    # Nearly all time is compiling, and what is tested is that the cells run: do not optimize.
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    notebook = execute.execute(name, SMALL[name])
+    complaints = [out.text for out in outputs(notebook) if out.get("name") == "stderr"]
+    assert complaints == []
+    kept = stored(name)
+    assert sum(map(len, map(pictures, notebook.cells))) == sum(map(len, map(pictures, kept.cells)))
+
+
+@each
+def test_small_sizes_replace_defaults(name):
+    notebook = jupytext.read(FOLDER / f"{name}.py")
+    [cell] = [own for own in notebook.cells if "parameters" in own.metadata.get("tags", [])]
+    defaults = {}
+    exec(cell.source, defaults)
+    for key, value in SMALL[name].items():
+        assert type(defaults[key]) is type(value)
+        assert value < defaults[key]
+
+
+@each
+def test_pair_agrees(name):
+    code, kept = jupytext.read(FOLDER / f"{name}.py"), stored(name)
+    assert [cell.cell_type for cell in code.cells] == [cell.cell_type for cell in kept.cells]
+    for own, other in zip(code.cells, kept.cells, strict=True):
+        assert own.source == other.source
+        assert own.metadata.get("tags") == other.metadata.get("tags")
+    assert kept.metadata.jupytext.formats == "ipynb,py:percent"
+
+
+@each
+def test_kept_outputs(name):
+    kept = stored(name)
+    nbformat.validate(kept)
+    counts = [cell.execution_count for cell in kept.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))  # executed in order, in one go
+    assert {out.output_type for out in outputs(kept)} <= {"stream", "display_data"}
+    assert all(out.name == "stdout" for out in outputs(kept) if out.output_type == "stream")
+    assert all("execution" not in cell.metadata for cell in kept.cells)
+    text = json.dumps([out.get("text", "") for out in outputs(kept)])
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|usr)/", text)
+    assert len((FOLDER / f"{name}.ipynb").read_bytes()) < 600 * 1024
+
+
+@each
+def test_figures_are_followed_by_what_is_seen(name):
+    cells = stored(name).cells
+    drawn = [place for place, cell in enumerate(cells) if pictures(cell)]
+    assert len(drawn) >= 3
+    assert all(cells[place + 1].cell_type == "markdown" for place in drawn)
+    assert all(not cells[place + 1].source.startswith("#") for place in drawn)
+
+
+@each
+def test_colors_survive_color_blindness(name):
+    used = set(re.findall(r"#[0-9A-Fa-f]{6}\b", (FOLDER / f"{name}.py").read_text()))
+    assert used <= {*COLORS, "#FFFFFF"}
+
+
+@each
+def test_header_and_install_cell(name):
+    first, install = stored(name).cells[:2]
+    assert first.source.startswith("# ")
+    where = REPOSITORY.removeprefix("https://github.com/")
+    page = f"https://colab.research.google.com/github/{where}/blob/main/notebooks/{name}.ipynb"
+    badge = f"[![Open in Colab]({BADGE})]({page})"
+    assert badge in first.source
+    assert badge in README
+    assert f"[{name}]({name}.ipynb)" in README
+    for device in ("TPU", "GPU", "CPU"):
+        assert device in first.source
+    assert f'REPOSITORY = "{REPOSITORY}"' in install.source
+    assert '"google.colab" in sys.modules' in install.source
+    assert "git+{REPOSITORY}" in install.source
+
+
+def test_no_other_address_and_no_bare_install():
+    for path in [FOLDER / "README.md", *FOLDER.glob("*.py"), *FOLDER.glob("*.ipynb")]:
+        text = path.read_text()
+        assert set(re.findall(r"https://github\.com/[\w-]+/[\w-]+", text)) <= {REPOSITORY}
+        assert not re.search(r"pip install\b[^\n]*[ '\"]eoi_jax", text)
+
+
+def test_install_cell_installs_on_colab_only(monkeypatch):
+    source = stored("quickstart").cells[1].source
+    calls = []
+    monkeypatch.setattr("subprocess.run", lambda command, **options: calls.append(command))
+    exec(source, {})
+    assert calls == []
+    monkeypatch.setitem(__import__("sys").modules, "google.colab", object())
+    exec(source, {})
+    assert calls[0][1:4] == ["-m", "pip", "install"]
+    assert calls[0][-1] == f"eoi_jax[experiments] @ git+{REPOSITORY}"
