@@ -170,8 +170,8 @@ plt.show()
 # %% [markdown]
 # Chain, closed form and simulation are one curve; the logistic runs ahead of it. On the right: the
 # closed form is nearer to the chain than a mean of so many matrices could tell, and that mean is
-# off by about its standard error. (Its errors at neighboring times are alike, since the same
-# matrices are followed through all of them.) The logistic is off by far more.
+# mostly within two of its standard errors. (Its errors at neighboring times are alike, since the
+# same matrices are followed through all of them.) The logistic is off by far more.
 
 # %% [markdown]
 # ## One curve for all sizes

@@ -287,13 +287,13 @@ axes.set(
     xticklabels=list(masks),
 )
 axes.grid(alpha=0.3, axis="y")
-axes.legend()
+figure.legend(loc="outside right center")
 plt.show()
 
 # %% [markdown]
 # Base shrinks whatever the mask, most with the random ones. Six layers are few, so AI repairs
 # nearly all of it; [dynamical_isometry](dynamical_isometry.ipynb) shows what becomes of it with
-# depth. EOI stands at the same height for every budget, and its range is narrow.
+# depth. EOI stands at about one height for every budget.
 
 # %% [markdown]
 # ## And training
