@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,24 @@ import numpy as np
 from eoi_jax import _checks, _selection, sao, sparse_orthogonal
 from eoi_jax._delta import delta_orthogonal
 from eoi_jax._layers import Counts, Geometry, Kernel
+from eoi_jax._loops import map_on_cpu
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array, Layout, Mask, Params
 
 __all__ = ["blocks", "copy_dense", "exact", "map_kernels", "sao_layer"]
+
+
+# Smaller matrices are drawn in this shape: padding costs them microseconds, and a program a second.
+_SMALL = 64
+
+
+class _Request(NamedTuple):
+    """The matrices of the layers of one geometry: their keys, and the non-zeros of each."""
+
+    keys: Array
+    counts: Counts
+    geometry: Geometry
+    dtype: Any
 
 
 def exact(
@@ -33,34 +47,40 @@ def exact(
     permute: bool,
 ) -> tuple[list[Any], list[Any]]:
     """Draw all kernels of a tree and their masks; other leaves stay as they are."""
-    new_leaves, new_masks = list(leaves), [jnp.array(True) for _ in leaves]
-    # Layers of one geometry are drawn together: one program each is compiled.
-    alike: dict[Any, list[int]] = {}
+    angles = sparse_orthogonal.check_angles(angles)
+    # Layers of one geometry are placed together: one program each is compiled.
+    alike: dict[tuple[Geometry, Any], list[int]] = {}
     for index, kernel in enumerate(kernels):
         if kernel is not None:
             wide = _checks.wide(jax.dtypes.canonicalize_dtype(leaves[index].dtype))
             alike.setdefault((kernel.geometry, wide), []).append(index)
             _check_center(kernel, center_density, all_taps)
+    requests, rest = [], []
     for (geometry, wide), indices in alike.items():
         budget = np.concatenate([budgets[index] for index in indices])
         keys = [jax.random.split(jax.random.fold_in(key, i), len(budgets[i])) for i in indices]
         centers = _center_counts(geometry, budget, center_density, all_taps)
-        drawn = _draw_layers(
-            jnp.concatenate(keys),
+        for_matrices, for_masks = _keys(jnp.concatenate(keys), geometry.groups)
+        requests.append(_Request(for_matrices, np.repeat(centers, geometry.groups), geometry, wide))
+        rest.append((for_masks, budget))
+    drawn = _draw(requests, angles)
+    new_leaves, new_masks = list(leaves), [jnp.array(True) for _ in leaves]
+    for request, matrices, own, indices in zip(requests, drawn, rest, alike.values(), strict=True):
+        for_masks, budget = own
+        placed = _place(
+            request.keys,
+            matrices,
+            for_masks,
             jnp.asarray(budget, jnp.int32),
-            jnp.asarray(centers, jnp.int32),
             scale,
-            geometry=geometry,
-            dtype=wide,
-            angles=angles,
+            geometry=request.geometry,
+            shapes=tuple(leaves[index].shape for index in indices),
             permute=permute,
             all_taps=all_taps,
         )
-        ends = np.cumsum([len(budgets[index]) for index in indices])[:-1]
-        for i, own, mask in zip(indices, *(jnp.split(part, ends) for part in drawn), strict=True):
-            dtype = jax.dtypes.canonicalize_dtype(leaves[i].dtype)
-            new_leaves[i] = own.reshape(leaves[i].shape).astype(dtype)
-            new_masks[i] = mask.reshape(leaves[i].shape)
+        for index, values, mask in zip(indices, *placed, strict=True):
+            dtype = jax.dtypes.canonicalize_dtype(leaves[index].dtype)
+            new_leaves[index], new_masks[index] = values.astype(dtype), mask
     return new_leaves, new_masks
 
 
@@ -103,50 +123,90 @@ def _center_counts(
     return np.clip(counts, geometry.minimum // geometry.groups, size)
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "dtype", "angles", "permute", "all_taps"))
-def _draw_layers(
+@functools.partial(jax.jit, static_argnames="groups")
+def _keys(keys: Array, groups: int) -> tuple[Array, Array]:
+    """Split the key of each layer into one for each of its matrices, and one for its mask."""
+    for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(keys)
+    for_matrices = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
+    return for_matrices.reshape(-1, *for_matrices.shape[2:]), for_masks
+
+
+def _draw(requests: Sequence[_Request], angles: AngleLaw) -> list[Array]:
+    """Draw the matrices ``(number, size, columns)``, tall or square, of each request.
+
+    Small ones of whatever shape are drawn by one program.
+    """
+    together: dict[Any, list[int]] = {}
+    for index, (_, _, geometry, dtype) in enumerate(requests):
+        together.setdefault((_padded(*geometry.tall), dtype), []).append(index)
+    drawn: dict[int, Array] = {}
+    for (padded, dtype), indices in together.items():
+        own = [requests[index] for index in indices]
+        lengths = [len(request.counts) for request in own]
+        shapes = np.repeat([request.geometry.tall for request in own], lengths, axis=0)
+        arguments = (np.concatenate([request.counts for request in own]), *shapes.T)
+        keys = jnp.concatenate([request.keys for request in own])
+        if padded == (_SMALL, _SMALL):
+            # A power of two of them, so that networks share programs; those of 1 x 1 cost nothing.
+            more = (1 << (len(keys) - 1).bit_length()) - len(keys)
+            keys = keys[np.minimum(np.arange(len(keys) + more), len(keys) - 1)]
+            arguments = tuple(np.pad(own, (0, more), constant_values=1) for own in arguments)
+        matrices = sparse_orthogonal.draw_padded(
+            keys,
+            *(jnp.asarray(own, jnp.int32) for own in arguments),
+            padded=padded,
+            dtype=dtype,
+            angles=angles,
+        )
+        ends = np.cumsum(lengths)
+        for index, end, length in zip(indices, ends, lengths, strict=True):
+            size, columns = requests[index].geometry.tall
+            start, stop = (int(end - length), 0, 0), (int(end), size, columns)
+            drawn[index] = jax.lax.slice(matrices, start, stop)
+    return [drawn[index] for index in range(len(requests))]
+
+
+def _padded(size: int, columns: int) -> tuple[int, int]:
+    """Choose the shape of the program that draws a matrix."""
+    return (_SMALL, _SMALL) if 1 < size <= _SMALL else (size, columns)
+
+
+@functools.partial(jax.jit, static_argnames=("geometry", "shapes", "permute", "all_taps"))
+def _place(
     keys: Array,
+    matrices: Array,
+    for_masks: Array,
     budgets: Array,
-    centers: Array,
     scale: Any,
     *,
     geometry: Geometry,
-    dtype: Any,
-    angles: AngleLaw,
+    shapes: tuple[tuple[int, ...], ...],
     permute: bool,
     all_taps: bool,
-) -> tuple[Array, Array]:
-    """Draw kernels and masks of layers of one geometry."""
+) -> tuple[list[Array], list[Array]]:
+    """Make the leaves and masks of layers of one geometry from their matrices."""
     taps, inputs, outputs, groups, _ = geometry
     layers = len(budgets)
-    # The same for all densities, so that another density compiles nothing.
-    segment = 2 * max(inputs, outputs, 32)
-    for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(keys)
-    for_weights = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
-
-    def draw(key: Array, count: Array) -> Array:
-        return sparse_orthogonal.with_budget(
-            key,
-            (inputs, outputs),
-            count,
-            segment=segment,
-            scale=scale,
-            dtype=dtype,
-            angles=angles,
-            permute=permute,
-        )
-
-    # One batch of all groups of all layers: a batch of batches would be traced many times over.
-    flat = for_weights.reshape(layers * groups, *for_weights.shape[2:])
-    matrices = jax.vmap(draw)(flat, jnp.repeat(centers, groups))
+    if permute:
+        permuted = map_on_cpu(sparse_orthogonal.permuted)
+        matrices = jax.vmap(permuted)(keys, matrices)
+    if inputs < outputs:
+        matrices = matrices.swapaxes(1, 2)
+    matrices = matrices * jnp.asarray(scale, matrices.dtype)
     matrices = matrices.reshape(layers, groups, inputs, outputs)
     tap = jnp.moveaxis(matrices, 1, 2).reshape(layers, inputs, groups * outputs)
-    kernels = jnp.zeros((layers, *geometry.shape), dtype).at[:, *geometry.center].set(tap)
+    kernels = jnp.zeros((layers, *geometry.shape), tap.dtype).at[:, *geometry.center].set(tap)
     # The support of what is drawn: a cast to fewer bits may round entries to zero.
     spread = tap.reshape(layers, *(1 for _ in taps), inputs, groups * outputs)
     support = jnp.broadcast_to(spread != 0, kernels.shape) if all_taps else kernels != 0
     masks = _selection.unmask_rows(for_masks, support.reshape(layers, -1), budgets)
-    return kernels, masks.reshape(kernels.shape)
+    ends = np.cumsum([math.prod(shape) // geometry.size for shape in shapes])[:-1]
+
+    def leaves(whole: Array) -> list[Array]:
+        parts = zip(jnp.split(whole, ends), shapes, strict=True)
+        return [part.reshape(shape) for part, shape in parts]
+
+    return leaves(kernels), leaves(masks)
 
 
 def sao_layer(

@@ -50,6 +50,11 @@ class Geometry(NamedTuple):
         return self.groups * min(self.inputs, self.outputs)
 
     @property
+    def tall(self) -> tuple[int, int]:
+        """The shape of each matrix, the longer side first."""
+        return max(self.inputs, self.outputs), min(self.inputs, self.outputs)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the layer's kernel."""
         return (*self.taps, self.inputs, self.outputs * self.groups)

@@ -1,13 +1,16 @@
-"""Where a loop starts, for code that may run inside :func:`jax.shard_map`."""
+"""Loops: where they start inside :func:`jax.shard_map`, and how ``vmap`` runs them on a core."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["varying_as"]
+from eoi_jax.typing import Array
+
+__all__ = ["map_on_cpu", "varying_as"]
 
 _Tree = TypeVar("_Tree")
 
@@ -26,3 +29,37 @@ def varying_as(start: _Tree, *data: Any) -> _Tree:
             leaf = jax.random.key_data(leaf)
         false |= jnp.zeros_like(leaf, dtype=bool, shape=())
     return jax.tree.map(lambda leaf: jnp.where(false, leaf, leaf), start)
+
+
+def map_on_cpu(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Let ``vmap`` run a function one by one on a CPU, and batched on an accelerator.
+
+    A batched loop runs every matrix to the length of the longest and selects the whole state at
+    each step. An accelerator gains more from the batch than that costs; a core is three times
+    faster one by one.
+    """
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def rule(axis_size: int, in_batched: Sequence[bool], *arguments: Array) -> tuple[Array, bool]:
+        del axis_size
+        axes = [0 if batched else None for batched in in_batched]
+
+        def looped(*arguments: Array) -> Array:
+            batched = [x for x, axis in zip(arguments, axes, strict=True) if axis == 0]
+
+            def one(own: list[Array]) -> Array:
+                rest = iter(own)
+                return mapped(
+                    *(
+                        next(rest) if axis == 0 else x
+                        for x, axis in zip(arguments, axes, strict=True)
+                    )
+                )
+
+            return jax.lax.map(one, batched)
+
+        batched = jax.vmap(function, in_axes=axes)
+        return jax.lax.platform_dependent(*arguments, cpu=looped, default=batched), True
+
+    return mapped

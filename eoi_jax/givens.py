@@ -89,7 +89,7 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
 
 def sample(
     key: Array,
-    size: int,
+    size: int | Array,
     num_rotations: int,
     *,
     angles: AngleLaw = uniform_angle,
@@ -105,7 +105,7 @@ def sample(
 
     Args:
         key: a PRNG key.
-        size: number of coordinates, at least 2.
+        size: number of coordinates, at least 2; may be traced.
         num_rotations: length of the sequence, at least 0.
         angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
         dtype: real floating dtype of the angles; a narrower one than float32 becomes float32.
@@ -130,14 +130,16 @@ def sample(
     Reference:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
-    size = _checks.integer(
-        size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
-    )
+    if not _checks.is_traced(size):
+        size = _checks.integer(
+            size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
+        )
     num_rotations = _checks.integer(num_rotations, low=0, name="num_rotations")
     dtype = _checks.wide(_checks.float_dtype(dtype))
     if not _checks.is_traced(first):
         first = _checks.integer(first, low=0, name="first")
-    return _sample(key, jnp.asarray(first, jnp.uint32), size, num_rotations, angles, dtype)
+    first, size = jnp.asarray(first, jnp.uint32), jnp.asarray(size, jnp.uint32)
+    return _sample(key, first, size, num_rotations, angles, dtype)
 
 
 def from_pairs(
@@ -316,9 +318,9 @@ def grow_support(packed: Array, rotations: Rotations, wave: Array) -> tuple[Arra
     return _schedule.scan_waves(step, (packed, gained), rotations, wave, size=rows, columns=words)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "num_rotations", "angles", "dtype"))
+@functools.partial(jax.jit, static_argnames=("num_rotations", "angles", "dtype"))
 def _sample(
-    key: Array, first: Array, size: int, num_rotations: int, angles: AngleLaw, dtype: DType
+    key: Array, first: Array, size: Array, num_rotations: int, angles: AngleLaw, dtype: DType
 ) -> Rotations:
     def one(own: Array) -> Rotations:
         i = _below(own[0], size)
@@ -387,7 +389,7 @@ def _uniform(words: Array, dtype: DType) -> Array:
     return jnp.minimum(angle, np.nextafter(wide.type(2 * math.pi), wide.type(0)))
 
 
-def _below(bits: Array, bound: int) -> Array:
+def _below(bits: Array, bound: int | Array) -> Array:
     """Map 32 random bits to an integer below ``bound``: the high word of their product."""
     low, high = bits & 0xFFFF, bits >> 16
     bound_low, bound_high = jnp.uint32(bound & 0xFFFF), jnp.uint32(bound >> 16)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks, _selection, givens, rotation, theory
-from eoi_jax._loops import varying_as
+from eoi_jax._loops import map_on_cpu, varying_as
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array, DType, Shape
 
@@ -101,7 +100,7 @@ def orthogonal(
     dtype = _checks.float_dtype(dtype)
     column_axis = _checks.axis(column_axis, len(shape), "column_axis")
     scale = _checks.finite_scalar(scale, "scale")
-    angles = _check_angles(angles)
+    angles = check_angles(angles)
     _checks.one_of(
         stopping,
         ("closest", "at_most"),
@@ -137,7 +136,7 @@ def orthogonal(
         target,
         scale=scale,
         dtype=dtype,
-        segment=segment_length(size, density),
+        segment=_segment_length(size, density),
         angles=angles,
         permute=permute,
         at_most=at_most,
@@ -146,33 +145,31 @@ def orthogonal(
     return jnp.moveaxis(matrix.reshape(*rest, columns), -1, column_axis)
 
 
-def with_budget(
-    key: Array,
-    shape: tuple[int, int],
-    budget: Any,
+@functools.partial(jax.jit, static_argnames=("padded", "dtype", "angles"))
+def draw_padded(
+    keys: Array,
+    budgets: Array,
+    sizes: Array,
+    columns: Array,
     *,
-    segment: int,
-    scale: float | Array = 1.0,
-    dtype: DType = jnp.float32,
-    angles: AngleLaw = givens.uniform_angle,
-    permute: bool = False,
+    padded: tuple[int, int],
+    dtype: DType,
+    angles: AngleLaw,
 ) -> Array:
-    """Draw the matrix of :func:`orthogonal` with ``stopping="at_most"`` for a count, not a density.
+    """Draw the matrices of :func:`orthogonal` with ``stopping="at_most"`` for counts of non-zeros.
 
-    ``budget`` is an integer, traced or not, of at least ``min(shape)``; ``segment`` comes from
-    :func:`segment_length`.
+    All arguments but the static ones have one entry for each matrix, which is ``(size, columns)``,
+    tall or square, in the corner of zeros of the shape ``padded``. So one program, whose
+    compilation takes far longer than its run, draws matrices of many shapes. ``budgets`` are
+    integers of at least ``columns``; ``dtype`` is float32 or wider.
     """
-    return _matrix(
-        key,
-        shape,
-        jnp.asarray(budget, jnp.int32),
-        scale=scale,
-        dtype=dtype,
-        segment=segment,
-        angles=_check_angles(angles),
-        permute=permute,
-        at_most=True,
-    )
+    segment = 2 * max(padded[0], 32)  # the same for all densities
+
+    def draw(key: Array, budget: Array, size: Array, columns: Array) -> Array:
+        scale = jnp.ones((), dtype)
+        return _corner(key, budget, scale, size, columns, padded, segment, angles, True)
+
+    return jax.vmap(map_on_cpu(draw))(keys, budgets, sizes, columns)
 
 
 def _matrix(
@@ -226,18 +223,38 @@ def _draw(
     """Draw the ``(size, columns)`` matrix, tall or square, for a density or a count."""
 
     def draw(key: Array, target: Array, scale: Array) -> Array:
-        twice_target, valid = _twice_target(target, size, columns, at_most)
-        matrix = _eye(size, columns, jnp.where(valid, scale, jnp.nan))
-        if size > 1:
-            matrix = _rotate_to_density(key, matrix, twice_target, segment, angles, at_most)
-        if permute:
-            matrix = _permute(jax.random.fold_in(key, 1), matrix)
+        shape = (size, columns)
+        matrix = _corner(key, target, scale, size, columns, shape, segment, angles, at_most)
+        return permuted(key, matrix) if permute else matrix
+
+    return map_on_cpu(draw)(key, target, scale)
+
+
+def _corner(
+    key: Array,
+    target: Array,
+    scale: Array,
+    size: int | Array,
+    columns: int | Array,
+    shape: tuple[int, int],
+    segment: int,
+    angles: AngleLaw,
+    at_most: bool,
+) -> Array:
+    """Draw a ``(size, columns)`` matrix, tall or square, in the corner of zeros of ``shape``.
+
+    ``size`` and ``columns`` may be traced, and change no value of the matrix by being so.
+    """
+    twice_target, valid = _twice_target(target, size, columns, at_most)
+    matrix = _eye(shape, columns, jnp.where(valid, scale, jnp.nan))
+    if shape[0] == 1:
         return matrix
+    return _rotate_to_density(key, matrix, size, columns, twice_target, segment, angles, at_most)
 
-    return _map_on_cpu(draw)(key, target, scale)
 
-
-def _twice_target(target: Array, size: int, columns: int, at_most: bool) -> tuple[Array, Array]:
+def _twice_target(
+    target: Array, size: int | Array, columns: int | Array, at_most: bool
+) -> tuple[Array, Array]:
     """Double the count that a target asks for, and tell whether a matrix can have it.
 
     Counts are compared doubled, so that the middle between two counts is an integer as well.
@@ -255,42 +272,15 @@ def _twice_target(target: Array, size: int, columns: int, at_most: bool) -> tupl
     return jnp.ceil(2.0 * total * density * (1 - slack)).astype(jnp.uint32), valid
 
 
-def _map_on_cpu(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Let ``vmap`` run a function one by one on a CPU, and batched on an accelerator.
-
-    A batched loop runs every matrix to the length of the longest and selects the whole state at
-    each step. An accelerator gains more from the batch than that costs; a core is three times
-    faster one by one.
-    """
-    mapped = jax.custom_batching.custom_vmap(function)
-
-    @mapped.def_vmap
-    def rule(axis_size: int, in_batched: Sequence[bool], *arguments: Array) -> tuple[Array, bool]:
-        del axis_size
-        axes = [0 if batched else None for batched in in_batched]
-
-        def looped(*arguments: Array) -> Array:
-            batched = [x for x, axis in zip(arguments, axes, strict=True) if axis == 0]
-
-            def one(own: list[Array]) -> Array:
-                rest = iter(own)
-                return mapped(
-                    *(
-                        next(rest) if axis == 0 else x
-                        for x, axis in zip(arguments, axes, strict=True)
-                    )
-                )
-
-            return jax.lax.map(one, batched)
-
-        batched = jax.vmap(function, in_axes=axes)
-        return jax.lax.platform_dependent(*arguments, cpu=looped, default=batched), True
-
-    return mapped
-
-
 def _rotate_to_density(
-    key: Array, matrix: Array, twice_target: Array, segment: int, angles: AngleLaw, at_most: bool
+    key: Array,
+    matrix: Array,
+    size: int | Array,
+    columns: int | Array,
+    twice_target: Array,
+    segment: int,
+    angles: AngleLaw,
+    at_most: bool,
 ) -> Array:
     """Rotate the partial identity until its count is closest to the target, or below it.
 
@@ -298,10 +288,10 @@ def _rotate_to_density(
     is changes the speed and not the result. The non-zeros of every prefix are counted first, on
     integers, and only the rotations that are kept touch the floats.
     """
-    size, columns = matrix.shape
+    rows = matrix.shape[0]
     continuous = angles is givens.uniform_angle
-    total = size * columns
-    limit = min(_LIMIT * size, 2**31 - 1 - segment)
+    total = jnp.asarray(size * columns, jnp.uint32)
+    limit = min(_LIMIT * rows, 2**31 - 1 - segment)
     State = tuple[Array, Array, Array, Array]
 
     def unfinished(state: State) -> Array:
@@ -313,7 +303,7 @@ def _rotate_to_density(
         rotations = givens.sample(
             key, size, segment, angles=angles, dtype=matrix.dtype, first=first
         )
-        wave = givens.waves(rotations, size)
+        wave = givens.waves(rotations, rows)
         if continuous:
             packed, gained = givens.grow_support(packed, rotations, wave)
         else:
@@ -330,12 +320,13 @@ def _rotate_to_density(
         matrix = rotation.rotate_rows(
             matrix, rotations, wave, count=count, round_products=not continuous
         )
-        nonzeros = jnp.where(reached.any(), total, counts[-1]).astype(jnp.uint32)
+        nonzeros = jnp.where(reached.any(), total, counts[-1])
         return first + segment, nonzeros, packed, matrix
 
     first = jnp.zeros((), jnp.int32)
     nonzeros = jnp.full((), columns, jnp.uint32)
-    packed = givens.eye_support(size, columns)
+    own = jnp.arange(rows)[:, None] < columns
+    packed = jnp.where(own, givens.eye_support(*matrix.shape), jnp.uint32(0))
     start = varying_as((first, nonzeros, packed, matrix), key, twice_target, matrix)
     _, nonzeros, _, matrix = jax.lax.while_loop(unfinished, extend, start)
     if continuous:
@@ -343,14 +334,17 @@ def _rotate_to_density(
     return jnp.where(2 * nonzeros < twice_target, jnp.nan, matrix)
 
 
-def _eye(size: int, columns: int, scale: Array) -> Array:
-    diagonal = jnp.arange(size)[:, None] == jnp.arange(columns)[None, :]
-    return jnp.where(diagonal, scale, jnp.zeros((), scale.dtype))
+def _eye(shape: tuple[int, int], columns: int | Array, scale: Array) -> Array:
+    row, column = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None, :]
+    return jnp.where((row == column) & (row < columns), scale, jnp.zeros((), scale.dtype))
 
 
-def _permute(key: Array, matrix: Array) -> Array:
-    """Permute rows and columns uniformly and flip the sign of each row at random."""
-    for_rows, for_columns, for_signs = jax.random.split(key, 3)
+def permuted(key: Array, matrix: Array) -> Array:
+    """Permute rows and columns uniformly and flip the sign of each row at random.
+
+    ``matrix`` was drawn from the same key.
+    """
+    for_rows, for_columns, for_signs = jax.random.split(jax.random.fold_in(key, 1), 3)
     size, columns = matrix.shape
     matrix = matrix[jax.random.permutation(for_rows, size)]
     matrix = matrix[:, jax.random.permutation(for_columns, columns)]
@@ -362,7 +356,7 @@ def _expected_rotations(size: int, density: float) -> int:
     return theory.num_rotations(size, density, method="closed_form")
 
 
-def segment_length(size: int, density: Any) -> int:
+def _segment_length(size: int, density: Any) -> int:
     """Choose the rotations of a segment: 1 to 4 per coordinate, so that few programs are compiled.
 
     It changes the speed and not the matrix. A static density gets one segment that nearly always
@@ -375,7 +369,7 @@ def segment_length(size: int, density: Any) -> int:
     return min(min(max(-(-needed // unit), 1), 4) * unit, _MAX_SEGMENT)
 
 
-def _check_angles(angles: Any) -> AngleLaw:
+def check_angles(angles: Any) -> AngleLaw:
     if callable(angles):
         return angles
     if _checks.is_traced(angles):

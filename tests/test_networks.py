@@ -1,5 +1,6 @@
 """Whole networks: exact counts, exact orthogonality, and nothing else changed."""
 
+import functools
 import math
 
 import chex
@@ -14,7 +15,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eoi_jax import budgets, criteria, masks, networks, sao
+from eoi_jax import budgets, criteria, masks, networks, sao, sparse_orthogonal
 from eoi_jax.optim import static_sparse
 from eoi_jax.typing import Layout
 from experiments import models
@@ -482,12 +483,21 @@ def test_the_density_of_each_layer_at_its_center():
 
 
 def test_other_densities_of_the_same_shapes_compile_nothing():
-    params = {"kernel": jnp.zeros((12, 20))}
+    params = {"kernel": jnp.zeros((12, 20)), "large": {"kernel": jnp.zeros((12, 70))}}
     networks.exact_orthogonal(KEY, params, 0.1)
-    before = networks._drawing._draw_layers._cache_size()
+    programs = (networks._drawing._place, sparse_orthogonal.draw_padded)
+    before = [program._cache_size() for program in programs]
     for density in (0.2, 0.5, 0.9):
         networks.exact_orthogonal(KEY, params, density)
-    assert networks._drawing._draw_layers._cache_size() == before
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_matrices_of_small_layers_are_drawn_by_one_program():
+    drawing = functools.partial(networks.exact_orthogonal, KEY, densities=0.5)
+    drawing({"a": {"kernel": jnp.zeros((3, 3, 20, 30))}, "b": {"kernel": jnp.zeros((64, 8))}})
+    before = sparse_orthogonal.draw_padded._cache_size()
+    drawing({"a": {"kernel": jnp.zeros((5, 7))}, "b": {"kernel": jnp.zeros((3, 3, 50, 4))}})
+    assert sparse_orthogonal.draw_padded._cache_size() == before
 
 
 def test_a_donated_start_leaves_the_others():

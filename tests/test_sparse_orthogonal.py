@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eoi_jax import givens, sparse_orthogonal
-from eoi_jax.sparse_orthogonal import orthogonal, with_budget
+from eoi_jax.sparse_orthogonal import draw_padded, orthogonal
 
 KEY = jax.random.key(5)
 SHAPES = [(1, 1), (2, 2), (1, 9), (9, 1), (12, 40), (40, 12), (33, 33), (65, 64)]
@@ -212,16 +212,25 @@ def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, densit
     closest = np.count_nonzero(jax.vmap(draw)(keys), axis=(1, 2))
     same = (closest == counts) | (closest > budget) | (counts == budget)
     assert same.all()
-    by_count = jax.vmap(lambda key: with_budget(key, shape, budget, segment=64))(keys)
-    np.testing.assert_array_equal(below, by_count)
+    # For a count, in a corner of zeros, and among matrices of another shape: the same matrices.
+    size, columns = max(shape), min(shape)
+    both = (jnp.tile(keys, 2), [budget] * 20 + [40] * 20, [size] * 20 + [10] * 20)
+    padded = drawn_padded(*both, [columns] * 20 + [9] * 20, padded=(64, 52))
+    by_count = padded[:20, :size, :columns]
+    np.testing.assert_array_equal(below, by_count if shape[0] == size else by_count.mT)
+    assert np.count_nonzero(padded[:20]) == np.count_nonzero(by_count)
+    assert np.count_nonzero(padded[20:]) == np.count_nonzero(padded[20:, :10, :9]) <= 40 * 20
+
+
+def drawn_padded(keys, budgets, sizes, columns, *, padded):
+    numbers = (jnp.asarray(own, jnp.int32) for own in (budgets, sizes, columns))
+    return draw_padded(keys, *numbers, padded=padded, dtype="float32", angles=givens.uniform_angle)
 
 
 def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
     budgets = jnp.array([16, 30, 100, 128, 256, 15, 257])
-    draw = functools.partial(with_budget, shape=(16, 16), segment=64)
-    batch = jax.vmap(lambda key, budget: draw(key, budget=budget))(
-        jax.random.split(KEY, 7), budgets
-    )
+    keys = jax.random.split(KEY, 7)
+    batch = drawn_padded(keys, budgets, [16] * 7, [16] * 7, padded=(20, 17))
     counts = np.count_nonzero(batch, axis=(1, 2))[:5]
     assert (counts <= budgets[:5]).all()
     assert (counts > budgets[:5] - 16).all()
