@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from eoi_jax.typing import Array
-
 __all__ = ["map_on_cpu", "varying_as"]
 
+Array = jax.Array
 _Tree = TypeVar("_Tree")
 
 
