@@ -14,18 +14,23 @@ axis_types = (jax.sharding.AxisType.Auto,)
 mesh = jax.make_mesh((2,), ("seeds",), axis_types=axis_types)
 keys = jax.random.split(jax.random.key(0), 4)
 diagonal = {"kernel": jnp.eye(16, dtype=bool)}
-for draw in (
-    lambda key: eoi.orthogonal(key, (16, 12), 0.3),
-    lambda key: eoi.conv(0.2)(key, (3, 3, 8, 8)),
-    lambda key: eoi.masks.fill(key, diagonal, 0.3)["kernel"],
-    lambda key: eoi.givens.waves(eoi.givens.sample(key, 16, 50), 16),
-):
-    batch = jax.vmap(draw)
-    sharded = jax.shard_map(batch, mesh=mesh, in_specs=P("seeds"), out_specs=P("seeds"))
-    expected = batch(keys)
-    np.testing.assert_allclose(jax.jit(sharded)(keys), expected, atol=1e-6)
-    placed = jax.device_put(keys, jax.sharding.NamedSharding(mesh, P("seeds")))
-    np.testing.assert_allclose(jax.jit(batch)(placed), expected, atol=1e-6)
+def draw(key):
+    return (
+        eoi.orthogonal(key, (16, 12), 0.3),
+        eoi.conv(0.2)(key, (3, 3, 8, 8)),
+        eoi.masks.fill(key, diagonal, 0.3)["kernel"],
+        eoi.givens.waves(eoi.givens.sample(key, 16, 50), 16),
+    )
+
+batch = jax.jit(jax.vmap(draw))
+expected = batch(keys)
+sharded = jax.shard_map(jax.vmap(draw), mesh=mesh, in_specs=P("seeds"), out_specs=P("seeds"))
+placed = jax.device_put(keys, jax.sharding.NamedSharding(mesh, P("seeds")))
+for found in (jax.jit(sharded)(keys), batch(placed)):
+    for own, one in zip(found, expected, strict=True):
+        assert len(own.sharding.device_set) == 2
+        assert len(one.sharding.device_set) == 1
+        np.testing.assert_allclose(own, one, atol=1e-6)
 """
 
 
