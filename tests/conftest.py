@@ -16,6 +16,9 @@ import pytest
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+# The processes that tests start share it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # A first example compiles, so a deadline would only measure the compiler.
 hypothesis.settings.register_profile("eoi", deadline=None, max_examples=20, print_blob=True)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -346,19 +345,12 @@ def test_killed_runs_end_as_if_they_were_not(tmp_path):
     """A real process is killed within a line of metrics, and within a checkpoint."""
 
     def start(moment, *folders):
-        # Programs that one process compiled serve the next.
-        cache = jax.config.jax_compilation_cache_dir or tmp_path / "compiled"
         command = [sys.executable, "-c", KILLED, repr(ONE), moment]
         done = subprocess.run(
             [*command, *(str(tmp_path / folder) for folder in folders)],
             capture_output=True,
             text=True,
             timeout=300,
-            env={
-                **os.environ,
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-            },
         )
         assert done.returncode == (0 if moment == "never" else -signal.SIGKILL), done.stderr
         return [Path(line) for line in done.stdout.split()]
