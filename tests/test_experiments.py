@@ -42,8 +42,12 @@ def test_a_scanned_mlp_equals_the_loop():
     np.testing.assert_allclose(model.apply({"params": params}, x), expected, atol=1e-5)
 
 
+# The tests of the quickstart train one network, so that its programs are compiled once.
+SMALL = {"layers": 12, "width": 32}
+
+
 def test_quickstart_runs_and_saves_its_picture(tmp_path, console):
-    config = quickstart.Config(layers=12, width=32, steps=6, output=str(tmp_path / "q.png"))
+    config = quickstart.Config(**SMALL, steps=6, output=str(tmp_path / "q.png"))
     results = quickstart.run(config, console)
     assert [result.start for result in results] == list(quickstart.STARTS)
     for result in results:
@@ -59,16 +63,21 @@ def test_quickstart_runs_and_saves_its_picture(tmp_path, console):
     assert (tmp_path / "q.png").read_bytes().startswith(PNG)
 
 
+@pytest.fixture(scope="module")
+def trainer_on_digits():
+    config, digits = quickstart.Config(**SMALL), data.load("digits", validation=0)
+    return config, digits, quickstart.Trainer(config, digits)
+
+
 @pytest.mark.parametrize("name", ["EOI", "masked orthogonal", "masked Gaussian"])
-def test_sparse_starts_stay_on_their_mask(name):
-    config = quickstart.Config(layers=6, width=32, steps=3)
-    digits = data.load("digits", validation=0)
-    trainer = quickstart.Trainer(config, digits)
-    params, mask = quickstart.STARTS[name](config, jax.random.key(0), digits)
+def test_sparse_starts_stay_on_their_mask(name, trainer_on_digits):
+    config, digits, trainer = trainer_on_digits
+    draw = jax.jit(lambda key: quickstart.STARTS[name](config, key, digits))
+    params, mask = draw(jax.random.key(0))
     state = trainer.init(params, mask)
     for _ in range(3):
         params, state, _ = trainer.step(
-            params, state, digits.train.images[:64], digits.train.labels[:64]
+            params, state, digits.train.images[:128], digits.train.labels[:128]
         )
     kernels = [(m, p) for m, p in zip(*map(jax.tree.leaves, (mask, params)), strict=True) if m.ndim]
     assert len(kernels) == 3
@@ -80,7 +89,8 @@ def test_sparse_starts_stay_on_their_mask(name):
 def test_ctrl_c_leaves_a_message_and_the_results(tmp_path):
     """A real process and a real signal, after the first start has finished."""
     output = tmp_path / "stopped.png"
-    command = ["--layers", "20", "--steps", "400", "--width", "32", "--output", str(output)]
+    command = [word for name, own in SMALL.items() for word in (f"--{name}", str(own))]
+    command += ["--steps", "50", "--output", str(output)]
     process = subprocess.Popen(
         [sys.executable, "-c", STOPS_ITSELF, *command],
         stdout=subprocess.PIPE,
@@ -90,9 +100,9 @@ def test_ctrl_c_leaves_a_message_and_the_results(tmp_path):
     )
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 130, text
-    steps = re.search(r"Stopped by Ctrl-C after (\d+) of 1600 steps", text)
+    steps = re.search(r"Stopped by Ctrl-C after (\d+) of 200 steps", text)
     assert steps, text
-    assert 400 < int(steps[1]) < 1600
+    assert 50 < int(steps[1]) < 200
     assert "dense orthogonal" in text
     assert "Traceback" not in text
     assert output.read_bytes().startswith(PNG)
@@ -158,16 +168,26 @@ def test_the_benchmark_plot_is_a_picture(tmp_path):
     assert path.read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize("module", ["quickstart", "benchmarks"])
-def test_help_states_the_command(module):
-    out = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout
-    assert f"usage: python -m experiments {module}" in out
+# As ``python -m`` runs a module, one after the other: most of the time goes into importing.
+HELPS = """
+import runpy, sys
+
+for module in sys.argv[1:]:
+    sys.argv = [module, "--help"]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stopped:
+        print("status", stopped.code)
+"""
+
+
+def test_help_states_the_command():
+    names = ("quickstart", "benchmarks")
+    command = [sys.executable, "-c", HELPS, *(f"experiments.{name}" for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    for name, out in zip(names, done.stdout.split("status 0\n"), strict=False):
+        assert f"usage: python -m experiments {name}" in out
+    assert done.stdout.count("status 0\n") == 2
 
 
 @pytest.mark.parametrize(
