@@ -104,7 +104,7 @@ def budget(rows: Sequence[Row], paper: str) -> str:
     """State data, epochs, learning rates and seeds of rows, and what the paper has in their place.
 
     Args:
-        rows: of training runs, at least one.
+        rows: of training runs, at least one; those without results count if no others are there.
         paper: budget of the paper, such as ``"100 epochs, 5 seeds"``.
 
     Returns:
@@ -115,7 +115,10 @@ def budget(rows: Sequence[Row], paper: str) -> str:
         >>> rows = [config.to_dict(config.Train(epochs=2, seeds=(1, 2, 3)))]
         >>> grids.budget(rows, "100 epochs").split(", batches ")
         ['MNIST, 2 epochs', 'of 128, learning rate 0.01, seeds 1, 2, 3. The paper: 100 epochs.']
+        >>> grids.budget([*rows, {**rows[0], "seed": 2}], "none").split(", ")[-1]
+        'seed 2. The paper: none.'
     """
+    rows = [row for row in rows if row.get("seed") is not None] or rows
 
     def of(field: str) -> str:
         values = dict.fromkeys(row[field] for row in rows)
@@ -123,7 +126,8 @@ def budget(rows: Sequence[Row], paper: str) -> str:
             NAMES.get(v, f"{v:g}" if isinstance(v, float) else str(v)) for v in values
         )
 
-    seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    own = [row["seeds"] if row.get("seed") is None else (row["seed"],) for row in rows]
+    seeds = sorted({seed for some in own for seed in some})
     epochs, many = of("epochs"), "s" if len(seeds) > 1 else ""
     return (
         f"{of('data')}, {epochs} epoch{'' if epochs == '1' else 's'}, "

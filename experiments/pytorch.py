@@ -8,7 +8,8 @@ Flax                                  PyTorch
 ===================================== ===========================================================
 ``params/block/conv/kernel``          ``block.conv.weight``; ``params`` and ``batch_stats`` are left
                                       out
-kernel ``(*taps, inputs, outputs)``   weight ``(outputs, inputs, *taps)``, and its mask likewise
+kernel ``(*taps, inputs, outputs)``   weight ``(outputs, inputs, *taps)``, and its mask likewise: of
+                                      linear layers and convolutions, not transposed ones
 ``scale``, ``bias``, ``mean``,        ``weight``, ``bias``, ``running_mean``, ``running_var``
 ``var`` of a normalization
 layers stacked by a scan              numbered layers
@@ -75,7 +76,8 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
         The network, on the CPU.
 
     Raises:
-        ValueError: if the file has no masks, or one that does not keep as many weights as recorded.
+        ValueError: if the file has no masks, or one that does not keep as many weights as recorded;
+            if it records that a convolution is transposed, whose weights PyTorch stores otherwise.
 
     Example:
         >>> import pathlib, tempfile
@@ -102,6 +104,13 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
                 "Save the network with it."
             )
         for name, record in header["leaves"].items():
+            if record.get("layout", {}).get("transposed"):
+                raise ValueError(
+                    f"path={str(path)!r}: {name} is the kernel of a transposed convolution, "
+                    "outside the linear layers and convolutions. Save the network without it, and "
+                    "translate it by hand: torch.nn.ConvTranspose2d has (inputs, outputs, *taps), "
+                    "and pads otherwise."
+                )
             value = file.get_tensor(name)
             network.state_dict.update(_translated(name, value, stacks))
             if "kept" in record:
