@@ -108,8 +108,7 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
                 raise ValueError(
                     f"path={str(path)!r}: {name} is the kernel of a transposed convolution, "
                     "outside the linear layers and convolutions. Save the network without it, and "
-                    "translate it by hand: torch.nn.ConvTranspose2d has (inputs, outputs, *taps), "
-                    "and pads otherwise."
+                    "translate it by hand: flip its taps and move them behind (inputs, outputs)."
                 )
             value = file.get_tensor(name)
             network.state_dict.update(_translated(name, value, stacks))

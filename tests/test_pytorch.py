@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 import eoi_jax as eoi
+from eoi_jax.typing import Layout
 from experiments import models, pytorch
 
 STACKS = ("hidden",)
@@ -164,3 +165,12 @@ def test_files_of_others_are_refused(tmp_path):
     path.write_bytes(content.replace(b'\\"kept\\": 3', b'\\"kept\\": 4'))
     with pytest.raises(ValueError, match="keeps 3 weights of kernel; 4 were recorded"):
         pytorch.load(path)
+
+
+def test_transposed_convolutions_are_refused(tmp_path):
+    """Their weights have another order of axes: loaded as others are, they would be wrong."""
+    params = {"up": {"kernel": np.ones((2, 2, 3, 3), np.float32)}}
+    mask = {"up": {"kernel": np.array(True)}}
+    eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(transposed=True))
+    with pytest.raises(ValueError, match=r"up/kernel is .* transposed .* by hand"):
+        pytorch.load(tmp_path / "net")
