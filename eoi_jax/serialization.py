@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from eoi_jax import _checks, _kernel_error, _sparse_file, _tree_checks
+from eoi_jax import _checks, _kernel_error, _sparse_file, _tree_checks, masks
 from eoi_jax._version import __version__
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
 
@@ -55,8 +55,13 @@ class SavedNetwork(NamedTuple):
     def layout(self, path: tuple[Any, ...], leaf: Any) -> Layout:
         """Return how a leaf is read, as recorded: pass it on as ``layout=saved.layout``."""
         del leaf
-        record = self.metadata["leaves"][_name(path)]
-        return Layout(**record.get("layout", {}))
+        name, records = _name(path), self.metadata["leaves"]
+        if name not in records:
+            raise ValueError(
+                f"path={name!r} is outside the leaves of the file, such as "
+                f"{min(records, default=None)!r}. Pass the whole tree: saved.params."
+            )
+        return Layout(**records[name].get("layout", {}))
 
 
 def save(
@@ -83,8 +88,9 @@ def save(
             an optimizer has it: ``optax.tree.get(state, "mask")``.
         metadata: Anything that JSON holds, found again under ``metadata["user"]``.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or have groups. It is
-            recorded. Without it the orthogonality error of kernels whose shape may mean several
-            things is left out.
+            asked for the leaves that :func:`eoi_jax.masks.is_kernel` names, and recorded. Without
+            it only kernels of two axes have an orthogonality error: one of more may be a
+            convolution or a stack of layers, and is not guessed.
 
     Returns:
         Nothing.
@@ -123,11 +129,12 @@ def save(
         leaves[name] = _sparse_file.Leaf(value, np.asarray(own) if np.ndim(own) else None)
         remedy = "Mask them first: eoi.masks.apply(mask, params)."
         _sparse_file.check_weights(leaves[name], where, remedy)
-        if layout is not None and value.ndim > 1:
+        kernel = masks.is_kernel(key_path, leaf)
+        if kernel and layout is not None:
             records[name]["layout"] = _tree_checks.layout(layout, key_path, leaf)._asdict()
         if np.ndim(own):
             records[name] |= _sparse_file.counts(np.asarray(own))
-            records[name] |= _measured(key_path, leaf, layout)
+            records[name] |= _measured(key_path, leaf, layout) if kernel else {}
     versions = {"eoi_jax": __version__, "jax": jax.__version__}
     header = {"versions": versions, "leaves": records, "user": metadata}
     _sparse_file.write(Path(path), leaves, header)
@@ -234,14 +241,14 @@ def _array(leaf: Any, where: str) -> NDArray[Any]:
 
 def _measured(path: Any, leaf: Any, layout: LayoutOf | None) -> dict[str, float]:
     """Return the orthogonality error of a kernel, the largest of a stack."""
-    if len(leaf.shape) < 2 or leaf.dtype.name not in _sparse_file.FLOATS:
-        return {}
+    if layout is None and leaf.ndim > 2:
+        return {}  # (2, 3, 8, 8) is a convolution, or a stack of layers: its shape does not tell
     try:
         error = float(np.max(_kernel_error.errors_of(path, leaf, layout), initial=0.0))
     except ValueError:
         if layout is not None:
             raise
-        return {}  # its shape may mean several things
+        return {}  # it has more weights than can be counted in 32 bits
     # Finite weights may have an infinite Gram matrix, which JSON does not hold.
     return {"orthogonality_error": error} if math.isfinite(error) else {}
 

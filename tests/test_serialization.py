@@ -235,6 +235,42 @@ def test_a_layout_is_recorded_and_read_by(tmp_path):
         eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(batch_axes=3))
 
 
+def orthogonal(*shape):
+    return np.linalg.qr(RNG.normal(size=shape))[0].astype(np.float32)
+
+
+def test_shapes_that_may_mean_several_things_have_no_error(tmp_path):
+    """As a convolution of 2 x 3 taps six orthogonal matrices are 5 off; each alone is not."""
+    params = {"heads": {"kernel": orthogonal(2, 3, 8, 8)}, "last": {"kernel": orthogonal(8, 4)}}
+    mask = jax.tree.map(lambda leaf: leaf != 0, params)
+    eoi.save(tmp_path / "net", params, mask)
+    records = eoi.load(tmp_path / "net").metadata["leaves"]
+    assert "orthogonality_error" not in records["heads/kernel"]
+    assert records["last/kernel"]["orthogonality_error"] < 1e-5
+    eoi.save(tmp_path / "net", params, mask, layout=lambda _, leaf: Layout(leaf.ndim - 2))
+    records = eoi.load(tmp_path / "net").metadata["leaves"]
+    assert records["heads/kernel"]["orthogonality_error"] < 1e-5
+
+
+def test_leaves_that_are_no_kernels_are_not_measured(tmp_path):
+    """And no layout is asked for them: that of the stacked kernel would not fit its biases."""
+    shapes = {"kernel": (2, 3, 3), "bias": (2, 3), "embedding": (5, 3), "table": (1,) * 6}
+    params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    mask = jax.tree.map(lambda leaf: leaf != 0, params)
+    eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(batch_axes=1))
+    records = eoi.load(tmp_path / "net").metadata["leaves"]
+    assert {name for name, own in records.items() if "layout" in own} == {"kernel"}
+    assert {name for name, own in records.items() if "orthogonality_error" in own} == {"kernel"}
+
+
+def test_layouts_are_for_the_whole_tree(tmp_path):
+    params = {"params": {"kernel": ONES}}
+    eoi.save(tmp_path / "net", params, {"params": {"kernel": FULL}})
+    saved = eoi.load(tmp_path / "net")
+    with pytest.raises(ValueError, match=r"path='kernel' .* 'params/kernel'\. .* saved\.params"):
+        eoi.budgets.uniform(saved.params["params"], 0.5, layout=saved.layout)
+
+
 def test_errors_that_json_has_not_are_left_out(tmp_path):
     params = {"kernel": jnp.full((2, 2), 1e30)}
     eoi.save(tmp_path / "net", params, {"kernel": jnp.ones((2, 2), bool)})
