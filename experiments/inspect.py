@@ -4,7 +4,7 @@ The network is a file that eoi.save wrote, or the last checkpoint of a run's fol
 stack of kernels, has a line: the weights that its mask keeps, the orthogonality error, which is the
 largest entry by which a Gram matrix misses the identity, the smallest and the largest singular
 value, and whether all weights off the mask are zero. Convolutions count as if they had stride 1 and
-circular padding.
+circular padding. Of a file that was saved without layout= only kernels of two axes are measured.
 
 Example:
     python -m experiments inspect runs/train/0123456789ab
@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -59,7 +60,8 @@ class Kernel:
         num_layers: layers of the stack; 1 for a kernel of its own.
         kept: weights of all layers that the mask keeps; None for a kernel without a mask.
         off: weights off the mask that are not zero.
-        errors: orthogonality error of each layer; None where the shape may mean several things.
+        errors: orthogonality error of each layer; None of what is no kernel, and of one of more
+            than two axes without a layout.
         extremes: smallest and largest singular value of all layers; None likewise.
     """
 
@@ -121,11 +123,12 @@ def _kernel(path: Any, leaf: Any, mask: Any, saved: Saved, grid: int) -> Kernel:
     layout = Layout() if saved.layout is None else saved.layout(path, leaf)
     shape = leaf.shape[layout.batch_axes :]
     errors, extremes = None, None
-    try:
-        found = eoi.spectrum.kernel_orthogonality_errors(saved.variables, **options)
-    except ValueError:  # no kernel, or none whose axes are known
-        pass
-    else:
+    found: dict[str, Any] = {}
+    # Without a layout (2, 3, 8, 8) is a convolution or a stack of layers: it is not guessed.
+    if eoi.masks.is_kernel(path, leaf) and (saved.layout is not None or leaf.ndim == 2):
+        with contextlib.suppress(ValueError):  # of a recorded layout that does not fit
+            found = eoi.spectrum.kernel_orthogonality_errors(saved.variables, **options)
+    if found:
         spatial = (grid,) * (len(shape) - 2)
         options["spatial_shape"] = spatial or None
         values = eoi.spectrum.kernel_singular_values(saved.variables, **options)
@@ -296,7 +299,9 @@ def main(arguments: list[str] | None = None) -> None:
         f"singular values, of convolutions on a circular grid of side {config.grid}"
     ]
     if any(own.errors is None for own in kernels):
-        lines.append("–: the shape may mean several things; eoi.save(..., layout=...) tells which")
+        lines.append(
+            "–: no kernel, or its axes are not known; eoi.save(..., layout=...) tells them"
+        )
     off = [own.name for own in kernels if own.off]
     if off:
         lines.append(f"Weights off the mask are not zero in {', '.join(off)}.")

@@ -101,13 +101,14 @@ def test_a_file(tmp_path, capsys):
 
 
 def test_shapes_that_may_mean_several_things(tmp_path, capsys):
-    """Without a layout a stack may be a 1-D convolution: no number rather than a wrong one."""
+    """Without a layout a stack may be a convolution: no number rather than a wrong one."""
     params, mask = network()
     path = tmp_path / "net"
     eoi.save(path, params, mask)
     rows = {own.name: own for own in inspect.inspect(inspect.read(path))}
-    assert rows["hidden/kernel"].errors is None
-    assert rows["hidden/kernel"].extremes is None
+    for name in ("hidden/kernel", "conv/kernel"):
+        assert rows[name].errors is None
+        assert rows[name].extremes is None
     assert rows["hidden/kernel"].kept == mask["hidden"]["kernel"].sum()
     assert rows["first/kernel"].errors is not None
     commands.main(["inspect", str(path)])
@@ -117,9 +118,11 @@ def test_shapes_that_may_mean_several_things(tmp_path, capsys):
 
 
 def test_leaves_that_are_no_kernels_but_have_masks():
-    saved = inspect.Saved("", {"bias": np.ones(3)}, {"bias": np.array([1, 1, 0], bool)}, None)
-    [own] = inspect.inspect(saved)
-    assert (own.kept, own.off, own.errors, own.extremes) == (2, 1, None, None)
+    params = {"bias": np.ones(3), "embedding": np.ones((3, 1))}
+    kept = np.array([1, 1, 0], bool)
+    mask = {"bias": kept, "embedding": kept[:, None]}
+    for own in inspect.inspect(inspect.Saved("", params, mask, None)):
+        assert (own.kept, own.off, own.errors, own.extremes) == (2, 1, None, None)
 
 
 # ------------------------------------------------------------------ runs
