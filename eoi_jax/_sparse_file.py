@@ -7,6 +7,7 @@ masks, and a header that says what they ought to be.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -129,20 +130,37 @@ def _header(path: Path, text: str | None) -> dict[str, Any]:
         )
     try:
         header = json.loads(text)
-        if header["format"] != FORMAT:
-            problem = f"has format {header['format']!r}, outside {{{FORMAT}}}"
-            raise _checks.fail("path", str(path), problem, "Update eoi_jax.")
-        for own in header["leaves"].values():
-            masked = [own["kept"], own["density"]] if "kept" in own else []
-            sizes = [*own["shape"], *masked, *Layout(**own.get("layout", {}))]
-            if own["dtype"] not in DTYPES or not all(isinstance(i, int | float) for i in sizes):
-                raise TypeError
-        whole = {"versions", "user"} <= set(header) and clash(header["leaves"]) is None
-    except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError):
-        whole = False
+        known = header["format"] == FORMAT
+        whole = known and _whole(header)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        known, whole = True, False
+    if not known:
+        problem = f"has format {header['format']!r}, outside {{{FORMAT}}}"
+        raise _checks.fail("path", str(path), problem, "Update eoi_jax.")
     if not whole:
         raise _damaged(path, "has metadata that are not those of a sparse network")
     return dict(header)
+
+
+def _whole(header: Any) -> bool:
+    """Tell whether metadata are those of a sparse network; raise errors of many kinds if not."""
+    for own in header["leaves"].values():
+        masked = [own["kept"], own["density"]] if "kept" in own else [0, 0.0]
+        layout = Layout(**own.get("layout", {}))
+        sizes = [*own["shape"], masked[0], layout.batch_axes, layout.groups]
+        numbers = [masked[1], own.get("orthogonality_error", 0.0)]
+        if not (
+            own["dtype"] in DTYPES
+            and all(type(size) is int and size >= 0 for size in sizes)  # a bool is an int
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and layout.groups > 0
+            and ("layout" not in own or layout.batch_axes < len(own["shape"]))
+            and isinstance(layout.transposed, bool)
+        ):
+            return False
+    # A version is printed, and JSON may hold what no terminal does.
+    printable = header["versions"]["eoi_jax"].isprintable()
+    return printable and "user" in header and clash(header["leaves"]) is None
 
 
 def _leaf(path: Path, name: str, own: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Leaf:

@@ -509,6 +509,16 @@ LEAVES = {
     "another dtype": ({KERNEL: {"dtype": "float16"}}, "float16 and .* were recorded"),
     "a layout of others": ({KERNEL: {"layout": {"axes": 1}}}, "has metadata that are not"),
     "a layout in words": ({KERNEL: {"layout": {"groups": "two"}}}, "has metadata that are not"),
+    "no groups": ({KERNEL: {"layout": {"groups": 0}}}, "has metadata that are not"),
+    "a group": ({KERNEL: {"layout": {"groups": True}}}, "has metadata that are not"),
+    "half an axis": ({KERNEL: {"layout": {"batch_axes": 1.0}}}, "has metadata that are not"),
+    "an axis less": ({KERNEL: {"layout": {"batch_axes": -1}}}, "has metadata that are not"),
+    "all axes": ({KERNEL: {"layout": {"batch_axes": 2}}}, "has metadata that are not"),
+    "nearly transposed": ({KERNEL: {"layout": {"transposed": 1}}}, "has metadata that are not"),
+    "an error in words": ({KERNEL: {"orthogonality_error": "0"}}, "has metadata that are not"),
+    "no error": ({KERNEL: {"orthogonality_error": float("nan")}}, "has metadata that are not"),
+    "a long error": ({KERNEL: {"orthogonality_error": 10**400}}, "has metadata that are not"),
+    "a shape of floats": ({KERNEL: {"shape": [2.0, 3.0]}}, "has metadata that are not"),
     "a shape in words": ({KERNEL: {"shape": "ab"}}, "has metadata that are not"),
     "another leaf": ({"a": {"dtype": "int8", "shape": []}}, "has metadata that are not"),
 }
@@ -525,6 +535,7 @@ def test_records_that_do_not_agree_with_the_tensors(what, written, tmp_path):
 
 
 HEADERS = [{}, [], 3, {"format": 1}, {"format": 1, "leaves": []}, {"format": 1, "leaves": {}}]
+VERSIONS = ([], {}, {"eoi_jax": 1}, {"eoi_jax": "\x1b[2J"}, {"eoi_jax": "\ud800"}, "eoi_jax")
 
 
 @pytest.mark.parametrize("header", HEADERS, ids=str)
@@ -533,7 +544,13 @@ def test_metadata_of_other_programs(header, written, tmp_path):
         eoi.load(spoiled(tmp_path / "net", written[0], header))
 
 
-@pytest.mark.parametrize("text", ["", "{", "NaN", "[" * 100_000], ids=len)
+@pytest.mark.parametrize("versions", VERSIONS, ids=ascii)
+def test_versions_of_other_programs(versions, written, tmp_path):
+    with pytest.raises(ValueError, match="has metadata that are not those of a sparse network"):
+        eoi.load(spoiled(tmp_path / "net", written[0], {**written[1], "versions": versions}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "NaN", "[" * 100_000, "1" * 5000], ids=len)
 def test_metadata_that_are_no_json(text, written, tmp_path):
     save_file(written[0], tmp_path / "net", {"eoi_jax": text})
     with pytest.raises(ValueError, match="has metadata that are not those of a sparse network"):
