@@ -286,7 +286,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run from the command line; status 1 if a mask does not hold, 2 for what cannot be read."""
     prog = "python -m experiments inspect"
     config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
-    console = Console(width=None if Console().is_terminal else 120)
+    width = None if Console().is_terminal else 120
+    console = Console(width=width, markup=False, emoji=False)  # names may have brackets and colons
     try:
         saved = read(Path(config.path), config.seed)
         kernels = inspect(saved, grid=config.grid)

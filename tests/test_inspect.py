@@ -125,6 +125,16 @@ def test_leaves_that_are_no_kernels_but_have_masks():
         assert (own.kept, own.off, own.errors, own.extremes) == (2, 1, None, None)
 
 
+def test_names_are_printed_as_they_are(tmp_path, capsys):
+    path = tmp_path / "net[b]"
+    params = {"a[/b]:key:": {"kernel": np.ones((1, 1), np.float32)}}
+    eoi.save(path, params, {"a[/b]:key:": {"kernel": np.ones((1, 1), bool)}})
+    commands.main(["inspect", str(path)])
+    out = capsys.readouterr().out
+    assert "net[b], written by" in " ".join(out.split())
+    assert lines_of(out)["a[/b]:key:/kernel"][-1] == "holds"
+
+
 # ------------------------------------------------------------------ runs
 
 
