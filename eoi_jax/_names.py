@@ -117,8 +117,9 @@ def adopt(
         raise ValueError(
             f"tree has {_listed(unknown)} that params has not, and lacks {_listed(missing)}; its "
             f"names are outside those of params, {_listed(list(own))}. Rename the keys: "
-            "{rename(name): mask for name, mask in tree.items()}; a kernel that stays dense takes "
-            "a scalar True, and leaves that are no kernels may be left out."
+            "{rename(name): mask for name, mask in tree.items()}, or leave out those that params "
+            "has not; a kernel that stays dense takes a scalar True, and leaves that are no "
+            "kernels may be left out."
         )
 
     def leaf_mask(path: Any, leaf: Any, kernel: bool) -> Any:

@@ -734,7 +734,8 @@ WIDE = {"fc": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
             {"fc1.weight": np.ones((3, 2))},
             {},
             r"tree has \{fc1/kernel\} that params has not, and lacks \{fc/kernel\}; .* outside "
-            r"those of params, \{fc/bias, fc/kernel\}. Rename the keys",
+            r"those of params, \{fc/bias, fc/kernel\}. Rename the keys: .*, or leave out those "
+            r"that params has not",
         ),
         (
             {"fc.weight": np.ones((3, 2)), "fc": {"kernel": np.ones((3, 2))}},
