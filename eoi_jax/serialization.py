@@ -178,7 +178,7 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
     for name, leaf in leaves.items():
         if jax.dtypes.canonicalize_dtype(leaf.value.dtype) != leaf.value.dtype:
             problem = f"has {name} in {leaf.value.dtype}, outside the dtypes that JAX has enabled"
-            remedy = 'Enable it: jax.config.update("jax_enable_x64", True).'
+            remedy = "Enable it: JAX_ENABLE_X64=1, or jax.config.update('jax_enable_x64', True)."
             raise _checks.fail("path", str(path), problem, remedy)
     params = {name: jnp.asarray(leaf.value) for name, leaf in leaves.items()}
     mask = {  # a scalar of its own for each dense leaf: two may not share a buffer
@@ -219,10 +219,11 @@ def _names(tree: Any, argument: str) -> list[str]:
 
 def _array(leaf: Any, where: str) -> NDArray[Any]:
     """Accept an array of a dtype that the format has, in the order of C."""
-    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise ValueError(
-            f"{where} is of type {type(leaf).__name__}, outside the arrays. Save arrays only: "
-            "eqx.filter(model, eqx.is_inexact_array), or jnp.asarray of a number."
+            f"{where} is of type {type(leaf).__name__}, outside the arrays of JAX and NumPy. Save "
+            "arrays only: eqx.filter(model, eqx.is_inexact_array), jnp.asarray of a number, or "
+            "tensor.detach().cpu().numpy() of PyTorch."
         )
     if _checks.is_traced(leaf):
         raise _checks.fail(where, leaf, "is being traced", "Save outside of jit.")

@@ -174,3 +174,9 @@ def test_transposed_convolutions_are_refused(tmp_path):
     eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(transposed=True))
     with pytest.raises(ValueError, match=r"up/kernel is .* transposed .* by hand"):
         pytorch.load(tmp_path / "net")
+
+
+def test_tensors_are_saved_as_arrays(tmp_path):
+    weight = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"params\[kernel\] is of type Tensor.*\.numpy\(\)"):
+        eoi.save(tmp_path / "net", {"kernel": weight}, {"kernel": np.ones((2, 3), bool)})
