@@ -40,12 +40,14 @@ class Leaf(NamedTuple):
 
 def write(path: Path, leaves: dict[str, Leaf], header: dict[str, Any]) -> None:
     """Write a file so that, whenever the machine stops, the old one or the new one is there."""
+    remedy = "Give dicts whose keys are strings, lists (no tuples), strings, finite numbers, None."
     try:
         text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        remedy = "Give dicts, lists, strings, finite numbers and None."
-        problem = f"is outside what JSON holds ({error})"
-        raise _checks.fail("metadata", header["user"], problem, remedy) from None
+        same = json.loads(text)["user"] == header["user"]
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"metadata is outside what JSON holds: {error}. {remedy}") from None
+    if not same:
+        raise ValueError(f"metadata is outside what JSON gives back as it was. {remedy}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r} is in a folder that does not exist. Make it.")
     tensors = {name: leaf.value for name, leaf in leaves.items()}

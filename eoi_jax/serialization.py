@@ -10,12 +10,13 @@ order of the weights, eight to a byte, the first in the highest bit, as :func:`n
 them. That is one bit a weight, 1/32 of float32 weights.
 
 The file's metadata have one entry, ``eoi_jax``, in JSON: the number of the format, versions, and of
-every leaf its dtype and shape, and the layout if one was given; of one with a mask also how many
-weights it keeps, its density and, of a kernel, the largest of its
+every leaf its dtype and shape, and of a kernel the layout if one was given; of one with a mask also
+how many weights it keeps, its density and, of a kernel whose axes are known, the largest of its
 :func:`eoi_jax.spectrum.kernel_orthogonality_errors`.
 
-The format has no code in it and nothing is unpickled: a file from a stranger is either the network
-that its own records describe, or it is refused.
+The format has no code in it and nothing is unpickled. What is verified of a file, and what is not,
+stands at :func:`load`; of a stranger's file measure what matters, as ``inspect`` of the experiments
+does.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class SavedNetwork(NamedTuple):
         mask: Which weights may be non-zero.
         metadata: The file's records, a dict: ``"format"``, ``"versions"``, ``"leaves"``, which has
             the records of each leaf by its path, and ``"user"``, what the user gave to
-            :func:`save`.
+            :func:`save`. An ``"orthogonality_error"`` is as recorded, not verified.
     """
 
     params: Params
@@ -86,7 +87,8 @@ def save(
             statistics ``nnx.state(model, (nnx.Param, nnx.BatchStat))``.
         mask: A mask of its structure, as :func:`eoi_jax.masks.support` makes it or as the state of
             an optimizer has it: ``optax.tree.get(state, "mask")``.
-        metadata: Anything that JSON holds, found again under ``metadata["user"]``.
+        metadata: Anything that JSON gives back as it was, found again under ``metadata["user"]``:
+            no tuples, and no keys other than strings.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or have groups. It is
             asked for the leaves that :func:`eoi_jax.masks.is_kernel` names, and recorded. Without
             it only kernels of two axes have an orthogonality error: one of more may be a
@@ -98,7 +100,7 @@ def save(
     Raises:
         ValueError: If the mask does not fit; if a weight off the mask is not zero, or any weight is
             not finite; if a leaf is no array, a random key or of a dtype that the format has not;
-            if two leaves would have one name; if JSON does not hold the metadata.
+            if two leaves would have one name; if JSON does not give back the metadata.
         OSError: If the file cannot be written.
 
     Example:
@@ -143,9 +145,10 @@ def save(
 def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwork:
     """Read a sparse network that :func:`save` wrote, and verify it.
 
-    All that the file records of itself has to hold: the names, shapes and dtypes of its tensors,
-    a mask of the right size for each leaf that has one, as many weights kept as were counted, and
-    zeros off the mask.
+    Verified are the names, shapes and dtypes of all tensors, a mask of the right size for each
+    leaf that has one, the number of weights that it keeps and their density, zeros off the mask,
+    and that all weights are finite. Versions, layouts, orthogonality errors and the user's own
+    metadata are as recorded, not verified.
 
     Args:
         path: The file.

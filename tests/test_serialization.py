@@ -1,5 +1,6 @@
 """Files of sparse networks: what comes back is what was saved, and nothing else is accepted."""
 
+import functools
 import json
 import os
 import pickle
@@ -402,9 +403,21 @@ def test_what_is_not_saved(what, tmp_path):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("metadata", [{"rate": float("nan")}, {"array": ONES}, {(1, 2): 3}, {1j}])
+DEEP = functools.reduce(lambda inner, _: [inner], range(10**4), [])
+METADATA = [{"rate": float("nan")}, {"array": ONES}, {(1, 2): 3}, {1j}, 10**5000, DEEP]
+CHANGED = [{1: "a"}, {"shape": (2, 3)}, {"a": [{None: 1}]}]
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=lambda own: type(own).__name__)
 def test_metadata_that_json_does_not_hold(metadata, tmp_path):
     with pytest.raises(ValueError, match="is outside what JSON holds"):
+        eoi.save(tmp_path / "net", {"kernel": ONES}, {"kernel": FULL}, metadata=metadata)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("metadata", CHANGED, ids=str)
+def test_metadata_that_json_would_change(metadata, tmp_path):
+    with pytest.raises(ValueError, match="is outside what JSON gives back as it was"):
         eoi.save(tmp_path / "net", {"kernel": ONES}, {"kernel": FULL}, metadata=metadata)
     assert not os.listdir(tmp_path)
 
