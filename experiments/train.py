@@ -204,6 +204,11 @@ def main(arguments: list[str] | None = None) -> None:
         # Before there is a folder: a typo is no run.
         models.choose(config.model, models.NAMES, "model")
         models.choose(config.data, data.NAMES, "data")
+        if save is not None and (Path(save).is_dir() or not Path(save).parent.is_dir()):
+            raise ValueError(
+                f"save={save!r} is outside the files in a folder that exists. Make the folder, and "
+                "name a file in it: net.safetensors."
+            )
         folder = execute(config, runtime)
         for row in json.loads((folder / "results.json").read_text(encoding="utf-8")):
             print(

@@ -217,6 +217,13 @@ def test_training_saves_what_it_has_trained(tmp_path, monkeypatch, capsys):
     assert layouts["params"]["first"]["kernel"] == Layout()
 
 
+def test_training_does_not_begin_without_a_place_for_what_it_saves(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "execute", lambda config, runtime: pytest.fail("it trains"))
+    for path in (tmp_path, tmp_path / "no" / "net.safetensors"):
+        with pytest.raises(SystemExit, match=r"save=.* is outside the files in a folder that ex"):
+            commands.main(["train", "--save", str(path)])
+
+
 # ------------------------------------------------------------------ what is refused
 
 
