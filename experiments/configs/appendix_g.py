@@ -83,6 +83,6 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
             names=names,
             order=ANGLES,
         )
-        for model in dict.fromkeys(row["model"] for row in rows)
+        for model in dict.fromkeys(row["model"] for row in curves)
     )
     return [table, Figure("appendix_g_loss", "Training loss by angle", caption, panels, across=2)]

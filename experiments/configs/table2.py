@@ -88,7 +88,7 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
             title=f"{NAMES[model]}, density {density:g}",
             order=("dense", "ERK EOI", "ERK AI", "ERK Base"),
         )
-        for model, density in dict.fromkeys((row["model"], row["density"]) for row in rows)
+        for model, density in dict.fromkeys((row["model"], row["density"]) for row in curves)
         if density < 1
     )
     return [
