@@ -44,8 +44,7 @@ def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
         >>> is_kernel((DictKey("dense"), DictKey("bias")), jnp.ones((8, 2)))
         False
     """
-    if path and getattr(path[-1], "name", None) == "value":
-        path = path[:-1]
+    path = _tree_checks.without_value(path)
     if not path or not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         return False
     name = getattr(path[-1], "key", getattr(path[-1], "name", None))

@@ -21,14 +21,14 @@ from safetensors.numpy import save_file
 from eoi_jax import _checks
 from eoi_jax.typing import Layout
 
-__all__ = ["DTYPES", "FLOATS", "Leaf", "check_weights", "clash", "counts", "read", "write"]
+__all__ = ["DTYPES", "Leaf", "check_weights", "clash", "counts", "read", "write"]
 
 FORMAT = 1
 ENTRY = "eoi_jax"  # of the metadata of the file
 MASK = "~mask"  # no name ends so: in names a ~ has 0 or 1 behind it
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SIZES = ("int8", "int16", "int32", "int64")
-DTYPES = (*FLOATS, "bool", *_SIZES, *(f"u{name}" for name in _SIZES))
+DTYPES = (*_FLOATS, "bool", *_SIZES, *(f"u{name}" for name in _SIZES))
 
 
 class Leaf(NamedTuple):
@@ -108,7 +108,7 @@ def counts(kept: NDArray[np.bool_]) -> dict[str, Any]:
 def check_weights(leaf: Leaf, where: str, remedy: str) -> None:
     """Require finite weights, and zeros off the mask."""
     value, kept = leaf
-    if value.dtype.name in FLOATS and not np.isfinite(value).all():
+    if value.dtype.name in _FLOATS and not np.isfinite(value).all():
         raise ValueError(
             f"{where} has {np.count_nonzero(~np.isfinite(value))} weights that are infinite or "
             "NaN, outside the finite numbers. Go back to weights from before they appeared."

@@ -33,6 +33,12 @@ def path_name(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "(root)"
 
 
+def without_value(path: Sequence[Any]) -> tuple[Any, ...]:
+    """Drop the attribute ``value`` in which NNX variables and Linen's boxes keep their array."""
+    boxed = bool(path) and getattr(path[-1], "name", None) == "value"
+    return tuple(path[:-1] if boxed else path)
+
+
 def mask_fits(mask: Any, tree: Any, *, name: str = "mask", tree_name: str = "params") -> None:
     """Require a mask tree that fits ``tree``: booleans, scalar or of the leaf's own shape."""
     same_structure(mask, tree, name=name, other_name=tree_name)

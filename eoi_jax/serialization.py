@@ -196,9 +196,7 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
 
 def _name(path: tuple[Any, ...]) -> str:
     """Return the name of a leaf: the keys of its path, each without a slash."""
-    if path and getattr(path[-1], "name", None) == "value":
-        path = path[:-1]
-    keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
+    keys = (jax.tree_util.keystr((key,), simple=True) for key in _tree_checks.without_value(path))
     return "/".join(key.replace("~", "~0").replace("/", "~1") for key in keys)
 
 

@@ -56,7 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
         remedy = f"Did you mean {close[0]!r}?" if close else "See the list:"
         print(f"error: there is no command {name!r}. {remedy}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
-    sys.argv[0] = f"{PROG} {name}"  # what the command's --help calls it
     importlib.import_module(f"experiments.{name}").main(rest)
 
 

@@ -155,7 +155,8 @@ def quantiles_of_theory(depths: Any, fractions: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    config = tyro.cli(Config, args=arguments, description=__doc__)
+    prog = "python -m experiments spectra"
+    config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
     try:
         run(config)
     except ValueError as error:

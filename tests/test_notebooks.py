@@ -8,7 +8,6 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from conftest import CACHE
 
 from experiments.figures import COLORS
 
@@ -58,12 +57,9 @@ def test_every_notebook_is_listed():
 
 @each
 def test_executes_at_a_small_size(name, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     # Nearly all time is compiling, and what is tested is that the cells run: do not optimize.
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = execute.execute(name, SMALL[name])
     complaints = [out.text for out in outputs(notebook) if out.get("name") == "stderr"]
