@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_every_notebook_is_listed():
 @each
 def test_executes_at_a_small_size(name, monkeypatch):
     # Nearly all time is compiling, and what is tested is that the cells run: do not optimize.
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = execute.execute(name, SMALL[name])
