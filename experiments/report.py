@@ -68,7 +68,7 @@ def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> li
         scale: which configs, as :func:`experiments.sweep.grid_of` returns them.
 
     Returns:
-        What the module's function returns.
+        What the module's function returns, without figures that have no panel.
 
     Raises:
         ValueError: for a name that is none.
@@ -95,7 +95,8 @@ def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> li
     items: list[Table | Figure] = (
         module.report(rows, curves) if _logs(module) else module.report(rows)
     )
-    return items
+    # Where nothing was logged there is nothing to draw.
+    return [item for item in items if isinstance(item, Table) or item.panels]
 
 
 def _logs(module: object) -> bool:

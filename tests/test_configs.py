@@ -69,6 +69,8 @@ def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
         assert item.caption
         if isinstance(item, Table):
             assert not re.search(r"\d ± \d", item.markdown())
+        else:
+            assert item.panels
 
 
 @each
