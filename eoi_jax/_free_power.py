@@ -2,7 +2,7 @@
 
 If ``x = w (w - 1 / G(w))^(L-1)`` with the Cauchy transform ``G`` of a law on [0, ∞), then the law's
 ``L``-th free power has ``x G_L(x) = w G(w)``. One angle on each half circle of ``w``, the root of a
-monotone function, makes ``x`` real, so every point of the spectrum is found by bisection.
+monotone function, makes ``x`` real, so every point of the spectrum is found within a bracket.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize.elementwise import find_root
 
 __all__ = ["power"]
 
@@ -57,7 +58,7 @@ def _on_real_axis(law: tuple[Floats, ...], depth: int, log_r: Floats) -> Floats:
     """For radii of w: log r, log x, mass above x, density of log x (0 outside the spectrum)."""
     center, half, mass, least = law
 
-    def transform(angle: Floats) -> Any:
+    def transform(angle: Floats, log_r: Floats) -> Any:
         w = np.exp(log_r + 1j * angle)
         v = w[:, None] - center
         y, near = half / v, np.abs(v) < 10 * half
@@ -67,14 +68,14 @@ def _on_real_axis(law: tuple[Floats, ...], depth: int, log_r: Floats) -> Floats:
         g = (mass * ratio / v).sum(1)
         return v, y, ratio, w * g, w - 1 / g
 
-    # Rounding may lift a negative f above the axis that it is on or below: hence the abs.
-    low, high = np.full(log_r.size, least), np.full(log_r.size, math.pi)
-    for _ in range(44):
-        angle = np.sqrt(low * high)
-        f = transform(angle)[-1]
-        short = angle < (depth - 1) * np.arctan2(np.abs(f.imag), f.real)
-        low, high = np.where(short, angle, low), np.where(short, high, angle)
-    v, y, ratio, wg, f = transform(low)
+    def excess(log_angle: Floats, log_r: Floats) -> Floats:
+        f = transform(np.exp(log_angle), log_r)[-1]
+        # Rounding may lift a negative f above the axis that it is on or below: hence the abs.
+        return np.exp(log_angle) - (depth - 1) * np.arctan2(np.abs(f.imag), f.real)
+
+    found = find_root(excess, (math.log(least), math.log(math.pi)), args=(log_r,))
+    low = np.where(found.status == -1, least, np.exp(found.x))  # no root: outside the spectrum
+    v, y, ratio, wg, f = transform(low, log_r)
     spread = (mass * (np.log(v) + np.log(1 - y**2) / 2 + ratio).imag).sum(1) - low
     above = depth * spread - (depth - 1) * np.arctan2(np.abs(wg.imag), wg.real)
     density = np.where((low > least) | (depth == 1), -wg.imag, 0.0)
