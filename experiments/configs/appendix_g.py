@@ -42,14 +42,14 @@ def sweep() -> list[Train]:
 
 
 def small() -> list[Train]:
-    """Return an epoch of MLP-1000, and of ResNet-32."""
+    """Return an epoch of MLP-1000, and half an epoch of ResNet-32."""
     [deep] = product(
         table1_mlp1000.get_config(),
         experiment=("appendix_g",),
         epochs=(1,),
         learning_rate=(5e-4,),
     )
-    return product(deep, angles=ANGLES) + product(get_config(), epochs=(1,), angles=ANGLES)
+    return product(deep, angles=ANGLES) + product(get_config(), epochs=(0.5,), angles=ANGLES)
 
 
 def quick() -> list[Train]:
