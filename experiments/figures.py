@@ -143,12 +143,16 @@ class Figure:
         for own in axes[len(self.panels) :]:
             own.set_axis_off()
         if handles:
-            canvas.legend(
-                list(handles.values()),
-                list(handles),
-                loc="outside lower center",
-                ncols=min(4, len(handles)),
-            )
+            for columns in range(min(4, len(handles)), 0, -1):
+                legend = canvas.legend(
+                    list(handles.values()),
+                    list(handles),
+                    loc="outside lower center",
+                    ncols=columns,
+                )
+                if columns == 1 or legend.get_window_extent().width <= canvas.bbox.width:
+                    break
+                legend.remove()
         canvas.suptitle(self.title)
         file = io.BytesIO()
         canvas.savefig(file, format="png", dpi=dpi, metadata={"Software": None})

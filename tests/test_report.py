@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import html.parser
+import io
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.image import imread
 
 import experiments
 from experiments import config, page, records, report, runs, sweep
@@ -369,6 +371,17 @@ def test_a_figure_is_the_same_twice():
 
     figure = Figure("made", "Title", "Caption.", (draw, draw, draw), across=2, size=(1, 1))
     assert figure.png(20) == figure.png(20)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 5])
+def test_a_legend_stays_inside_its_figure(number):
+    def draw(axes):
+        for i in range(number):
+            axes.plot([0, 1], label=f"a name of some length {i}")
+
+    picture = imread(io.BytesIO(Figure("made", "Title", "Caption.", (draw,)).png()))
+    assert np.all(picture[:, [0, -1]] == 1)  # white to both sides
+    assert np.any(picture[-40:] != 1)
 
 
 # ---------------------------------------------------------------------- the command
