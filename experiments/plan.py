@@ -5,7 +5,7 @@ can have, how many rotations draw that kernel, what a forward pass costs and how
 takes. Only shapes are computed: a network of any size is planned in seconds.
 
 Example:
-    python -m experiments plan --model resnet32 --density 0.1 --budget erdos-renyi-kernel
+    python -m experiments plan --model resnet32 --density 0.1 --budget erdos_renyi_kernel
 """
 
 from __future__ import annotations
@@ -269,20 +269,16 @@ def _short(number: float, unit: str = "") -> str:
     return f"{number:.3g}T{unit}"
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(name.replace("_", "-") for name in names)
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Settings of the plan."""
 
-    model: Annotated[str, tyro.conf.arg(help=f"Network: {_listed(models.NAMES)}.")] = "resnet32"
+    model: Annotated[str, tyro.conf.arg(help=f"Network: {', '.join(models.NAMES)}.")] = "resnet32"
     density: float = 0.1
     """Fraction of the weights of all pruned kernels together, in (0, 1]."""
     budget: Annotated[
-        str, tyro.conf.arg(help=f"How the layers share them: {_listed(BUDGETS)}.")
-    ] = "erdos-renyi-kernel"
+        str, tyro.conf.arg(help=f"How the layers share them: {', '.join(BUDGETS)}.")
+    ] = "erdos_renyi_kernel"
     num_classes: int | None = None
     """Units of the last layer; default: the network's own."""
     depth: int | None = None
@@ -299,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
     console = Console(width=None if Console().is_terminal else 120)
     try:
-        name = config.model.replace("-", "_")  # the help lists names with hyphens
+        name = config.model.replace("-", "_")  # hyphens do, as in budgets
         model = models.create(name, config.num_classes, depth=config.depth, width=config.width)
         where = models.where(name, attention=config.attention)
         shape = models.input_shape(name)
