@@ -1,8 +1,8 @@
 """Sparse networks that train from scratch: exact orthogonal initialization in JAX.
 
 A weight matrix that is sparse *and* exactly orthogonal is a product of random Givens rotations.
-Networks that start from such matrices keep dynamical isometry, so they train at depths where the
-usual sparse starts do not.
+Networks that start from such matrices keep dynamical isometry, so they train at depths where
+dense weights under a mask do not.
 
 ======================================= ============================================================
 ``dense``, ``conv``                     initializers for Flax or anything that takes those of JAX

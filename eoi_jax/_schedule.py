@@ -1,6 +1,6 @@
 """The order of commuting work: which rotations of a sequence may be applied at once.
 
-Rotations in disjoint planes commute. A sequence of 12 500 independent planes over 4096
+Rotations in disjoint planes commute. A sequence of 12 700 independent planes over 4096
 coordinates falls into about 30 *waves* of disjoint ones, and a loop over short blocks of a wave
 applies them all with one gather and one scatter a block, in place. What a step does to a block
 is its caller's affair: floats are rotated by it, and supports are united.

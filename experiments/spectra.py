@@ -4,8 +4,8 @@ The picture follows the Jacobian of the first k layers of a 1000-layer tanh MLP,
 twentieth k, and draws mean-field theory over it.
 
 Hardware: two CPU cores. Time: about a minute.
-Expected: the dense orthogonal start follows theory at every depth; EOI's values stay near those
-of the dense start, and the masked starts vanish.
+Expected: the dense orthogonal start follows theory at every depth; EOI's largest stay
+near those of the dense start while its others fall faster, and the masked starts vanish.
 
 Example:
     python -m experiments spectra --quick

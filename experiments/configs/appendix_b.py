@@ -2,8 +2,8 @@
 
 Command: python -m experiments sweep appendix_b
 Hardware: a quiet machine. Time: five minutes on two CPU cores.
-Expected: EOI below QR everywhere, SAO cheapest at low densities. The paper's own code has SAO ahead
-from size 2048 on.
+Expected: EOI below QR everywhere; SAO below EOI at low densities from size 512 on. The
+paper's own code has SAO ahead from size 2048 on.
 """
 
 from __future__ import annotations

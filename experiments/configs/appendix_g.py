@@ -4,9 +4,8 @@ The paper trains ResNet-32 from EOI with all angles 1 degree, all 80 degrees, an
 The small scale adds the 1000-layer MLP, where a start shows within a few hundred steps.
 
 Command: python -m experiments sweep appendix_g --scale small
-Hardware: made for GPUs; the small scale for two CPU cores. Time: there about an hour.
-Expected: 1 degree trains worse early, for its matrices are near to the identity; 80 degrees like
-uniform ones.
+Hardware: made for GPUs; the small scale for two CPU cores. Time: there half an hour on one core.
+Expected: 1 degree starts worse, for its matrices are near to the identity.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Table 1, left: a plain 1000-layer tanh MLP on MNIST with an eighth of its weights.
 
 Command: python -m experiments sweep table1_mlp1000 --scale small
-Hardware: two CPU cores. Time: 0.3 to 0.6 s a step, so 3 to 4 minutes an epoch; AI 4 to 5 minutes a
-seed. The small scale, two epochs, two to three hours; the paper's, weeks.
+Hardware: two CPU cores. Time: 2.5 to 4 minutes an epoch on one core; AI 4 to 6 more a seed. The
+small scale, two epochs for ERK and one for other criteria, two hours; the paper's, weeks.
 Expected: dense orthogonal, EOI and AI learn, EOI within reach of dense; Base stays at chance.
 """
 
