@@ -217,7 +217,7 @@ def seconds_of(
     Args:
         size: rows and columns.
         densities: fractions of non-zeros; those below one non-zero a row are left out.
-        repeats: runs of each, of which the median counts; at most 3 from size 4096 on.
+        repeats: runs of each, of which the median counts; at most 3 from size 4096 on and of AI.
 
     Returns:
         For each density the seconds of EOI, SAO (NaN where the degree is below 2 or divides the

@@ -1,7 +1,7 @@
 """What one experiment does, as a frozen dataclass: all that decides its numbers, nothing else.
 
 Where a run is written, where data lies and how often it is logged are no part of it: they change
-no number. The name of a run's folder is :func:`digest` of its config.
+no network. The name of a run's folder is :func:`digest` of its config.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Start:
     angles: str = "uniform"
     """Angles of EOI's rotations: "uniform", or degrees such as "80"."""
     planes: Literal["independent", "banded", "butterfly"] = "independent"
-    """Planes of EOI's rotations: independent, or drawn inside a pattern (linear layers only)."""
+    """Planes of EOI's rotations: independent, or drawn inside a pattern (linear layers and uniform
+    angles only)."""
     ai_steps: int = 10_000
     """Steps of approximated isometry."""
     ai_objective: Literal["frobenius", "log_det"] = "frobenius"
@@ -99,6 +100,9 @@ class Start:
         unique = len(set(self.seeds)) == len(self.seeds)
         _require(self, unique, "seeds", "the tuples without repetition")
         _require(self, _is_angle(self.angles), "angles", "{'uniform'} and degrees such as '80'")
+        guided = self.planes != "independent"
+        plain = self.method == "eoi" and self.angles == "uniform"
+        _require(self, not guided or plain, "planes", "{'independent'} of all but uniform EOI")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,9 @@ __all__ = ["PATTERNS", "orthogonal", "planes", "start"]
 
 PATTERNS = ("banded", "butterfly")
 _BAND = 8
-# Enough for every density of the experiments: a row is full after about ln(size) * size rotations.
-_PER_COORDINATE = 8
+# Enough for every density of the experiments. A band takes the most to spread a short side's few
+# non-zeros over the long one.
+_PER_COORDINATE = 32
 
 
 def planes(pattern: str, size: int) -> np.ndarray:

@@ -52,7 +52,12 @@ def spectrum(config: configs.Spectrum, folder: Path, runtime: Runtime) -> None:
         start = starts.make(config, seed, dataset, cache=Path(runtime.runs) / "cache")
         kept, size = starts.count(start)
         row = {"seed": seed, "density": kept / size, "kept": kept, "size": size}
-        rows.append({**row, **spectrum_of(config, dataset, start)})
+        found = spectrum_of(config, dataset, start)
+        if None in found.values():
+            raise FloatingPointError(
+                f"A Jacobian is not finite for seed {seed}. Lower scale={config.scale}."
+            )
+        rows.append({**row, **found})
     _leave(rows, folder)
 
 

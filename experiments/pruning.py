@@ -1,9 +1,9 @@
 """Masks by criterion: budgets, magnitude, random scores, SNIP, GraSP and SynFlow.
 
-SNIP sees one batch of training images and GraSP at least ten images of each class, both with
-normalization by the batch's own statistics. GraSP divides the logits by 200. SynFlow takes a
-hundred rounds and sees none; a network whose activation is not homogeneous is scored with the
-identity in its place.
+SNIP sees one batch of training images and GraSP whole batches of ten images for each class, drawn
+uniformly from all; both with normalization by the batch's own statistics. GraSP divides the logits
+by 200. SynFlow takes a hundred rounds and sees none; a network whose activation is not homogeneous
+is scored with the identity in its place.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ One plain tanh MLP, no residuals, no normalization, is trained in the same way f
 * dense orthogonal: all weights, orthogonal kernels;
 * EOI: sparse and exactly orthogonal kernels, ``eoi.dense(density)``;
 * masked orthogonal: orthogonal kernels with random weights removed;
-* masked Gaussian: the same removed, variance ``scale² / kept inputs`` of each unit.
+* masked Gaussian: as many removed, variance ``scale² / kept inputs`` of each unit.
 
 Example:
     python -m experiments quickstart --layers 100

@@ -57,7 +57,7 @@ RUNNERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """How runs are carried out. Nothing here changes a number."""
+    """How runs are carried out. Nothing here changes the network that comes out."""
 
     runs: str = "runs"
     """Folder that holds the folders of all runs."""
@@ -68,7 +68,7 @@ class Runtime:
     checkpoint_every: float = 60.0
     """Seconds between two checkpoints."""
     log_every: int = 10
-    """Steps between two lines of metrics."""
+    """Steps between two lines of metrics; training loss and accuracy are means over them."""
     tensorboard: bool = False
     """Also write metrics for TensorBoard."""
     wandb: bool = False

@@ -11,6 +11,8 @@ from experiments import runs
 
 __all__ = ["Job", "Slurm", "submit"]
 
+_TIMEOUTS = 1_000_000  # how often a job may meet its time limit and go on: submitit's default is 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
@@ -82,7 +84,9 @@ def submit(
     folder = Path(runtime.runs).resolve()
     silent = dataclasses.replace(runtime, runs=str(folder), progress=False)
     # No experiment's name begins with a dot.
-    executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster=cluster)
+    executor = submitit.AutoExecutor(
+        folder=folder / ".submitit" / "%j", cluster=cluster, slurm_max_num_timeout=_TIMEOUTS
+    )
     asked = {
         "name": name,
         "timeout_min": slurm.minutes,

@@ -53,7 +53,8 @@ class Sweep:
     launcher: Literal["local", "slurm"] = "local"
     """Run in this process, or submit jobs."""
     scale: Scale = "paper"
-    """As in the paper; small, for two CPU cores; or quick, tiny on made data."""
+    """As in the paper; small, for two CPU cores, if the module has such a grid; or quick, tiny on
+    made data."""
     limit: int | None = None
     """Start so many runs at the most."""
     show: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -280,6 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if options.scale == "small" and not hasattr(module, "small"):
+        console.print(f"{options.config} has no smaller grid: this is the paper's")
     if options.show:
         lines = _states(grid, states)
     elif options.launcher == "slurm":

@@ -175,7 +175,7 @@ class Table:
             of = " and ".join(label(field, self.names) for field in self.group)
             where = f"of each {of}" if of else "of all"
             notes.append(f"Bold: the {' or '.join(best)} mean {where}.")
-        return " ".join([*notes, "Empty: not run."])
+        return " ".join([*notes, "Empty: not run, or not finite."])
 
     def markdown(self) -> str:
         r"""Write the table in Markdown.

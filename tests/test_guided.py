@@ -17,13 +17,14 @@ def test_planes_are_those_of_the_pattern(size):
     assert found == {(i, j) for i in range(size) for j in range(i + 1, min(i + 9, size))}
 
 
+@pytest.mark.parametrize(("shape", "budget"), [((40, 24), 300), ((128, 10), 1107)])
 @pytest.mark.parametrize("pattern", guided.PATTERNS)
-def test_matrices_are_orthogonal_within_their_budget_and_pattern(pattern):
-    shape, budget = (40, 24), 300
+def test_matrices_are_orthogonal_within_their_budget_and_pattern(pattern, shape, budget):
     matrix = np.asarray(guided.orthogonal(jax.random.key(0), shape, budget, pattern=pattern))
-    np.testing.assert_allclose(matrix.T @ matrix, np.eye(24), atol=1e-5)
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(shape[1]), atol=1e-5)
     count = np.count_nonzero(matrix)
-    assert budget - 2 * 24 < count <= budget  # the next rotation adds one to a vector at most
+    # The next rotation adds one to a vector at most.
+    assert budget - 2 * shape[1] < count <= budget
     other = guided.orthogonal(jax.random.key(1), shape, budget, pattern=pattern)
     assert not np.array_equal(matrix, other)
 
@@ -57,3 +58,6 @@ def test_what_has_no_pattern_is_refused():
         guided.start(
             jax.random.key(0), params, {"kernel": 0.5}, pattern="banded", layout=models.layout
         )
+    for ignored in ({"angles": "80"}, {"method": "eis"}):
+        with pytest.raises(ValueError, match=r"planes='banded' is outside \{'independent'\}"):
+            config.Spectrum(planes="banded", **ignored)

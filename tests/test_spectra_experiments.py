@@ -9,7 +9,7 @@ from rich.console import Console
 
 import eoi_jax as eoi
 from eoi_jax import mean_field
-from experiments import models, spectra, universality
+from experiments import config, measure, models, runs, spectra, universality
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -136,3 +136,10 @@ def test_base_loses_its_singular_values_as_far_as_known(density, mean):
     means = np.array([values(jax.random.key(seed)).mean() for seed in range(10)])
     assert abs(means.mean() - mean) < 4 * means.std(ddof=1)
     assert means.std(ddof=1) < 0.4 * means.mean()
+
+
+def test_a_spectrum_that_is_not_finite_is_no_result(tmp_path):
+    own = config.Spectrum(activation="identity", data="made", depth=3, width=20, scale=1e30)
+    with pytest.raises(FloatingPointError, match=r"not finite for seed 1. Lower scale=1e\+30"):
+        measure.spectrum(own, tmp_path, runs.Runtime(runs=str(tmp_path)))
+    assert not (tmp_path / "results.json").exists()

@@ -7,6 +7,7 @@ import sys
 import types
 
 import pytest
+import submitit
 from rich.console import Console
 
 from experiments import config, runs, slurm, sweep
@@ -145,6 +146,13 @@ def test_an_interruption_stops_the_sweep(calls, folder, monkeypatch):
     assert sweep.state(GRID[1], folder) == "open"
 
 
+def test_a_module_without_a_smaller_grid_says_so(calls, folder, capsys):
+    note = "made_table has no smaller grid: this is the paper's"
+    for scale, noted in (("small", True), ("paper", False)):
+        command("--runs", folder, "--list", "--scale", scale)
+        assert (note in capsys.readouterr().out) == noted
+
+
 def test_listing_runs_nothing(calls, folder, capsys):
     command("--runs", folder, "--list")
     assert calls == []
@@ -209,8 +217,17 @@ def test_descriptions_of_different_kinds():
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the cluster leaves its logs open
 def test_jobs_are_runs(calls, folder, monkeypatch):
     """Submitit's cluster "debug" runs jobs in this process when their results are asked for."""
+    asked = []
+
+    class Executor(submitit.AutoExecutor):
+        def __init__(self, **options):
+            asked.append(options)
+            super().__init__(**options)
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     runtime = runs.Runtime(runs=folder)
     jobs = slurm.submit(GRID, runtime, slurm.Slurm(), cluster="debug")
+    assert asked[0]["slurm_max_num_timeout"] > 1000  # a job may meet its limit time and again
     assert [job.exception() is None for job in jobs] == [True, True, False, True]
     assert calls == GRID
     assert jobs[0].result() == str(runs.folder_of(GRID[0], folder))

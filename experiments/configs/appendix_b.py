@@ -44,7 +44,7 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
         if row.get("seconds") is not None
     ]
     machine = " or ".join(dict.fromkeys(row["machine"] for row in rows))
-    caption = f"Medians of 5 runs, 3 at size 4096, in turns. {machine}."
+    caption = f"Medians of 5 runs, 3 at size 4096 and of AI, in turns. {machine}."
     table = Table(
         "appendix_b",
         "Time to draw one matrix",
