@@ -167,8 +167,7 @@ def _measure(
     key: Array, weights: Array, sigmas: Array, *, activation: str, depths: tuple[int, ...]
 ) -> list[tuple[Array, Array]]:
     width = weights.shape[-1]
-    # Not the keys of the weights: the first of a split are the same, however many it makes.
-    for_biases, for_input = jax.random.split(jax.random.fold_in(key, 1))
+    for_biases, for_input = jax.random.split(key)
     biases = sigmas[1] * jax.random.normal(for_biases, weights.shape[:2], weights.dtype)
     x = sigmas[2] * jax.random.normal(for_input, (width,), weights.dtype)
     phi = models.ACTIVATIONS[activation]
@@ -192,11 +191,14 @@ def measure(config: Config, tick: Callable[[str], None] = lambda text: None) -> 
             for seed in range(config.seeds):
                 tick(f"width {width}, {name_of(kind, density)}, seed {seed}")
                 key = jax.random.fold_in(jax.random.key(config.seed), seed)
-                weights = _weights(key, width=width, depth=depths[-1], kind=kind, density=density)
+                for_weights, for_rest = jax.random.split(key)
+                weights = _weights(
+                    for_weights, width=width, depth=depths[-1], kind=kind, density=density
+                )
                 for case in CASES:
                     sigmas = jnp.array([*mean_field.critical_line(*case), case.q**0.5])
                     found = _measure(
-                        key, weights, sigmas, activation=case.activation, depths=depths
+                        for_rest, weights, sigmas, activation=case.activation, depths=depths
                     )
                     for depth, (values, moments) in zip(depths, found, strict=True):
                         own = np.asarray(values), np.asarray(moments)
