@@ -60,7 +60,7 @@ from eoi_jax import (
     theory,
     typing,
 )
-from eoi_jax._version import __version__
+from eoi_jax._internal.version import __version__
 from eoi_jax.dynamic import rigl, sparse_evolutionary_training
 from eoi_jax.initializers import conv, dense
 from eoi_jax.networks import (

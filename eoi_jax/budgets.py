@@ -31,7 +31,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from eoi_jax import _checks, _selection, _tree_checks, masks
+from eoi_jax import masks
+from eoi_jax._internal import checks, selection, trees
 from eoi_jax.typing import Densities, LayoutOf, Params, Where
 
 __all__ = ["erdos_renyi", "erdos_renyi_kernel", "uniform"]
@@ -167,18 +168,16 @@ def _share(
     ratio: Callable[[tuple[int, ...]], float],
 ) -> Densities:
     """Share the budget of a tree among its layers, a weight of a layer by ``ratio(its shape)``."""
-    if _checks.is_traced(density):
+    if checks.is_traced(density):
         remedy = "Budgets are computed on the host: make the density a static argument."
-        raise _checks.fail("density", density, "is being traced", remedy)
-    density = _checks.density(density)
-    kernels = jax.tree.leaves(
-        _tree_checks.kernels(params, where, required=where is masks.is_kernel)
-    )
+        raise checks.fail("density", density, "is being traced", remedy)
+    density = checks.density(density)
+    kernels = jax.tree.leaves(trees.kernels(params, where))
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     stacks, shapes = [], []  # of each kernel: the axes that count its layers, and those of a layer
     for (path, leaf), kernel in zip(paths_and_leaves, kernels, strict=True):
         if kernel:
-            batch_axes = _tree_checks.layout(layout, path, leaf).batch_axes
+            batch_axes = trees.layout(layout, path, leaf).batch_axes
             stacks.append(tuple(leaf.shape[:batch_axes]))
             shapes.append(tuple(leaf.shape[batch_axes:]))
 
@@ -186,11 +185,11 @@ def _share(
     sizes = np.repeat(np.array([math.prod(shape) for shape in shapes], np.int64), repeats)
     ratios = np.repeat([ratio(shape) if math.prod(shape) else 0.0 for shape in shapes], repeats)
     total = int(sizes.sum())
-    target = int(_selection.budget(density, total))
+    target = int(selection.budget(density, total))
     if total > 0 and target == 0:
         problem = f"leaves none of {total} weights, outside [{0.5 / total:.6g}, 1]"
-        raise _checks.fail("density", density, problem, "Give a density that keeps a weight.")
-    counts = _selection.round_to_total(_quotas(sizes, ratios, target), sizes, target)
+        raise checks.fail("density", density, problem, "Give a density that keeps a weight.")
+    counts = selection.round_to_total(_quotas(sizes, ratios, target), sizes, target)
 
     fractions = np.where(sizes > 0, counts / np.maximum(sizes, 1), 1.0)
     parts = iter(np.split(fractions, np.cumsum(repeats)[:-1]) if repeats else [])

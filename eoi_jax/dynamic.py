@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax import _checks, _selection, _tree_checks, masks
+from eoi_jax import masks
+from eoi_jax._internal import checks, selection, trees
 from eoi_jax.optim import StaticSparseState, bring_back, refresh_masked, static_sparse
 from eoi_jax.typing import Array, LayoutOf, Mask, Params
 
@@ -108,7 +109,7 @@ def sparse_evolutionary_training(
         Mocanu et al., `Scalable training of artificial neural networks with adaptive sparse
         connectivity inspired by network science <https://arxiv.org/abs/1707.04780>`_, 2018
     """
-    key_data, impl = _checks.single_key(key)
+    key_data, impl = checks.single_key(key)
 
     def draw(index: int, state: DynamicSparseState, gradients: Array) -> Array:
         assert state.key is not None
@@ -218,7 +219,7 @@ def rigl(
 
     def order(index: int, state: DynamicSparseState, gradients: Array) -> Array:
         del index, state
-        return ~_selection.ordered_bits(jnp.abs(gradients))
+        return ~selection.ordered_bits(jnp.abs(gradients))
 
     return _dynamic_sparse(
         inner, mask, order, None, update_every, drop_fraction, stop_step, regrow_dropped, layout
@@ -241,17 +242,17 @@ def _dynamic_sparse(
     ``order(leaf index, state, gradients)`` gives each weight of a ``(layers, weights)`` array an
     unsigned integer: those of the smallest grow.
     """
-    update_every = _checks.integer(update_every, low=1, high=_MAX_STEP, name="update_every")
+    update_every = checks.integer(update_every, low=1, high=_MAX_STEP, name="update_every")
     if stop_step is not None:
-        stop_step = _checks.integer(stop_step, low=0, high=_MAX_STEP, name="stop_step")
+        stop_step = checks.integer(stop_step, low=0, high=_MAX_STEP, name="stop_step")
     if not callable(drop_fraction):
-        drop_fraction = _checks.drop_fraction(drop_fraction)
+        drop_fraction = checks.drop_fraction(drop_fraction)
     static = static_sparse(inner, mask)
 
     def init(params: Params) -> DynamicSparseState:
         own, inner_state = static.init(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            _tree_checks.layout(layout, path, leaf)
+            trees.layout(layout, path, leaf)
         # A copy: a donated state must not take the user's key along.
         own_key = None if key_data is None else jnp.array(key_data, copy=True)
         return DynamicSparseState(jnp.zeros((), jnp.int32), own_key, own, inner_state)
@@ -270,7 +271,7 @@ def _dynamic_sparse(
             # Both return the same dtypes, and an optimizer may widen its updates or its state.
             like = jax.eval_shape(train)
             fraction = drop_fraction(state.step) if callable(drop_fraction) else drop_fraction
-            fraction = jnp.asarray(_checks.drop_fraction(fraction), jnp.float32)
+            fraction = jnp.asarray(checks.drop_fraction(fraction), jnp.float32)
             kept, new = _exchange(updates, state, params, order, fraction, regrow_dropped, layout)
             stay = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[0])
             fresh = inner.init(masks.apply(kept, params))
@@ -281,7 +282,7 @@ def _dynamic_sparse(
         is_exchange = (state.step > 0) & (state.step % update_every == 0)
         if stop_step is not None:
             is_exchange &= state.step < stop_step
-        if _checks.is_traced(is_exchange):
+        if checks.is_traced(is_exchange):
             new_updates, static_state = jax.lax.cond(is_exchange, exchange, train)
         else:  # outside of jit a condition is compiled anew at each call
             new_updates, static_state = exchange() if is_exchange else train()
@@ -311,7 +312,7 @@ def _exchange(
         if np.ndim(leaf_mask) == 0 or leaf_mask.size == 0:
             pairs.append([leaf_mask, leaf_mask])
             continue
-        batch_axes = _tree_checks.layout(layout, path, leaf).batch_axes
+        batch_axes = trees.layout(layout, path, leaf).batch_axes
         layers = (math.prod(leaf.shape[:batch_axes]), -1)
         rows = [jnp.reshape(array, layers) for array in (leaf_mask, leaf, gradient)]
         priority = order(index, state, rows[2])
@@ -331,9 +332,9 @@ def _exchange_rows(
         active = jnp.sum(row, dtype=jnp.int32)
         wanted = jnp.floor(fraction * active.astype(jnp.float32)).astype(jnp.int32)
         number = jnp.minimum(wanted, jnp.minimum(active, row.size - active))
-        magnitude = _selection.ordered_bits(jnp.abs(weights))
-        kept = row & ~_selection.smallest(magnitude, row, number)
+        magnitude = selection.ordered_bits(jnp.abs(weights))
+        kept = row & ~selection.smallest(magnitude, row, number)
         growable = ~kept if regrow_dropped else ~row
-        return kept, kept | _selection.smallest(priority, growable, number)
+        return kept, kept | selection.smallest(priority, growable, number)
 
     return jax.vmap(exchange)(mask, weights, priority)

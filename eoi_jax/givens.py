@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _schedule
+from eoi_jax._internal import checks
+from eoi_jax._internal.waves import Block, assign_waves, scan_waves
 from eoi_jax.typing import Array, DType, Shape
 
 __all__ = [
@@ -45,7 +46,7 @@ __all__ = [
 AngleLaw = float | Callable[[Array, DType], Array]
 """An angle in radians for every rotation, or ``(key, dtype) -> scalar`` that draws one."""
 
-_waves = jax.jit(_schedule.waves, static_argnames="size")
+_assign_waves = jax.jit(assign_waves, static_argnames="size")
 _WORD = 32  # bits of a packed support's word
 _STREAM = 0x454F49  # sets the rotations' stream apart from other uses of the key
 
@@ -84,7 +85,7 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
         >>> bool(0 < givens.uniform_angle(jax.random.key(0)) < 6.2832)
         True
     """
-    return _uniform(jax.random.bits(key, (2,), jnp.uint32), _checks.float_dtype(dtype))
+    return _uniform(jax.random.bits(key, (2,), jnp.uint32), checks.float_dtype(dtype))
 
 
 def sample(
@@ -130,14 +131,14 @@ def sample(
     Reference:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
-    if not _checks.is_traced(size):
-        size = _checks.integer(
+    if not checks.is_traced(size):
+        size = checks.integer(
             size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
         )
-    num_rotations = _checks.integer(num_rotations, low=0, name="num_rotations")
-    dtype = _checks.wide(_checks.float_dtype(dtype))
-    if not _checks.is_traced(first):
-        first = _checks.integer(first, low=0, name="first")
+    num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
+    dtype = checks.wide(checks.float_dtype(dtype))
+    if not checks.is_traced(first):
+        first = checks.integer(first, low=0, name="first")
     first, size = jnp.asarray(first, jnp.uint32), jnp.asarray(size, jnp.uint32)
     return _sample(key, first, size, num_rotations, angles, dtype)
 
@@ -174,20 +175,20 @@ def from_pairs(
         >>> givens.waves(rotations, size=4).tolist()
         [0, 0, 1]
     """
-    dtype = _checks.wide(_checks.float_dtype(dtype))
+    dtype = checks.wide(checks.float_dtype(dtype))
     remedy = "Give one row (i, j) of two different non-negative coordinates for each rotation."
     if not isinstance(pairs, jax.Array):
         pairs = np.asarray(pairs)
     if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
-        raise _checks.fail("pairs.shape", np.shape(pairs), "is outside (num_rotations, 2)", remedy)
+        raise checks.fail("pairs.shape", np.shape(pairs), "is outside (num_rotations, 2)", remedy)
     if not jnp.issubdtype(pairs.dtype, jnp.integer):
-        raise _checks.fail("pairs.dtype", pairs.dtype.name, "is not integer", remedy)
-    if not _checks.is_traced(pairs):
+        raise checks.fail("pairs.dtype", pairs.dtype.name, "is not integer", remedy)
+    if not checks.is_traced(pairs):
         planes = np.asarray(pairs)
         outside = (planes < 0) | (planes > 2**31 - 1)
         bad = np.flatnonzero(outside.any(1) | (planes[:, 0] == planes[:, 1]))
         if bad.size:
-            raise _checks.fail(
+            raise checks.fail(
                 f"pairs[{bad[0]}]", tuple(planes[bad[0]].tolist()), "is not a plane", remedy
             )
     pairs = jnp.asarray(pairs, jnp.int32)
@@ -222,9 +223,9 @@ def waves(rotations: Rotations, size: int) -> Array:
         >>> givens.waves(planes, size=5).tolist()
         [0, 1, 0, 2]
     """
-    size = _checks.integer(size, low=2, name="size")
-    _checks.rotations(rotations, size)
-    return _waves(rotations.i, rotations.j, size)
+    size = checks.integer(size, low=2, name="size")
+    checks.rotations(rotations, size)
+    return _assign_waves(rotations.i, rotations.j, size)
 
 
 def support(rotations: Rotations, shape: Shape) -> Array:
@@ -251,7 +252,7 @@ def support(rotations: Rotations, shape: Shape) -> Array:
         [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
     """
     n, m = _matrix_shape(shape)
-    _checks.rotations(rotations, max(n, m))
+    checks.rotations(rotations, max(n, m))
     packed, _ = _simulate(rotations, max(n, m), min(n, m))
     bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)[None, None, :]) & 1
     full = bits.reshape(max(n, m), -1)[:, : min(n, m)].astype(bool)
@@ -281,7 +282,7 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
         [3, 5, 8]
     """
     n, m = _matrix_shape(shape)
-    _checks.rotations(rotations, max(n, m))
+    checks.rotations(rotations, max(n, m))
     _, gained = _simulate(rotations, max(n, m), min(n, m))
     start = jnp.full((1,), min(n, m), jnp.uint32)
     return jnp.cumsum(jnp.concatenate([start, gained]), dtype=jnp.uint32)
@@ -302,7 +303,7 @@ def grow_support(packed: Array, rotations: Rotations, wave: Array) -> tuple[Arra
     """Rotate a bit-packed support; return it and the non-zeros that each rotation added."""
     rows, words = packed.shape
 
-    def step(carry: tuple[Array, Array], block: _schedule.Block) -> tuple[Array, Array]:
+    def step(carry: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
         packed, gained = carry
         left = packed.at[block.i].get(mode="clip")
         right = packed.at[block.j].get(mode="clip")
@@ -315,7 +316,7 @@ def grow_support(packed: Array, rotations: Rotations, wave: Array) -> tuple[Arra
         return packed, gained.at[block.position].set(new, mode="drop", unique_indices=True)
 
     gained = jnp.zeros(wave.shape, jnp.uint32)
-    return _schedule.scan_waves(step, (packed, gained), rotations, wave, size=rows, columns=words)
+    return scan_waves(step, (packed, gained), rotations, wave, size=rows, columns=words)
 
 
 @functools.partial(jax.jit, static_argnames=("num_rotations", "angles", "dtype"))
@@ -333,14 +334,14 @@ def _sample(
 @functools.partial(jax.jit, static_argnames=("rows", "columns"))
 def _simulate(rotations: Rotations, rows: int, columns: int) -> tuple[Array, Array]:
     """Rotate the support of the partial identity."""
-    wave = _schedule.waves(rotations.i, rotations.j, rows)
+    wave = assign_waves(rotations.i, rotations.j, rows)
     return grow_support(eye_support(rows, columns), rotations, wave)
 
 
 def _matrix_shape(shape: Shape) -> tuple[int, int]:
-    n, m, *more = dims = _checks.shape(shape)
+    n, m, *more = dims = checks.shape(shape)
     if more or not 0 < n * m < 2**31:
-        raise _checks.fail(
+        raise checks.fail(
             "shape", dims, "is not (n, m) with 0 < n * m < 2**31", "Count one matrix at a time."
         )
     return n, m
@@ -372,14 +373,14 @@ def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
         return jnp.asarray(angles, dtype)
     angle = jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype), dtype)
     if angle.ndim:
-        raise _checks.fail(
+        raise checks.fail(
             "angles", angles, f"returns shape {angle.shape}, outside ()", "Draw one angle per key."
         )
     return angle
 
 
 def _uniform(words: Array, dtype: DType) -> Array:
-    wide = _checks.wide(dtype)
+    wide = checks.wide(dtype)
     if wide == jnp.float64:
         high, low = words.astype(jnp.uint64)
         number, places = ((high << np.uint64(32)) | low) >> np.uint64(11), 53

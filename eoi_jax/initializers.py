@@ -13,8 +13,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks, givens, sao
-from eoi_jax._delta import at_center, conv_orthogonal, delta_orthogonal
+from eoi_jax import givens, sao
+from eoi_jax._internal import checks
+from eoi_jax._internal.haar import at_center, conv_orthogonal, delta_orthogonal
 from eoi_jax.givens import AngleLaw
 from eoi_jax.sao import Form
 from eoi_jax.sparse_orthogonal import orthogonal
@@ -68,9 +69,9 @@ def dense(
     Reference:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
-    _checks.density(density)
-    _checks.finite_scalar(scale, "scale")
-    default = _checks.float_dtype(dtype)
+    checks.density(density)
+    checks.finite_scalar(scale, "scale")
+    default = checks.float_dtype(dtype)
 
     def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
         kernel = orthogonal(
@@ -156,19 +157,19 @@ def conv(
         Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 2;
         Nowak et al. (ICML 2024), section 4.2.
     """
-    _checks.density(density)
-    _checks.finite_scalar(scale, "scale")
-    groups = _checks.integer(feature_group_count, low=1, name="feature_group_count")
-    default = _checks.float_dtype(dtype)
+    checks.density(density)
+    checks.finite_scalar(scale, "scale")
+    groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
+    default = checks.float_dtype(dtype)
     if center_density is not None:
-        _checks.density(center_density, name="center_density")
+        checks.density(center_density, name="center_density")
 
     def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
-        shape = _checks.shape(shape, min_ndim=3)
-        dtype = _checks.float_dtype(default if dtype is None else dtype)
+        shape = checks.shape(shape, min_ndim=3)
+        dtype = checks.float_dtype(default if dtype is None else dtype)
         *spatial, inputs, outputs = shape
         if outputs % groups:
-            raise _checks.fail(
+            raise checks.fail(
                 "feature_group_count",
                 groups,
                 f"is outside the divisors of shape[-1]={outputs}",
@@ -234,11 +235,11 @@ def sao_dense(
         Access 2023).
     """
     density, form = sao.check_density(density), sao.check_form(form)
-    _checks.finite_scalar(scale, "scale")
-    default = _checks.float_dtype(dtype)
+    checks.finite_scalar(scale, "scale")
+    default = checks.float_dtype(dtype)
 
     def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
-        shape = _checks.shape(shape)
+        shape = checks.shape(shape)
         dtype = default if dtype is None else dtype
         inputs, outputs = math.prod(shape[:-1]), shape[-1]
         matrix = sao.kernel_matrix(key, inputs, outputs, density, form, scale, dtype)
@@ -299,11 +300,11 @@ def sao_conv(
         Esguerra et al. (IEEE Access 2023).
     """
     density, form = sao.check_density(density), sao.check_form(form)
-    _checks.finite_scalar(scale, "scale")
-    default = _checks.float_dtype(dtype)
+    checks.finite_scalar(scale, "scale")
+    default = checks.float_dtype(dtype)
 
     def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
-        shape = _checks.shape(shape, min_ndim=3)
+        shape = checks.shape(shape, min_ndim=3)
         dtype = default if dtype is None else dtype
         inputs, outputs = shape[-2:]
         tap = sao.kernel_matrix(key, inputs, outputs, density, form, scale, dtype)
@@ -320,28 +321,28 @@ def _center_density(density: Any, center_density: Any, taps: int, size: int) -> 
         f"take a density of at least {minimum / taps:.6g} of the whole kernel: raise the density, "
         "or leave this layer dense."
     )
-    density = _checks.density(density, minimum=minimum / taps, why=remedy)
+    density = checks.density(density, minimum=minimum / taps, why=remedy)
     if center_density is None:
         # The matrix ends up to half a step, 1 / (2 size), from its target: the room is left so that
         # it never exceeds the kernel's budget, which no support can be trimmed to.
-        if not _checks.is_traced(density):
+        if not checks.is_traced(density):
             room = density * taps - (minimum / 2 if density < 1 else 0.0)
             return max(min(room, math.sqrt(density), 1.0), minimum)
         room = density * taps - jnp.where(density < 1, minimum / 2, 0.0)
         rule = jnp.minimum(jnp.minimum(room, jnp.sqrt(density)), 1.0)
         own = jnp.maximum(rule, minimum)
     else:
-        own = _checks.density(
+        own = checks.density(
             center_density,
             name="center_density",
             minimum=minimum,
             why=f"An orthogonal matrix with a larger side of {size} has no fewer non-zeros.",
         )
     allowed = (density <= 1) & (own <= density * taps * (1 + 1e-6))
-    if _checks.is_traced(allowed):
+    if checks.is_traced(allowed):
         return jnp.where(allowed, own, jnp.nan)  # a matrix of NaN, and no quiet excess
     if not allowed:
-        raise _checks.fail(
+        raise checks.fail(
             "center_density",
             own,
             f"is outside [{minimum:.6g}, {min(density * taps, 1.0):.6g}]",

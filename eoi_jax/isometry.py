@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse import csgraph, csr_matrix
 
-from eoi_jax import _checks
+from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 
 __all__ = ["approximate_isometry", "structural_rank"]
@@ -125,26 +125,26 @@ def approximate_isometry(
         Initialization", ICML 2024.
     """
     kernel = jnp.asarray(kernel)
-    _checks.float_dtype(kernel.dtype, "kernel.dtype")
+    checks.float_dtype(kernel.dtype, "kernel.dtype")
     batch_axes, column_axis = _matrix_axes(kernel.shape, batch_axes, column_axis, "kernel.shape")
     _kernel_mask(mask, kernel.shape)
     _finite_values(kernel)
     scale = _positive_scalar(scale, "scale")
     remedy = "Use 'log_det' where exact isometry matters, 'frobenius' to reproduce the paper."
-    _checks.one_of(objective, ("frobenius", "log_det"), name="objective", remedy=remedy)
+    checks.one_of(objective, ("frobenius", "log_det"), name="objective", remedy=remedy)
     # Steps are counted by 32-bit integers.
-    num_steps = _checks.integer(num_steps, low=1, high=2**31 - 1, name="num_steps")
+    num_steps = checks.integer(num_steps, low=1, high=2**31 - 1, name="num_steps")
     if learning_rate is None:
         learning_rate = 0.1 if objective == "frobenius" else 0.05
     learning_rate = _positive_scalar(learning_rate, "learning_rate")
     if tolerance is not None and objective == "frobenius":
         problem = "is outside {None}: 'frobenius' takes all of num_steps"
-        raise _checks.fail("tolerance", tolerance, problem, "Use it with objective='log_det'.")
+        raise checks.fail("tolerance", tolerance, problem, "Use it with objective='log_det'.")
     tolerance = _positive_scalar(1e-5 if tolerance is None else tolerance, "tolerance")
     if kernel.size == 0:
         return kernel
 
-    dtype = _checks.wide(kernel.dtype)
+    dtype = checks.wide(kernel.dtype)
     scale, learning_rate, tolerance = (
         jnp.asarray(number, dtype) for number in (scale, learning_rate, tolerance)
     )
@@ -191,8 +191,8 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
         on Mathematical Software 16 (1990).
     """
     _kernel_mask(mask, np.shape(mask))
-    if _checks.is_traced(mask):
-        raise _checks.fail(
+    if checks.is_traced(mask):
+        raise checks.fail(
             "mask", mask, "is outside the arrays with known values", "Call it outside of jax.jit."
         )
     mask = np.asarray(mask)
@@ -206,9 +206,9 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
 
 def _positive_scalar(value: Any, name: str) -> Any:
     """Accept a finite real scalar above 0."""
-    number = _checks.finite_scalar(value, name)
-    if not _checks.is_traced(number) and number <= 0.0:
-        raise _checks.fail(name, number, "is outside (0, inf)", "Give a positive float.")
+    number = checks.finite_scalar(value, name)
+    if not checks.is_traced(number) and number <= 0.0:
+        raise checks.fail(name, number, "is outside (0, inf)", "Give a positive float.")
     return number
 
 
@@ -228,7 +228,7 @@ def _kernel_mask(mask: Any, shape: tuple[int, ...]) -> None:
 
 def _finite_values(kernel: Array) -> None:
     """Require that no value is infinite or NaN."""
-    if _checks.is_traced(kernel):
+    if checks.is_traced(kernel):
         return
     with jax.ensure_compile_time_eval():  # a constant is no tracer, but its sum would be
         bad = int(jnp.sum(~jnp.isfinite(kernel)))
@@ -243,11 +243,11 @@ def _matrix_axes(
     shape: tuple[int, ...], batch_axes: int, column_axis: int, name: str
 ) -> tuple[int, int]:
     """Check how a shape is read as a stack of matrices."""
-    batch_axes = _checks.integer(batch_axes, low=0, name="batch_axes")
-    _checks.shape(shape, min_ndim=batch_axes + 2, name=name)
-    axis = _checks.axis(column_axis, len(shape), "column_axis")
+    batch_axes = checks.integer(batch_axes, low=0, name="batch_axes")
+    checks.shape(shape, min_ndim=batch_axes + 2, name=name)
+    axis = checks.axis(column_axis, len(shape), "column_axis")
     remedy = "The batch axes come first: give one of the other axes."
-    return batch_axes, _checks.integer(
+    return batch_axes, checks.integer(
         axis, low=batch_axes, high=len(shape) - 1, name="column_axis", remedy=remedy
     )
 

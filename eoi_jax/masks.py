@@ -20,14 +20,15 @@ densities, not weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _selection, _tree_checks
-from eoi_jax._names import adopt, is_kernel
+from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal.trees import is_kernel
 from eoi_jax.typing import Array, Densities, LayoutOf, Mask, Params, Scores, Where
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "support",
     "top_k",
 ]
+
+_NAMED = 5  # so many names a message lists
 
 
 def support(params: Params, *, where: Where = is_kernel) -> Mask:
@@ -70,9 +73,9 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         >>> mask["kernel"].tolist(), mask["bias"].tolist()
         ([[False, True], [True, False]], True)
     """
-    kernels = _tree_checks.kernels(params, where, required=where is is_kernel)
+    kernels = trees.kernels(params, where)
     if where is is_kernel:
-        _tree_checks.some_weights(params, kernels)
+        trees.some_weights(params, kernels)
     # A new scalar each time: one buffer shared by two leaves could not be donated.
     return jax.tree.map(
         lambda kernel, leaf: jnp.asarray(leaf) != 0 if kernel else jnp.array(True), kernels, params
@@ -102,8 +105,8 @@ def apply(mask: Mask, tree: Params) -> Params:
         >>> apply(mask, tree)["kernel"].tolist()
         [[3.0, 0.0]]
     """
-    _tree_checks.mask_fits(mask, tree, tree_name="tree")
-    _tree_checks.mask_leaves(mask)
+    trees.mask_fits(mask, tree, tree_name="tree")
+    trees.mask_leaves(mask)
 
     def leaf_apply(leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0:
@@ -140,7 +143,7 @@ def random(key: Array, params: Params, densities: Densities, *, where: Where = i
     """
     empty = jax.tree.map(
         lambda kernel, leaf: jnp.zeros(leaf.shape, bool) if kernel else jnp.array(True),
-        _tree_checks.kernels(params, where, required=where is is_kernel),
+        trees.kernels(params, where),
         params,
     )
     return fill(key, empty, densities)
@@ -177,17 +180,17 @@ def top_k(
         >>> top_k(scores, 0.5)["kernel"].tolist()
         [[True, False], [True, False]]
     """
-    _tree_checks.scores(scores)
+    trees.scores(scores)
     if scope == "layer":
-        checked = _tree_checks.densities(density, scores, name="density", tree_name="scores")
-        return _selection.by_rows(lambda _, *rows: _selection.largest_rows(*rows), scores, checked)
+        checked = trees.densities(density, scores, name="density", tree_name="scores")
+        return selection.by_rows(lambda _, *rows: selection.largest_rows(*rows), scores, checked)
     if scope != "global":
-        raise _checks.fail("scope", scope, "is outside {'global', 'layer'}", "Give one of the two.")
-    density = _checks.density(density)
+        raise checks.fail("scope", scope, "is outside {'global', 'layer'}", "Give one of the two.")
+    density = checks.density(density)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
-    high = _selection.MAX_SIZE
-    _checks.integer(size, low=0, high=high, name="scores.size", remedy="Use scope='layer'.")
-    return _selection.largest_of_tree(scores, _selection.budget(density, size))
+    high = selection.MAX_SIZE
+    checks.integer(size, low=0, high=high, name="scores.size", remedy="Use scope='layer'.")
+    return selection.largest_of_tree(scores, selection.budget(density, size))
 
 
 def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
@@ -228,20 +231,20 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         Nowak et al., `Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization <https://arxiv.org/abs/2406.01755>`_, 2024
     """
-    _tree_checks.mask_leaves(mask)
+    trees.mask_leaves(mask)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(mask)
 
     def fill_rows(index: int, rows: Array, budgets: Any) -> Array:
         path, leaf = paths_and_leaves[index]  # while jit traces, even constant rows are traced
-        if not _checks.is_traced(leaf) and not _checks.is_traced(budgets):
+        if not checks.is_traced(leaf) and not checks.is_traced(budgets):
             counts = np.count_nonzero(np.asarray(leaf).reshape(rows.shape), axis=1)
-            name = f"mask[{_tree_checks.path_name(path)}]"
-            _tree_checks.budget_holds(counts, budgets, rows.shape[1], name=name)
+            name = f"mask[{trees.path_name(path)}]"
+            trees.budget_holds(counts, budgets, rows.shape[1], name=name)
         keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
-        return _selection.unmask_rows(keys, rows, budgets)
+        return selection.unmask_rows(keys, rows, budgets)
 
-    checked = _tree_checks.densities(densities, mask, name="densities", tree_name="mask")
-    return _selection.by_rows(fill_rows, mask, checked)
+    checked = trees.densities(densities, mask, name="densities", tree_name="mask")
+    return selection.by_rows(fill_rows, mask, checked)
 
 
 def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
@@ -266,15 +269,15 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         >>> int(shuffled["kernel"].sum()), bool((shuffled["kernel"] == mask["kernel"]).all())
         (10, False)
     """
-    _tree_checks.mask_leaves(mask)
+    trees.mask_leaves(mask)
 
     def shuffle_rows(index: int, rows: Array, _: Any) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
         counts = jnp.sum(rows, axis=1, dtype=jnp.int32)
-        return _selection.unmask_rows(keys, jnp.zeros_like(rows), counts)
+        return selection.unmask_rows(keys, jnp.zeros_like(rows), counts)
 
     layers = jax.tree.leaves(densities(mask, layout=layout))
-    return _selection.by_rows(shuffle_rows, mask, layers)
+    return selection.by_rows(shuffle_rows, mask, layers)
 
 
 def density(mask: Mask) -> float | Array:
@@ -294,10 +297,10 @@ def density(mask: Mask) -> float | Array:
         >>> density({"kernel": jnp.eye(4, dtype=bool), "bias": jnp.array(True)})
         0.25
     """
-    _tree_checks.mask_leaves(mask)
+    trees.mask_leaves(mask)
     kernels = [leaf for leaf in jax.tree.leaves(mask) if np.ndim(leaf) > 0]
-    counts = [_selection.count(leaf) for leaf in kernels]
-    return _selection.fraction(counts, [leaf.size for leaf in kernels])
+    counts = [selection.count(leaf) for leaf in kernels]
+    return selection.fraction(counts, [leaf.size for leaf in kernels])
 
 
 def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
@@ -321,13 +324,13 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
         >>> float(found["kernel"]), float(found["bias"])
         (0.25, 1.0)
     """
-    _tree_checks.mask_leaves(mask)
+    trees.mask_leaves(mask)
 
     def leaf_density(path: Any, leaf: Any) -> Any:
         if np.ndim(leaf) == 0 or leaf.size == 0:
             return np.ones(())
-        axes = range(_tree_checks.layout(layout, path, leaf).batch_axes, leaf.ndim)
-        if _checks.is_traced(leaf):
+        axes = range(trees.layout(layout, path, leaf).batch_axes, leaf.ndim)
+        if checks.is_traced(leaf):
             return jnp.mean(leaf, axis=tuple(axes), dtype=jnp.float32)
         return np.asarray(np.mean(np.asarray(leaf), axis=tuple(axes), dtype=np.float64))
 
@@ -357,9 +360,162 @@ def overlap(mask: Mask, other: Mask) -> float | Array:
         0.3333333333333333
     """
     for tree, like in ((other, mask), (mask, other)):  # both ways, so the shapes are equal
-        _tree_checks.mask_fits(tree, like, name="other", tree_name="mask")
+        trees.mask_fits(tree, like, name="other", tree_name="mask")
     pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(other), strict=True)
     kernels = [(left, right) for left, right in pairs if np.ndim(left) > 0]
-    both = [_selection.count(left & right) for left, right in kernels]
-    either = [_selection.count(left | right) for left, right in kernels]
-    return _selection.fraction(both, either)
+    both = [selection.count(left & right) for left, right in kernels]
+    either = [selection.count(left | right) for left, right in kernels]
+    return selection.fraction(both, either)
+
+
+def adopt(
+    tree: Any,
+    params: Params,
+    *,
+    order: Literal["jax", "torch"] = "jax",
+    where: Where = is_kernel,
+) -> Mask:
+    """Make a mask of this library from one of another.
+
+    Leaves belong together by name, whatever the containers: names are joined by ``/``, a ``.`` is
+    a ``/`` too, the last of ``kernel``, ``weight`` and ``w`` are one, and a ``_mask`` behind it
+    (``torch.nn.utils.prune``) is dropped. So the flat ``{"fc1.weight_mask": ...}`` of PyTorch is
+    for ``params["fc1"]["kernel"]``. Where modules have other names, rename the keys first; of
+    Linen's variables give ``variables["params"]``.
+
+    A square mask in the wrong order has the right shape, so know the order. And PyTorch flattens
+    images with channels first: reorder the inputs of a linear layer behind such a flattening.
+
+    Args:
+        tree: A pytree, such as a flat or nested dict, of boolean or 0/1 arrays that NumPy can
+            read: one for each kernel, or a scalar ``True`` for a kernel that stays dense. Other
+            leaves may be left out or be all ones.
+        params: The parameters, or their shapes, that the mask is for.
+        order: ``"jax"`` for axes as those of ``params``; ``"torch"`` for ``(outputs, inputs,
+            *taps)`` where ``params`` has ``(*taps, inputs, outputs)``, in linear layers and
+            convolutions, grouped or not, but not in transposed ones. Equinox stores kernels as
+            PyTorch does, so that its order is ``"jax"``.
+        where: ``(path, leaf) -> bool``, which leaves of ``params`` are kernels.
+
+    Returns:
+        The mask: boolean arrays of the kernels' shapes, scalar ``True`` elsewhere.
+
+    Raises:
+        ValueError: If a kernel has no mask, or a mask no leaf; if a shape does not fit; if a value
+            is neither 0 nor 1; or if something other than a kernel is masked.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np
+        >>> import eoi_jax as eoi
+        >>> params = {"fc": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+        >>> outside = {"fc.weight": np.array([[1, 0, 1], [0, 1, 1]])}  # or a torch.Tensor
+        >>> mask = eoi.masks.adopt(outside, params, order="torch")
+        >>> mask["fc"]["kernel"].astype(int).tolist()
+        [[1, 0], [0, 1], [1, 1]]
+
+        Keep the mask as it is, or take only its densities for an orthogonal start:
+
+        >>> kept = eoi.masked(params, mask)
+        >>> drawn = eoi.exact_orthogonal(jax.random.key(0), params, eoi.masks.densities(mask))
+        >>> int(kept.mask["fc"]["kernel"].sum()), int(drawn.mask["fc"]["kernel"].sum())
+        (4, 4)
+    """
+    checks.one_of(order, ("jax", "torch"), name="order", remedy="Say who stores the kernels so.")
+    kernels = trees.kernels(params, where)
+    given = _by_name(tree, "tree")
+    own = _by_name(params, "params")
+    needed = [name for name, kernel in _by_name(kernels, "params").items() if kernel]
+    unknown = [name for name in given if name not in own]
+    missing = [name for name in needed if name not in given]
+    if unknown or missing:
+        raise ValueError(
+            f"tree has {_listed(unknown)} that params has not, and lacks {_listed(missing)}; its "
+            f"names are outside those of params, {_listed(list(own))}. Rename the keys: "
+            "{rename(name): mask for name, mask in tree.items()}, or leave out those that params "
+            "has not; a kernel that stays dense takes a scalar True, and leaves that are no "
+            "kernels may be left out."
+        )
+
+    def leaf_mask(path: Any, leaf: Any, kernel: bool) -> Any:
+        name = _name(path)
+        if name not in given:
+            return jnp.array(True)
+        found = _zero_or_one(given[name], name)
+        expected = tuple(leaf.shape)
+        if order == "torch" and len(expected) >= 2:
+            expected = (expected[-1], expected[-2], *expected[:-2])
+        if found.shape not in ((), expected):
+            raise ValueError(
+                f"tree[{name}] has shape {found.shape}, outside {{(), {expected}}}: that of the "
+                f"weights is {tuple(leaf.shape)}, order={order!r}. {_remedy(found, leaf, order)}"
+            )
+        if not found.all() and (found.ndim == 0 or not kernel):
+            raise ValueError(
+                f"tree[{name}] has {np.sum(~found)} zeros, outside {{1}}: a scalar stands for a "
+                "leaf that stays dense, and so does all of what is no kernel. Give an array of "
+                "the weights' shape, or select the leaf with where=."
+            )
+        if found.ndim == 0 or not kernel:
+            return jnp.array(True)
+        if order == "torch":
+            found = np.moveaxis(found, (1, 0), (-2, -1))
+        return jnp.asarray(found)
+
+    return jax.tree_util.tree_map_with_path(leaf_mask, params, kernels)
+
+
+def _name(path: Sequence[Any]) -> str:
+    """Name a leaf so that frameworks agree."""
+    # The value of an NNX variable or of Linen's boxes is an attribute, in a flat dict a word.
+    name = trees.path_name(path).replace(".", "/").removesuffix("/value")
+    *modules, last = name.split("/")
+    last = last.removesuffix("_mask")
+    return "/".join([*modules, "kernel" if last in trees.KERNEL_NAMES else last])
+
+
+def _by_name(tree: Any, argument: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = _name(path)
+        if name in found:
+            raise ValueError(
+                f"{argument}[{trees.path_name(path)}] is a second {name!r}, outside the "
+                "names that differ. Rename one of the two, or leave it out."
+            )
+        found[name] = leaf
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{{{', '.join(names[:_NAMED])}}}{more}"
+
+
+def _zero_or_one(leaf: Any, name: str) -> Any:
+    """Read a mask of any library as booleans."""
+    try:
+        values = np.asarray(leaf)
+    except Exception as error:  # each library has its own for devices, gradients and tracing
+        raise ValueError(
+            f"tree[{name}] of type {type(leaf).__name__} is outside what NumPy can read: {error} "
+            "Bring it to the host first, from PyTorch with tensor.detach().cpu().numpy()."
+        ) from error
+    good = (values == 0) | (values == 1)
+    if not np.all(good):
+        raise checks.fail(
+            f"tree[{name}]",
+            values[~good].flat[0].item() if np.ndim(values) else values.item(),
+            "is outside {0, 1}",
+            "Scores become masks through masks.top_k, weights with `weights != 0`.",
+        )
+    return np.asarray(values == 1)
+
+
+def _remedy(found: Any, leaf: Any, order: str) -> str:
+    """Say what to do about a shape: that of the other order, perhaps."""
+    shape, own = tuple(found.shape), tuple(leaf.shape)
+    if order == "torch" and shape == own:
+        return 'It fits as it is: order="jax".'
+    if order == "jax" and len(own) >= 2 and shape == (own[-1], own[-2], *own[:-2]):
+        return 'Transposed it fits: order="torch".'
+    return "Give a mask of the weights' shape; split or stack those of several layers."

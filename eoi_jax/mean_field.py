@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from eoi_jax import _checks, _free_power
+from eoi_jax._internal import checks, free_power
 
 __all__ = ["Activation", "PredictedSpectrum", "chi", "critical_gain", "critical_line"]
 __all__ += ["fixed_point", "predicted_moments", "predicted_singular_values"]
@@ -141,7 +141,7 @@ def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float) -> f
         return sigma_b**2
     problem = "lets q grow beyond 1e12" if rates.size else "has every q as a fixed point"
     problem += f" with {activation!r}, outside the values of a finite stable one"
-    raise _checks.fail("sigma_w", sigma_w, problem, "Give a smaller value.")
+    raise checks.fail("sigma_w", sigma_w, problem, "Give a smaller value.")
 
 
 def chi(activation: ActivationLike, sigma_w: float, q: float) -> float:
@@ -223,7 +223,7 @@ def critical_line(activation: ActivationLike, q: float) -> tuple[float, float]:
     rest = q - sigma_w**2 * float((act.function(x) ** 2 * weights).sum())
     if rest < -1e-12 * q:
         problem = f"is outside the variances that {activation!r} can be critical at"
-        raise _checks.fail("q", q, problem, f"Biases of variance {rest:.3g} would be needed.")
+        raise checks.fail("q", q, problem, f"Biases of variance {rest:.3g} would be needed.")
     # What rounding leaves of a homogeneous activation's 0 is no bias.
     return sigma_w, math.sqrt(rest) if rest > 1e-12 * q else 0.0
 
@@ -258,8 +258,8 @@ def predicted_moments(
         Pennington, Schoenholz and Ganguli, AISTATS 2018: σ²_{JJᵀ}, with s₁ = 0.
     """
     (slopes, weights), sigma_w = _slopes(activation, q), _number(sigma_w, "sigma_w")
-    depth = _checks.integer(depth, low=1, name="depth")
-    orders = range(1, _checks.integer(count, low=1, high=12, name="count") + 1)
+    depth = checks.integer(depth, low=1, name="depth")
+    orders = range(1, checks.integer(count, low=1, high=12, name="count") + 1)
     mean = float((slopes * weights).sum())
     series = np.array([((slopes / mean) ** n * weights).sum() for n in orders])
     # Lagrange inverts ψ(t) = t · series to χ(m), and S = (1 + m) χ(m) / m.
@@ -307,19 +307,19 @@ def predicted_singular_values(
         Pennington, Schoenholz and Ganguli, NeurIPS 2017 and AISTATS 2018: S-transforms.
     """
     (slopes, weights), sigma_w = _slopes(activation, q), _number(sigma_w, "sigma_w")
-    depth = _checks.integer(depth, low=1, name="depth")
+    depth = checks.integer(depth, low=1, name="depth")
     # A uniform piece for each panel, of its mean and variance, so that both are exact for the law.
     mass, mean = weights.sum(1), float((slopes * weights).sum())
     slopes = np.where(slopes > 1e-100 * mean, slopes, 0.0)
     log_scale = depth / 2 * math.log(sigma_w**2 * mean)
     if abs(log_scale) > 600:
         problem = f"puts singular values at exp({log_scale:.0f}), outside the range of float64"
-        raise _checks.fail("sigma_w", sigma_w, problem, "Give one nearer to critical_gain.")
+        raise checks.fail("sigma_w", sigma_w, problem, "Give one nearer to critical_gain.")
     flat = np.ptp(slopes, axis=1) == 0
     center = np.where(flat, slopes[:, 0], (slopes * weights).sum(1) / mass) / mean
     variance = ((slopes / mean - center[:, None]) ** 2 * weights).sum(1) / mass
     half = np.where(flat, 0.0, np.minimum(np.sqrt(3 * variance), center))
-    (log_x, density, below), atoms, masses = _free_power.power(
+    (log_x, density, below), atoms, masses = free_power.power(
         center, half, mass / mass.sum(), depth
     )
     log_s, atoms = log_scale + log_x / 2, math.exp(log_scale) * np.sqrt(atoms)
@@ -355,22 +355,22 @@ def _slopes(activation: ActivationLike, q: float) -> tuple[Floats, Floats]:
     else:
         slopes = derivative(x)
     if not slopes.any():
-        raise _checks.fail("q", q, f"is outside where {activation!r} has a slope", "Change it.")
+        raise checks.fail("q", q, f"is outside where {activation!r} has a slope", "Change it.")
     return slopes**2, weights
 
 
 def _activation(value: ActivationLike) -> Activation:
     if isinstance(value, str):
-        _checks.one_of(value, tuple(_NAMED), name="activation", remedy="Or give a function.")
+        checks.one_of(value, tuple(_NAMED), name="activation", remedy="Or give a function.")
         return Activation(*_NAMED[value])
     return value if isinstance(value, Activation) else Activation(value)
 
 
 def _number(value: float, name: str, *, zero: bool = False) -> float:
-    number = _checks.finite_scalar(value, name)
-    if _checks.is_traced(number) or number < 0 or (number == 0 and not zero):
+    number = checks.finite_scalar(value, name)
+    if checks.is_traced(number) or number < 0 or (number == 0 and not zero):
         problem = f"is outside the static numbers in {'[' if zero else '('}0, inf)"
-        raise _checks.fail(name, value, problem, "Give a float.")
+        raise checks.fail(name, value, problem, "Give a float.")
     return float(number)
 
 

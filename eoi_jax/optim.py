@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax import _checks, _tree_checks, masks
+from eoi_jax import masks
+from eoi_jax._internal import checks, trees
 from eoi_jax.typing import Mask, Params
 
 __all__ = ["MaskUpdatesState", "StaticSparseState", "mask_updates", "static_sparse"]
@@ -140,7 +141,7 @@ def static_sparse(
         0.5
     """
     if not callable(getattr(inner, "update", None)):
-        raise _checks.fail(
+        raise checks.fail(
             "inner",
             type(inner).__name__,
             "is outside the Optax transformations",
@@ -163,7 +164,7 @@ def static_sparse(
         **extra_args: Any,
     ) -> tuple[optax.Updates, StaticSparseState]:
         if params is None:
-            raise _checks.fail(
+            raise checks.fail(
                 "params",
                 None,
                 "is outside the trees of parameters",
@@ -190,8 +191,8 @@ def static_sparse(
 def _own(mask: Mask, params: Params) -> Mask:
     """Check a mask and copy it: a donated optimizer state must not take the user's mask along."""
     if not _is_placeholder(params):
-        _tree_checks.mask_fits(mask, params)
-    _tree_checks.mask_leaves(mask)
+        trees.mask_fits(mask, params)
+    trees.mask_leaves(mask)
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
 
 

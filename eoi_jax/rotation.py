@@ -7,8 +7,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks, _schedule, givens
-from eoi_jax._schedule import Block
+from eoi_jax import givens
+from eoi_jax._internal import checks
+from eoi_jax._internal.waves import Block, scan_waves
 from eoi_jax.givens import Rotations
 from eoi_jax.typing import Array, DType
 
@@ -48,15 +49,15 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
     matrix = jnp.asarray(matrix)
-    dtype = _checks.float_dtype(matrix.dtype, name="matrix.dtype")
-    axis = _checks.axis(axis, matrix.ndim)
-    size = _checks.integer(
+    dtype = checks.float_dtype(matrix.dtype, name="matrix.dtype")
+    axis = checks.axis(axis, matrix.ndim)
+    size = checks.integer(
         matrix.shape[axis],
         low=2,
         name=f"matrix.shape[{axis}]",
         remedy="A plane takes two coordinates.",
     )
-    _checks.rotations(rotations, size)
+    checks.rotations(rotations, size)
     return _rotate(matrix, rotations, axis, dtype)
 
 
@@ -83,8 +84,8 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
         Array([[ 0.88,  0.48],
                [-0.48,  0.88]], dtype=float32)
     """
-    size = _checks.integer(size, low=2, name="size")
-    _checks.rotations(rotations, size)
+    size = checks.integer(size, low=2, name="size")
+    checks.rotations(rotations, size)
     return _multiply_out(rotations, size)
 
 
@@ -106,9 +107,7 @@ def rotate_rows(
         both, turned = _turn(rows, block, round_products)
         return rows.at[both].set(turned, mode="drop", unique_indices=True)
 
-    return _schedule.scan_waves(
-        step, rows, rotations, wave, size=size, columns=columns, count=count
-    )
+    return scan_waves(step, rows, rotations, wave, size=size, columns=columns, count=count)
 
 
 def count_gained(rows: Array, rotations: Rotations, wave: Array) -> tuple[Array, Array]:
@@ -131,14 +130,14 @@ def count_gained(rows: Array, rotations: Rotations, wave: Array) -> tuple[Array,
         return rows, gained
 
     carry = (rows, jnp.zeros(wave.shape, jnp.int32))
-    return _schedule.scan_waves(step, carry, rotations, wave, size=size, columns=columns)
+    return scan_waves(step, carry, rotations, wave, size=size, columns=columns)
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "dtype"))
 def _rotate(matrix: Array, rotations: Rotations, axis: int, dtype: DType) -> Array:
     front = jnp.moveaxis(matrix, axis, 0)
     size = front.shape[0]
-    rows = front.reshape(size, -1).astype(_checks.wide(dtype))
+    rows = front.reshape(size, -1).astype(checks.wide(dtype))
     rows = rotate_rows(rows, rotations, givens.waves(rotations, size))
     return jnp.moveaxis(rows.reshape(front.shape).astype(dtype), 0, axis)
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks
-from eoi_jax._delta import haar
+from eoi_jax._internal import checks
+from eoi_jax._internal.haar import haar
 from eoi_jax.typing import Array, DType
 
 __all__ = ["degree", "orthogonal"]
@@ -105,12 +105,12 @@ def orthogonal(
         Access 2023); for the ReLU form also Burkholz and Dubatovka, *Initialization of ReLUs for
         Dynamical Isometry* (NeurIPS 2019).
     """
-    size = _checks.integer(size, low=1, name="size")
-    degree = _checks.integer(degree, low=1, name="degree")
+    size = checks.integer(size, low=1, name="size")
+    degree = checks.integer(degree, low=1, name="degree")
     degree = _feasible(degree, size, check_form(form))
-    scale = _checks.finite_scalar(scale, "scale")
-    dtype = _checks.float_dtype(dtype)
-    wide = _checks.wide(dtype)
+    scale = checks.finite_scalar(scale, "scale")
+    dtype = checks.float_dtype(dtype)
+    wide = checks.wide(dtype)
     half = form == "relu"
     matrix = _draw(
         key,
@@ -152,7 +152,7 @@ def degree(size: int, density: float, *, form: Form = "tanh") -> int:
     Reference:
         Esguerra et al. (IEEE Access 2023).
     """
-    size = _checks.integer(size, low=1, name="size")
+    size = checks.integer(size, low=1, name="size")
     form = check_form(form)
     density = check_density(density)
     return _feasible(density * size, size, form, density)
@@ -160,20 +160,20 @@ def degree(size: int, density: float, *, form: Form = "tanh") -> int:
 
 def check_density(density: Any) -> float:
     """Accept a static fraction of non-zeros in (0, 1]."""
-    if _checks.is_traced(density):
-        raise _checks.fail(
+    if checks.is_traced(density):
+        raise checks.fail(
             "density",
             density,
             "is traced, outside the static numbers in (0, 1]",
             "The number of non-zeros in a row is a shape: make density a static argument.",
         )
-    return float(_checks.density(density))
+    return float(checks.density(density))
 
 
 def check_form(form: Any) -> Form:
     """Accept one of the forms."""
     remedy = "'relu' pairs signals with their negatives; 'tanh' is for all other activations."
-    _checks.one_of(form, tuple(_MIN_DEGREE), name="form", remedy=remedy)
+    checks.one_of(form, tuple(_MIN_DEGREE), name="form", remedy=remedy)
     return form
 
 
@@ -188,15 +188,15 @@ def _feasible(value: float, size: int, form: Form, density: float | None = None)
     degrees = [d for d in range(minimum, size + 1, step) if size % d == 0]
     if not degrees:
         problem = f"is outside the sizes that have degrees, {kind}"
-        raise _checks.fail("size", size, problem, "Change the width, or keep the layer dense.")
+        raise checks.fail("size", size, problem, "Change the width, or keep the layer dense.")
     around = [d for d in degrees if d < value][-1:] + [d for d in degrees if d > value][:1]
     nearby = "The nearest is" if len(around) == 1 else "The nearest are"
     problem = f"is outside the degrees of size {size}, {kind}"
     if density is None:
         options = " and ".join(str(d) for d in around)
-        raise _checks.fail("degree", nearest, problem, f"{nearby} {options}.")
+        raise checks.fail("degree", nearest, problem, f"{nearby} {options}.")
     options = " and ".join(f"{d}/{size} = {d / size:.6g}" for d in around)
-    raise _checks.fail("density", density, f"{problem}, divided by {size}", f"{nearby} {options}.")
+    raise checks.fail("density", density, f"{problem}, divided by {size}", f"{nearby} {options}.")
 
 
 @functools.partial(jax.jit, static_argnames=("size", "degree"))
@@ -218,7 +218,7 @@ def kernel_matrix(
 ) -> Array:
     """Draw the matrix of a layer, empty for one without channels; refuse other than square."""
     if inputs != outputs:
-        raise _checks.fail(
+        raise checks.fail(
             "shape",
             (inputs, outputs),
             "is outside the square matrices of inputs by outputs",
@@ -226,6 +226,6 @@ def kernel_matrix(
             "initializers.delta_orthogonal() if it is a convolution.",
         )
     if inputs == 0:
-        return jnp.zeros((0, 0), _checks.float_dtype(dtype))
+        return jnp.zeros((0, 0), checks.float_dtype(dtype))
     own = degree(inputs, density, form=form)
     return orthogonal(key, inputs, own, form=form, scale=scale, dtype=dtype)

@@ -31,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from eoi_jax import _checks, _kernel_error, _sparse_file, _tree_checks, masks
-from eoi_jax._version import __version__
+from eoi_jax import masks
+from eoi_jax._internal import checks, sparse_file, trees
+from eoi_jax._internal.version import __version__
+from eoi_jax.spectrum import errors
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
 
 __all__ = ["SavedNetwork", "load", "save"]
@@ -117,10 +119,10 @@ def save(
         >>> record["kept"], record["density"], record["orthogonality_error"]
         (4, 0.125, 0.0)
     """
-    _tree_checks.arrays(params)
-    _tree_checks.mask_fits(mask, params)
-    _tree_checks.mask_leaves(mask)
-    leaves: dict[str, _sparse_file.Leaf] = {}
+    trees.arrays(params)
+    trees.mask_fits(mask, params)
+    trees.mask_leaves(mask)
+    leaves: dict[str, sparse_file.Leaf] = {}
     records: dict[str, dict[str, Any]] = {}
     rows = zip(_names(params, "params"), jax.tree.leaves(mask), strict=True)
     paths = jax.tree_util.tree_leaves_with_path(params)
@@ -128,18 +130,18 @@ def save(
         where = f"params[{name}]"
         value = _array(leaf, where)
         records[name] = {"dtype": value.dtype.name, "shape": list(value.shape)}
-        leaves[name] = _sparse_file.Leaf(value, np.asarray(own) if np.ndim(own) else None)
+        leaves[name] = sparse_file.Leaf(value, np.asarray(own) if np.ndim(own) else None)
         remedy = "Mask them first: eoi.masks.apply(mask, params)."
-        _sparse_file.check_weights(leaves[name], where, remedy)
+        sparse_file.check_weights(leaves[name], where, remedy)
         kernel = masks.is_kernel(key_path, leaf)
         if kernel and layout is not None:
-            records[name]["layout"] = _tree_checks.layout(layout, key_path, leaf)._asdict()
+            records[name]["layout"] = trees.layout(layout, key_path, leaf)._asdict()
         if np.ndim(own):
-            records[name] |= _sparse_file.counts(np.asarray(own))
+            records[name] |= sparse_file.counts(np.asarray(own))
             records[name] |= _measured(key_path, leaf, layout) if kernel else {}
     versions = {"eoi_jax": __version__, "jax": jax.__version__}
     header = {"versions": versions, "leaves": records, "user": metadata}
-    _sparse_file.write(Path(path), leaves, header)
+    sparse_file.write(Path(path), leaves, header)
 
 
 def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwork:
@@ -177,12 +179,12 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
         >>> eoi.masks.density(mask), metadata["leaves"]["kernel"]["kept"]
         (0.3333333333333333, 3)
     """
-    leaves, header = _sparse_file.read(Path(path))
+    leaves, header = sparse_file.read(Path(path))
     for name, leaf in leaves.items():
         if jax.dtypes.canonicalize_dtype(leaf.value.dtype) != leaf.value.dtype:
             problem = f"has {name} in {leaf.value.dtype}, outside the dtypes that JAX has enabled"
             remedy = "Enable it: JAX_ENABLE_X64=1, or jax.config.update('jax_enable_x64', True)."
-            raise _checks.fail("path", str(path), problem, remedy)
+            raise checks.fail("path", str(path), problem, remedy)
     params = {name: jnp.asarray(leaf.value) for name, leaf in leaves.items()}
     mask = {  # a scalar of its own for each dense leaf: two may not share a buffer
         name: jnp.array(True if leaf.kept is None else leaf.kept) for name, leaf in leaves.items()
@@ -196,7 +198,7 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
 
 def _name(path: tuple[Any, ...]) -> str:
     """Return the name of a leaf: the keys of its path, each without a slash."""
-    keys = (jax.tree_util.keystr((key,), simple=True) for key in _tree_checks.without_value(path))
+    keys = (jax.tree_util.keystr((key,), simple=True) for key in trees.without_value(path))
     return "/".join(key.replace("~", "~0").replace("/", "~1") for key in keys)
 
 
@@ -209,7 +211,7 @@ def _names(tree: Any, argument: str) -> list[str]:
                 f"{argument}[{name}] is outside the leaves that have a name, other than '' and "
                 '__metadata__. Give a dict: {"kernel": array}.'
             )
-    clash = _sparse_file.clash(names)
+    clash = sparse_file.clash(names)
     if clash is not None:
         raise ValueError(
             f"{argument}[{clash}] is outside the leaves with a name of their own: another has this "
@@ -226,15 +228,15 @@ def _array(leaf: Any, where: str) -> NDArray[Any]:
             "arrays only: eqx.filter(model, eqx.is_inexact_array), jnp.asarray of a number, or "
             "tensor.detach().cpu().numpy() of PyTorch."
         )
-    if _checks.is_traced(leaf):
-        raise _checks.fail(where, leaf, "is being traced", "Save outside of jit.")
-    dtypes = ", ".join(_sparse_file.DTYPES)
+    if checks.is_traced(leaf):
+        raise checks.fail(where, leaf, "is being traced", "Save outside of jit.")
+    dtypes = ", ".join(sparse_file.DTYPES)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(
             f"{where} is a random key, outside the arrays of {{{dtypes}}}. Save "
             "parameters only, such as nnx.state(model, (nnx.Param, nnx.BatchStat))."
         )
-    if leaf.dtype.name not in _sparse_file.DTYPES:
+    if leaf.dtype.name not in sparse_file.DTYPES:
         raise ValueError(
             f"{where} has dtype {leaf.dtype}, outside {{{dtypes}}}. Convert it with leaf.astype."
         )
@@ -246,7 +248,7 @@ def _measured(path: Any, leaf: Any, layout: LayoutOf | None) -> dict[str, float]
     if layout is None and leaf.ndim > 2:
         return {}  # (2, 3, 8, 8) is a convolution, or a stack of layers: its shape does not tell
     try:
-        error = float(np.max(_kernel_error.errors_of(path, leaf, layout), initial=0.0))
+        error = float(np.max(errors.errors_of(path, leaf, layout), initial=0.0))
     except ValueError:
         if layout is not None:
             raise

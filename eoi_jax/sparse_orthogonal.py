@@ -9,8 +9,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks, _selection, givens, rotation, theory
-from eoi_jax._loops import map_on_cpu, varying_as
+from eoi_jax import givens, rotation, theory
+from eoi_jax._internal import checks, selection
+from eoi_jax._internal.vmap import map_on_cpu, varying_as
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array, DType, Shape
 
@@ -96,12 +97,12 @@ def orthogonal(
     Reference:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
-    shape = _checks.shape(shape)
-    dtype = _checks.float_dtype(dtype)
-    column_axis = _checks.axis(column_axis, len(shape), "column_axis")
-    scale = _checks.finite_scalar(scale, "scale")
+    shape = checks.shape(shape)
+    dtype = checks.float_dtype(dtype)
+    column_axis = checks.axis(column_axis, len(shape), "column_axis")
+    scale = checks.finite_scalar(scale, "scale")
     angles = check_angles(angles)
-    _checks.one_of(
+    checks.one_of(
         stopping,
         ("closest", "at_most"),
         name="stopping",
@@ -110,23 +111,23 @@ def orthogonal(
     columns = shape[column_axis]
     rows = math.prod(shape) // columns if columns else 0
     if rows == 0:
-        _checks.density(density)
+        checks.density(density)
         return jnp.zeros(shape, dtype)
     if rows * columns >= 2**31:
-        raise _checks.fail(
+        raise checks.fail(
             "shape", shape, "is outside the shapes of fewer than 2**31 elements", "Split the layer."
         )
     size = max(rows, columns)
-    density = _checks.density(
+    density = checks.density(
         density,
         minimum=1 / size,
         why=f"An orthogonal {rows} x {columns} matrix has at least one non-zero in each vector "
         "of its smaller side.",
     )
     at_most = stopping == "at_most"
-    if at_most and not _checks.is_traced(density):
+    if at_most and not checks.is_traced(density):
         # The integer that masks.fill has: float32 may round to the one above.
-        budget = _selection.budget(density, rows * columns)
+        budget = selection.budget(density, rows * columns)
         target = jnp.asarray(max(int(budget), min(rows, columns)), jnp.int32)
     else:
         target = jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float)))
@@ -186,9 +187,9 @@ def _matrix(
 ) -> Array:
     """Draw a matrix of ``shape`` and cast it last."""
     rows, columns = shape
-    wide = _checks.wide(dtype)
+    wide = checks.wide(dtype)
     # A loop of unknown length has no reverse mode, so a scale that may be differentiated stays out.
-    differentiable = _checks.is_traced(scale)
+    differentiable = checks.is_traced(scale)
     matrix = _draw(
         key,
         target,
@@ -363,7 +364,7 @@ def _segment_length(size: int, density: Any) -> int:
     suffices; for a traced one the four rotations per coordinate reach a density of about 0.4.
     """
     unit = max(size, 32)
-    if _checks.is_traced(density):
+    if checks.is_traced(density):
         return min(4 * unit, _MAX_SEGMENT)
     needed = _expected_rotations(size, float(density)) + size // 4
     return min(min(max(-(-needed // unit), 1), 4) * unit, _MAX_SEGMENT)
@@ -372,12 +373,12 @@ def _segment_length(size: int, density: Any) -> int:
 def check_angles(angles: Any) -> AngleLaw:
     if callable(angles):
         return angles
-    if _checks.is_traced(angles):
-        raise _checks.fail(
+    if checks.is_traced(angles):
+        raise checks.fail(
             "angles", angles, "is traced", "Give a static angle or a law (key, dtype) -> scalar."
         )
     remedy = "Give an angle in radians away from the multiples of pi/2, or (key, dtype) -> scalar."
-    angle = _checks.finite_scalar(angles, "angles")
+    angle = checks.finite_scalar(angles, "angles")
     if abs(math.sin(2 * angle)) < 1e-6:
-        raise _checks.fail("angles", angle, "only permutes coordinates", remedy)
+        raise checks.fail("angles", angle, "only permutes coordinates", remedy)
     return float(angle)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from eoi_jax import _checks
+from eoi_jax._internal import checks
 from eoi_jax.typing import Shape
 
 __all__ = ["expected_density", "min_density", "nonzeros_distribution", "num_rotations"]
@@ -69,11 +69,11 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
         The law of the planes is that of Nowak et al., "Sparser, Better, Deeper, Stronger:
         Improving Static Sparse Training with Exact Orthogonal Initialization", ICML 2024.
     """
-    size = _checks.integer(size, low=1, name="size")
-    num_rotations = _checks.integer(num_rotations, low=0, name="num_rotations")
+    size = checks.integer(size, low=1, name="size")
+    num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
     updates = size * min(num_rotations, 30 * size)
     if updates > _MAX_UPDATES:
-        raise _checks.fail(
+        raise checks.fail(
             "num_rotations",
             num_rotations,
             f"costs {updates:.1e} updates with size={size}, outside [0, {_MAX_UPDATES:.0e}]",
@@ -131,8 +131,8 @@ def expected_density(
         The chain follows from the algorithm of Nowak et al., ICML 2024; the closed form is
         derived in this library.
     """
-    size = _checks.integer(size, low=1, name="size")
-    num_rotations = _checks.integer(num_rotations, low=0, name="num_rotations")
+    size = checks.integer(size, low=1, name="size")
+    num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
     _check_method(method)
     if size == 1:
         return 1.0
@@ -183,16 +183,16 @@ def num_rotations(
     Reference:
         Nowak et al., ICML 2024, whose loop stops at the density closest to the wanted one.
     """
-    size = _checks.integer(size, low=1, name="size")
+    size = checks.integer(size, low=1, name="size")
     _check_method(method)
-    if _checks.is_traced(density):
-        raise _checks.fail(
+    if checks.is_traced(density):
+        raise checks.fail(
             "density",
             density,
             "is traced, outside the static numbers in (0, 1]",
             "The number of rotations is a shape: make density a static argument.",
         )
-    target = _checks.density(
+    target = checks.density(
         density,
         minimum=1.0 / size,
         why=f"An orthogonal matrix of larger side {size} has at least one nonzero of {size}.",
@@ -238,15 +238,15 @@ def min_density(shape: Shape, *, column_axis: int = -1) -> float:
     Reference:
         Nowak et al., ICML 2024.
     """
-    dims = _checks.shape(shape)
-    columns = dims[_checks.axis(column_axis, len(dims), name="column_axis")]
+    dims = checks.shape(shape)
+    columns = dims[checks.axis(column_axis, len(dims), name="column_axis")]
     total = math.prod(dims)
     return 1.0 / max(columns, total // columns) if total else 1.0
 
 
 def _check_method(method: str) -> None:
     remedy = "Leave the default 'auto': exact where that is cheap."
-    _checks.one_of(method, ("auto", "exact", "closed_form"), name="method", remedy=remedy)
+    checks.one_of(method, ("auto", "exact", "closed_form"), name="method", remedy=remedy)
 
 
 def _birth_chain(size: int) -> Iterator[NDArray[np.float64]]:
@@ -273,7 +273,7 @@ def _birth_chain(size: int) -> Iterator[NDArray[np.float64]]:
 def _exact_curve(size: int) -> NDArray[np.float64]:
     """Expected density after 0, 1, 2, … rotations, until it is 1 in float64."""
     if 30 * size**2 > _MAX_UPDATES:
-        raise _checks.fail(
+        raise checks.fail(
             "size",
             size,
             f"costs {30 * size**2:.1e} updates of the exact chain, outside [0, {_MAX_UPDATES:.0e}]",

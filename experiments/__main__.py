@@ -8,17 +8,21 @@ import sys
 
 __all__ = ["COMMANDS", "main"]
 
-# Each command is a module of this package with a ``main(arguments)``, imported when it is called.
+# Of each command the module of this package with its ``main(arguments)``, imported when it is
+# called, and what it does.
 COMMANDS = {
-    "quickstart": "train a 1000-layer network from four starts and compare them",
-    "benchmarks": "time drawing, initializing, masked training and spectra",
-    "spectra": "picture singular values through the depth of a network",
-    "universality": "hold sparse orthogonal spectra against theory for dense",
-    "plan": "list the layers of a sparse network: weights, FLOPs, bytes",
-    "train": "train one network from one kind of start",
-    "inspect": "show how sparse and orthogonal a saved network is",
-    "sweep": "run all configs of a figure or table, here or on a cluster",
-    "report": "turn results into CSV files, tables, figures and a page",
+    "quickstart": ("quickstart", "train a 1000-layer network from four starts and compare them"),
+    "benchmarks": (
+        "benchmarks.__main__",
+        "time drawing, initializing, masked training and spectra",
+    ),
+    "spectra": ("studies.spectra", "picture singular values through the depth of a network"),
+    "universality": ("studies.universality", "hold sparse orthogonal spectra against theory"),
+    "plan": ("tools.plan", "list the layers of a sparse network: weights, FLOPs, bytes"),
+    "train": ("training.train", "train one network from one kind of start"),
+    "inspect": ("tools.show", "show how sparse and orthogonal a saved network is"),
+    "sweep": ("runs.sweep", "run all configs of a figure or table, here or on a cluster"),
+    "report": ("reporting.report", "turn results into CSV files, tables, figures and a page"),
 }
 PROG = "python -m experiments"
 
@@ -26,7 +30,7 @@ PROG = "python -m experiments"
 def usage() -> str:
     """Write the commands, one a line."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {does}" for name, does in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {does}" for name, (_, does) in COMMANDS.items()]
     return "\n".join(
         [
             f"usage: {PROG} COMMAND [--help] ...",
@@ -56,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         remedy = f"Did you mean {close[0]!r}?" if close else "See the list:"
         print(f"error: there is no command {name!r}. {remedy}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
-    importlib.import_module(f"experiments.{name}").main(rest)
+    importlib.import_module(f"experiments.{COMMANDS[name][0]}").main(rest)
 
 
 if __name__ == "__main__":

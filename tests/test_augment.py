@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from experiments import augment
+from experiments.data import augment
 
 POLICIES = [augment.cifar, augment.tiny_imagenet, augment.imagenet, augment.unchanged]
 CROP = jax.jit(augment.crop, static_argnums=2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import eoi_jax as eoi
-from experiments import benchmark_methods
+from experiments.benchmarks import methods
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WEIGHTS = 129_400  # of MLP-7
@@ -14,7 +14,7 @@ WEIGHTS = 129_400  # of MLP-7
 
 @pytest.fixture(scope="module")
 def starts():
-    return benchmark_methods.starts("mlp7", 0.1, steps=3)
+    return methods.starts("mlp7", 0.1, steps=3)
 
 
 METHODS = ("ERK, random mask", "magnitude", "SNIP", "GraSP", "SynFlow", "ERK, EOI", "ERK, AI")
@@ -42,5 +42,5 @@ def test_the_plot_of_the_matrices_is_a_picture(tmp_path):
         for size in (128, 256)
         for density in (0.0625, 0.125, 0.25)
     }
-    path = benchmark_methods.plot_matrices(rows, str(tmp_path / "methods.png"))
+    path = methods.plot_matrices(rows, str(tmp_path / "methods.png"))
     assert path.read_bytes().startswith(PNG)

@@ -6,9 +6,11 @@ import re
 
 import pytest
 
-from experiments import config, models, report, runs, sweep
-from experiments.figures import Figure
-from experiments.tables import Table
+from experiments import config, models, runs
+from experiments.reporting import report
+from experiments.reporting.figures import Figure
+from experiments.reporting.tables import Table
+from experiments.runs import sweep
 
 NAMES = sweep.names()
 PNG = b"\x89PNG\r\n\x1a\n"

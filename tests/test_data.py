@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, readers
+from experiments import data
+from experiments.data import readers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="no data prepared for tensorflow-datasets")

@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 import eoi_jax as eoi
-from experiments import benchmarks, data, models, quickstart, timing
+from experiments import data, models, quickstart
+from experiments.benchmarks import __main__ as benchmarks
+from experiments.benchmarks import timing
 
 PNG = b"\x89PNG"
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eoi_jax import _schedule, givens, rotation
+from eoi_jax import givens, rotation
+from eoi_jax._internal import waves
 
 KEY = jax.random.key(7)
 
@@ -155,7 +156,7 @@ def test_the_width_of_a_block_changes_nothing(width):
         return seen.at[block.position].set(clock, mode="drop"), clock + 1
 
     start = (jnp.full(length, -1), 0)
-    seen, _ = _schedule._scan_blocks(note, start, ordered, count, size=size, width=width)
+    seen, _ = waves._scan_blocks(note, start, ordered, count, size=size, width=width)
     assert (seen[:count] >= 0).all(), "a rotation was left out"
     assert (seen[count:] == -1).all(), "a rotation past the count was applied"
     in_time = np.argsort(seen[:count], kind="stable")
@@ -167,7 +168,7 @@ def test_the_width_of_a_block_changes_nothing(width):
 def test_stable_argsort(bound):
     values = jax.random.randint(KEY, (500,), 0, min(bound, 10))
     expected = np.argsort(values, kind="stable")
-    np.testing.assert_array_equal(_schedule.stable_argsort(values, bound=bound), expected)
+    np.testing.assert_array_equal(waves.stable_argsort(values, bound=bound), expected)
 
 
 @pytest.mark.parametrize(

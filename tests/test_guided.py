@@ -5,36 +5,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import config, data, guided, models, starts
+from experiments import config, data, models
+from experiments.studies import planes
+from experiments.training import starts
 
 
 @pytest.mark.parametrize("size", [2, 3, 16, 21])
 def test_planes_are_those_of_the_pattern(size):
-    found = {tuple(pair) for pair in guided.planes("butterfly", size).tolist()}
+    found = {tuple(pair) for pair in planes.planes("butterfly", size).tolist()}
     bits = [2**k for k in range(size.bit_length())]
     assert found == {(i, i ^ b) for i in range(size) for b in bits if i < (i ^ b) < size}
-    found = {tuple(pair) for pair in guided.planes("banded", size).tolist()}
+    found = {tuple(pair) for pair in planes.planes("banded", size).tolist()}
     assert found == {(i, j) for i in range(size) for j in range(i + 1, min(i + 9, size))}
 
 
 @pytest.mark.parametrize(("shape", "budget"), [((40, 24), 300), ((128, 10), 1107)])
-@pytest.mark.parametrize("pattern", guided.PATTERNS)
+@pytest.mark.parametrize("pattern", planes.PATTERNS)
 def test_matrices_are_orthogonal_within_their_budget_and_pattern(pattern, shape, budget):
-    matrix = np.asarray(guided.orthogonal(jax.random.key(0), shape, budget, pattern=pattern))
+    matrix = np.asarray(planes.orthogonal(jax.random.key(0), shape, budget, pattern=pattern))
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(shape[1]), atol=1e-5)
     count = np.count_nonzero(matrix)
     # The next rotation adds one to a vector at most.
     assert budget - 2 * shape[1] < count <= budget
-    other = guided.orthogonal(jax.random.key(1), shape, budget, pattern=pattern)
+    other = planes.orthogonal(jax.random.key(1), shape, budget, pattern=pattern)
     assert not np.array_equal(matrix, other)
 
 
 def test_a_band_stays_near_the_diagonal():
     """After r rotations of a coordinate nothing is farther away than 8 r."""
     size = 128
-    matrix = guided.orthogonal(jax.random.key(0), (size, size), 4 * size, pattern="banded")
+    matrix = planes.orthogonal(jax.random.key(0), (size, size), 4 * size, pattern="banded")
     i, j = np.nonzero(np.asarray(matrix))
-    free = guided.orthogonal(jax.random.key(0), (size, size), 4 * size, pattern="butterfly")
+    free = planes.orthogonal(jax.random.key(0), (size, size), 4 * size, pattern="butterfly")
     k, m = np.nonzero(np.asarray(free))
     assert np.abs(i - j).mean() < 16 < np.abs(k - m).mean()
 
@@ -52,10 +54,10 @@ def test_networks_have_exact_counts_and_orthogonal_kernels():
 
 def test_what_has_no_pattern_is_refused():
     with pytest.raises(ValueError, match="pattern='circle' is outside"):
-        guided.planes("circle", 4)
+        planes.planes("circle", 4)
     params = {"kernel": jnp.zeros((3, 3, 8, 8))}
     with pytest.raises(ValueError, match="outside the matrices"):
-        guided.start(
+        planes.start(
             jax.random.key(0), params, {"kernel": 0.5}, pattern="banded", layout=models.layout
         )
     for ignored in ({"angles": "80"}, {"method": "eis"}):

@@ -13,8 +13,10 @@ import pytest
 import eoi_jax as eoi
 from eoi_jax.typing import Layout
 from experiments import __main__ as commands
-from experiments import config, inspect, models, programs, train
-from experiments.checkpoints import Checkpoints
+from experiments import config, models
+from experiments.tools import show
+from experiments.training import programs, train
+from experiments.training.checkpoints import Checkpoints
 
 RNG = np.random.default_rng(0)
 
@@ -62,7 +64,7 @@ def test_a_file(tmp_path, capsys):
     params, mask = network()
     path = tmp_path / "net.safetensors"
     eoi.save(path, params, mask, layout=models.layout)
-    found = {own.name: own for own in inspect.inspect(inspect.read(path), grid=5)}
+    found = {own.name: own for own in show.inspect(show.read(path), grid=5)}
     assert list(found) == [f"{name}/kernel" for name in ("conv", "first", "hidden", "last")]
     for name in ("first", "last"):
         kernel = np.asarray(params[name]["kernel"], np.float64)
@@ -105,7 +107,7 @@ def test_shapes_that_may_mean_several_things(tmp_path, capsys):
     params, mask = network()
     path = tmp_path / "net"
     eoi.save(path, params, mask)
-    rows = {own.name: own for own in inspect.inspect(inspect.read(path))}
+    rows = {own.name: own for own in show.inspect(show.read(path))}
     for name in ("hidden/kernel", "conv/kernel"):
         assert rows[name].errors is None
         assert rows[name].extremes is None
@@ -121,7 +123,7 @@ def test_leaves_that_are_no_kernels_but_have_masks():
     params = {"bias": np.ones(3), "embedding": np.ones((3, 1))}
     kept = np.array([1, 1, 0], bool)
     mask = {"bias": kept, "embedding": kept[:, None]}
-    for own in inspect.inspect(inspect.Saved("", params, mask, None)):
+    for own in show.inspect(show.Saved("", params, mask, None)):
         assert (own.kept, own.off, own.errors, own.extremes) == (2, 1, None, None)
 
 
@@ -171,7 +173,7 @@ def test_the_last_checkpoint_of_a_run(seeds, transformation, tmp_path, capsys):
     networks = run_of(tmp_path / "run", seeds, transformation)
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     for seed, (params, mask) in zip(seeds, networks, strict=True):
-        saved = inspect.read(tmp_path / "run", None if seed == 3 else seed)
+        saved = show.read(tmp_path / "run", None if seed == 3 else seed)
         assert saved.title.endswith(f"mlp7 eoi, seed {seed}, step 12")
         assert set(saved.variables) == set(saved.mask) == {"params", "batch_stats"}
         jax.tree.map(np.testing.assert_array_equal, saved.variables["params"], params)

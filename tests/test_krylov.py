@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import eoi_jax as eoi
-from eoi_jax import _krylov, spectrum
+from eoi_jax import spectrum
+from eoi_jax.spectrum import krylov
 
 KEY = jax.random.key(0)
 SHAPES = [(24, 24), (10, 24), (24, 10)]
@@ -81,11 +82,11 @@ def estimate(shape, dtype, num_steps, matrices):
 
     def one(matrix, start):
         fn, x = functools.partial(jnp.matmul, matrix), jnp.zeros((1, shape[1]), dtype)
-        with mock.patch.object(_krylov, "_starts", return_value=start[None, None]):
-            factors = _krylov._map_examples(
+        with mock.patch.object(krylov, "_starts", return_value=start[None, None]):
+            factors = krylov._map_examples(
                 KEY, fn, x, num_probes=1, num_steps=num_steps, batch_size=1
             )
-        return _krylov._ends(factors), _krylov._quadrature(factors)
+        return krylov._ends(factors), krylov._quadrature(factors)
 
     each_start = jax.vmap(one, in_axes=(None, 0))
     each = jax.jit(lambda all_matrices, s: jax.lax.map(lambda m: each_start(m, s), all_matrices))

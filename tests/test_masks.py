@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from jax.tree_util import DictKey, GetAttrKey
 from torch.nn.utils import prune
 
-from eoi_jax import _selection, masks, networks
+from eoi_jax import masks, networks
+from eoi_jax._internal import selection
 from eoi_jax.typing import Layout
 
 
@@ -212,9 +213,9 @@ def test_budgets_are_exact_where_float32_has_no_odd_numbers():
     size = 2**24 + 2
     mask = np.ones((size, 1), bool)
     mask[:3] = False
-    assert _selection.budget((size - 1) / size, size) == size - 1
-    assert _selection.budget(np.float64(1.0), size) == size
-    np.testing.assert_array_equal(_selection.budget(np.array([0.5, 1.0]), size), [size // 2, size])
+    assert selection.budget((size - 1) / size, size) == size - 1
+    assert selection.budget(np.float64(1.0), size) == size
+    np.testing.assert_array_equal(selection.budget(np.array([0.5, 1.0]), size), [size // 2, size])
     assert masks.density({"w": mask}) == (size - 3) / size
 
 

@@ -10,7 +10,7 @@ import jupytext
 import nbformat
 import pytest
 
-from experiments.figures import COLORS
+from experiments.reporting.figures import COLORS
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 README = (FOLDER / "README.md").read_text()

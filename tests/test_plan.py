@@ -19,8 +19,8 @@ from rich.console import Console
 import eoi_jax as eoi
 from experiments import __main__ as commands
 from experiments import models
-from experiments import plan as planning
-from experiments.plan import Layer, plan
+from experiments.tools import plan as planning
+from experiments.tools.plan import Layer, plan
 
 # Every budget and density for these, one of them for the other networks.
 FEW = ("mlp7", "mlp1000", "resnet32")
@@ -433,7 +433,7 @@ def test_no_command_lists_them_all_and_imports_none(monkeypatch, capsys):
     for arguments in ([], ["--help"], ["-h"]):
         commands.main(arguments)
         out = capsys.readouterr().out
-        for name, does in commands.COMMANDS.items():
+        for name, (_, does) in commands.COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(does)}$", out, re.MULTILINE)
         assert "python -m experiments plan --model" in out
         assert all(len(line) <= 80 for line in out.splitlines())
@@ -471,7 +471,7 @@ def test_every_command_helps_with_an_example(name, capsys):
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
 def test_the_examples_are_commands(name, monkeypatch):
-    module = importlib.import_module(f"experiments.{name}")
+    module = importlib.import_module(f"experiments.{commands.COMMANDS[name][0]}")
     read = []
 
     def cli(command, **options):
@@ -512,7 +512,7 @@ def test_typos_are_answered(typo, answer, capsys, monkeypatch, tmp_path):
 
 
 def test_commands_get_their_arguments(monkeypatch):
-    from experiments import benchmarks
+    from experiments.benchmarks import __main__ as benchmarks
 
     received = []
     monkeypatch.setattr(benchmarks, "main", received.append)

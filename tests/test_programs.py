@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import models, programs, starts
+from experiments import models
 from experiments.config import Train
+from experiments.training import programs, starts
 
 
 def trained(own, config, stops):

@@ -1,6 +1,6 @@
 import base64
 import dataclasses
-import html.parser
+import html.parser as html_parser
 import io
 import json
 import math
@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 import experiments
-from experiments import config, page, records, report, runs, sweep
-from experiments.report import Curves, Figure, Table, Value
-from experiments.tables import Cell, collect
+from experiments import config, runs
+from experiments.reporting import html, records, report
+from experiments.reporting.report import Curves, Figure, Table, Value
+from experiments.reporting.tables import Cell, collect
+from experiments.runs import sweep
 
 README = Path(experiments.__file__).with_name("README.md")
 RESULTS = README.with_name("results")
@@ -42,7 +44,7 @@ SOURCE = '''
 
 Command: python -m experiments sweep made
 """
-from experiments.report import Curves, Figure, Table, Value
+from experiments.reporting.report import Curves, Figure, Table, Value
 from test_report import GRID
 
 def sweep():
@@ -544,7 +546,7 @@ def test_the_tables_of_the_readme_are_those_of_the_csv_files():
 # -------------------------------------------------------------------------- the page
 
 
-class Reader(html.parser.HTMLParser):
+class Reader(html_parser.HTMLParser):
     """Collects all that could reach out of a page, its ids, and whether its tags close."""
 
     def __init__(self):
@@ -596,7 +598,7 @@ def test_the_page_holds_everything_itself(written):
 
 
 def test_what_cells_sort_by():
-    found = [page._sortable(v) for v in (None, math.nan, math.inf, -math.inf, 0.1, 3, "eoi")]
+    found = [html._sortable(v) for v in (None, math.nan, math.inf, -math.inf, 0.1, 3, "eoi")]
     assert found == ["", "", "Infinity", "-Infinity", "0.1", "3", "eoi"]
     assert Value("x", "x").text(Cell(1, 0.5, math.nan)) == "0.50 (n = 1)"
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eoi_jax import _selection
+from eoi_jax._internal import selection
 
 DTYPES = ["bfloat16", "float16", "float32", "float64"]
-smallest = jax.jit(_selection.smallest)
+smallest = jax.jit(selection.smallest)
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, 1.0, -1.0, 1e-42, -1e-42, 3e-39, 65504.0]
 
 
@@ -38,7 +38,7 @@ def test_ordered_bits_compare_as_the_floats_do(dtype):
     else:
         random = np.frombuffer(np.random.default_rng(0).bytes(4096 * dtype.itemsize), dtype)
         values = np.concatenate([random, np.array(SPECIAL, dtype), np.array([np.nan], dtype)])
-    keys = np.asarray(_selection.ordered_bits(jnp.asarray(values)))
+    keys = np.asarray(selection.ordered_bits(jnp.asarray(values)))
     assert keys.dtype == unsigned
     with np.errstate(invalid="ignore"):  # signaling NaN
         nan = np.isnan(values)
@@ -62,7 +62,7 @@ def test_largest_of_several_arrays_equals_a_stable_sort(name, seed, count, value
         generator = np.random.default_rng(seed)
         arrays = [generator.choice(values, size).astype(jnp.dtype(name)) for size in (30, 0, 17)]
         arrays.append(generator.standard_normal(13).astype(jnp.dtype(name)))
-        selected = _selection.largest([jnp.asarray(array) for array in arrays], count)
+        selected = selection.largest([jnp.asarray(array) for array in arrays], count)
         assert [leaf.shape for leaf in selected] == [(30,), (0,), (17,), (13,)]
         np.testing.assert_array_equal(positions(selected), oracle(arrays, count))
 
@@ -74,14 +74,14 @@ def test_arrays_of_several_dtypes_compare_by_value():
         jnp.array([1.0001, -2.0, 300.0001], jnp.float32),
     ]
     for count in range(10):
-        selected = _selection.largest(arrays, count)
+        selected = selection.largest(arrays, count)
         np.testing.assert_array_equal(positions(selected), oracle(arrays, count))
 
 
 def test_nan_is_the_lowest():
     scores = [jnp.array([jnp.nan, -jnp.inf, -jnp.nan, 0.0])]
-    assert positions(_selection.largest(scores, 2)).tolist() == [1, 3]
-    assert positions(_selection.largest(scores, 3)).tolist() == [0, 1, 3]
+    assert positions(selection.largest(scores, 2)).tolist() == [1, 3]
+    assert positions(selection.largest(scores, 3)).tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize(("count", "number"), [(-3, 0), (0, 0), (4, 4), (9, 4)])
@@ -90,16 +90,16 @@ def test_counts_out_of_range_select_nothing_or_everything(count, number):
     for eligible in (jnp.ones(4, bool), jnp.array([True, True, True, False])):
         chosen = smallest(keys, eligible, jnp.int32(count))
         assert int(chosen.sum()) == min(number, int(eligible.sum()))
-    assert len(positions(_selection.largest([jnp.ones(4)], count))) == number
+    assert len(positions(selection.largest([jnp.ones(4)], count))) == number
 
 
 def test_no_arrays_no_selection():
-    assert _selection.largest([], 3) == []
+    assert selection.largest([], 3) == []
 
 
 def test_nothing_is_sorted_or_put_together():
     scores = [jnp.ones(8), jnp.ones(5)]
-    program = str(jax.make_jaxpr(_selection.largest)(scores, 3))
+    program = str(jax.make_jaxpr(selection.largest)(scores, 3))
     assert " sort" not in program
     assert "concatenate" not in program
     assert "while" in program or "scan" in program
@@ -116,10 +116,10 @@ def test_smallest_equals_a_stable_sort(seed, bound, count):
 
 
 def test_fractions():
-    assert _selection.fraction([1, 2], [4, 8]) == 0.25
-    assert _selection.fraction([], []) == 1.0
-    traced = jax.jit(lambda part, whole: _selection.fraction([part, 1], [whole, 0]))
+    assert selection.fraction([1, 2], [4, 8]) == 0.25
+    assert selection.fraction([], []) == 1.0
+    traced = jax.jit(lambda part, whole: selection.fraction([part, 1], [whole, 0]))
     assert float(traced(2, 4)) == 0.75
-    assert float(jax.jit(lambda part, whole: _selection.fraction([part], [whole]))(0, 0)) == 1.0
+    assert float(jax.jit(lambda part, whole: selection.fraction([part], [whole]))(0, 0)) == 1.0
     # 2^31 and more: beyond the counts of one array.
-    assert float(jax.jit(lambda n: _selection.fraction([n, n], [n, n, n, n]))(2**30)) == 0.5
+    assert float(jax.jit(lambda n: selection.fraction([n, n], [n, n, n, n]))(2**30)) == 0.5

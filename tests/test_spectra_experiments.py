@@ -9,7 +9,8 @@ from rich.console import Console
 
 import eoi_jax as eoi
 from eoi_jax import mean_field
-from experiments import config, measure, models, runs, spectra, universality
+from experiments import config, models, runs
+from experiments.studies import measure, spectra, universality
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

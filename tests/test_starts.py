@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import eoi_jax as eoi
-from experiments import data, models, pruning, starts, stored
+from experiments import data, models
 from experiments.config import Train
-from experiments.keys import Purpose, key_of
+from experiments.runs import stored
+from experiments.training import pruning, starts
+from experiments.training.keys import Purpose, key_of
 
 # Ten inputs, ten units, ten classes: kernels of one shape, so that each program compiles once.
 TWO = Train(data="made", depth=2, width=10, density=0.25, init="fan_in", method="base")

@@ -10,7 +10,8 @@ import pytest
 import submitit
 from rich.console import Console
 
-from experiments import config, runs, slurm, sweep
+from experiments import config, runs
+from experiments.runs import slurm, sweep
 
 
 @dataclasses.dataclass(frozen=True)

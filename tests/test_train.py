@@ -15,10 +15,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import metrics, programs, pruning, starts, train
-from experiments.checkpoints import Checkpoints
 from experiments.config import Train
 from experiments.runs import Runtime
+from experiments.training import metrics, programs, pruning, starts, train
+from experiments.training.checkpoints import Checkpoints
 
 # 784 -> 8 -> 10, 13 steps. Of 576 training images 11 batches of 50 are an epoch, and neither 64
 # images for validation nor 128 for the test are whole batches.
@@ -312,7 +312,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from experiments import metrics, runs, train
+from experiments import runs
+from experiments.training import metrics, train
 from experiments.config import Train
 
 config, moment, *folders = sys.argv[1:]

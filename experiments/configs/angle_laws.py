@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Spectrum
-from experiments.grids import NAMES, product
-from experiments.report import Figure, Table, Value
+from experiments.reporting.grids import NAMES, product
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
 
 ANGLES = ("uniform", "1", "10", "30", "45", "60", "80")

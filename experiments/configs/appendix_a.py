@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Counts
-from experiments.grids import NAMES
-from experiments.report import Figure, Table, Value
+from experiments.reporting.grids import NAMES
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
 
 CLASSES = {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 from experiments.config import Times
-from experiments.report import Curves, Figure, Table, Value
+from experiments.reporting.report import Curves, Figure, Table, Value
 from experiments.runs import Row
 
 SIZES = (128, 256, 512, 1024, 2048, 4096)

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.config import Kernel
-from experiments.measure import draw_kernel
-from experiments.report import Figure, Table, Value
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
+from experiments.studies.measure import draw_kernel
 
 
 def get_config() -> Kernel:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import NAMES, budget, named, product
-from experiments.report import Figure, Table, Value
+from experiments.reporting.grids import NAMES, budget, named, product
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
 
 

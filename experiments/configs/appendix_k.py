@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import METHODS, NAMES, budget, named, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.reporting.grids import METHODS, NAMES, budget, named, product
+from experiments.reporting.report import Curves, Figure, Table, Value
 from experiments.runs import Row
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)

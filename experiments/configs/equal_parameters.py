@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import loss_curves, table1_mlp1000
-from experiments.equal import dense_of_equal_size
-from experiments.grids import NAMES, budget, named, product
-from experiments.report import Figure, Table, Value
+from experiments.reporting.grids import NAMES, budget, named, product
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
+from experiments.studies.parameter_matching import dense_of_equal_size
 
 
 def get_config() -> Train:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 from experiments.config import Spectrum
-from experiments.grids import CRITERIA, NAMES, named, product
-from experiments.report import Curves, Figure, Table, Value
+from experiments.reporting.grids import CRITERIA, NAMES, named, product
+from experiments.reporting.report import Curves, Figure, Table, Value
 from experiments.runs import Row
 
 ACTIVATIONS = ("identity", "tanh", "hard_tanh", "relu")

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table1_mlp1000
-from experiments.grids import budget, loss_panel, product
-from experiments.report import Figure, Table, Value
+from experiments.reporting.grids import budget, loss_panel, product
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
 
 PLANES = ("independent", "banded", "butterfly")

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
-from experiments.report import Figure, Table, Value
+from experiments.reporting.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
 
 DENSITIES = (0.05, 0.1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.grids import CRITERIA, METHODS, NAMES, budget, named, product
-from experiments.report import Figure, Table, Value
+from experiments.reporting.grids import CRITERIA, METHODS, NAMES, budget, named, product
+from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
 
 MODELS = ("resnet32", "vgg16")

@@ -1,0 +1,331 @@
+"""Arguments that are trees: which leaves are kernels, and the checks of masks, densities, scores.
+
+As in :mod:`eoi_jax._internal.checks`, a message names the argument, with the path of the leaf, its
+value, the allowed range and the remedy; traced values are passed on as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax._internal import checks
+from eoi_jax.typing import Array, Layout, Params, Scores, Where
+
+KERNEL_NAMES = ("kernel", "weight", "w")
+_BIAS_NAMES = ("bias", "b", "offset")
+
+
+def same_structure(tree: Any, other: Any, *, name: str, other_name: str) -> None:
+    """Require two pytrees of one structure."""
+    left: Any = jax.tree.structure(tree)
+    right: Any = jax.tree.structure(other)
+    if left != right:
+        raise ValueError(
+            f"{name} has the structure {left}, but {other_name} has {right}. "
+            f"Build {name} from the same tree that you pass as {other_name}."
+        )
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Write a pytree path the way messages name leaves: ``layers/0/kernel``."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "(root)"
+
+
+def without_value(path: Sequence[Any]) -> tuple[Any, ...]:
+    """Drop the attribute ``value`` in which NNX variables and Linen's boxes keep their array."""
+    boxed = bool(path) and getattr(path[-1], "name", None) == "value"
+    return tuple(path[:-1] if boxed else path)
+
+
+def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Tell whether a leaf of a parameter tree is a kernel, judged by its name.
+
+    A kernel is a floating leaf with at least two axes whose last name is ``kernel`` (Flax),
+    ``weight`` (Equinox) or ``w`` (Haiku); the ``value`` attribute in which NNX variables and
+    Linen's partitioned boxes keep their array is no name. Biases have other names, stacked by a
+    scan over layers or not.
+
+    A name says no more than that: Equinox calls the table of an ``Embedding`` and the scale of
+    a norm ``weight`` too. Pass your own ``where=`` to functions over trees to leave one dense.
+
+    Args:
+        path: The key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
+        leaf: The leaf; anything with a shape and a dtype, other leaves are no kernels.
+
+    Returns:
+        Whether the leaf is a kernel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.tree_util import DictKey
+        >>> is_kernel((DictKey("dense"), DictKey("kernel")), jnp.ones((3, 2)))
+        True
+        >>> is_kernel((DictKey("dense"), DictKey("bias")), jnp.ones((8, 2)))
+        False
+    """
+    path = without_value(path)
+    if not path or not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        return False
+    name = getattr(path[-1], "key", getattr(path[-1], "name", None))
+    return (
+        name in KERNEL_NAMES and len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+
+
+def mask_fits(mask: Any, tree: Any, *, name: str = "mask", tree_name: str = "params") -> None:
+    """Require a mask tree that fits ``tree``: booleans, scalar or of the leaf's own shape."""
+    same_structure(mask, tree, name=name, other_name=tree_name)
+
+    def check(path: Sequence[Any], leaf_mask: Any, leaf: Any) -> None:
+        mask_dtype, mask_shape = jnp.result_type(leaf_mask), np.shape(leaf_mask)
+        where = f"{name}[{path_name(path)}]"
+        if mask_dtype != jnp.bool_:
+            raise ValueError(
+                f"{where} has dtype {mask_dtype}, outside {{bool}}. "
+                "Convert it with `leaf != 0`; scores become masks through masks.top_k."
+            )
+        if mask_shape not in ((), np.shape(leaf)):
+            raise ValueError(
+                f"{where} has shape {mask_shape}, outside {{(), {np.shape(leaf)}}}. "
+                f"Use the shape of {tree_name}'s leaf, or a scalar True for a dense leaf."
+            )
+
+    jax.tree_util.tree_map_with_path(check, mask, tree)
+
+
+def mask_leaves(mask: Any, *, name: str = "mask") -> None:
+    """Require boolean leaves, and ``True`` of each scalar that is not being traced."""
+
+    def check(path: Sequence[Any], leaf: Any) -> None:
+        where = f"{name}[{path_name(path)}]"
+        dtype = jnp.result_type(leaf)
+        if dtype != jnp.bool_:
+            raise ValueError(
+                f"{where} has dtype {dtype}, outside {{bool}}. "
+                "Convert it with `leaf != 0`; scores become masks through masks.top_k."
+            )
+        if np.ndim(leaf) == 0 and not checks.is_traced(leaf) and not bool(leaf):
+            raise ValueError(
+                f"{where}=False is outside {{True}}: a scalar marks a leaf that stays dense. "
+                "To mask every entry, give an array of False of the leaf's shape."
+            )
+
+    jax.tree_util.tree_map_with_path(check, mask)
+
+
+def leaf_density(value: Any, shape: Sequence[int], *, name: str) -> Any:
+    """Accept a density in [0, 1] for a leaf, or one for each slice of its first axis or axes."""
+    axes = np.ndim(value)
+    if axes > 0 and (axes >= len(shape) or np.shape(value) != tuple(shape[:axes])):
+        raise ValueError(
+            f"{name} has shape {np.shape(value)}, outside {{(), ({shape[0]},)}}. "
+            "Give one density for the leaf, or one for each slice of its first axis."
+        )
+    if checks.is_traced(value):
+        return value
+    numbers = np.asarray(value, np.float64)
+    if not np.all((numbers >= 0.0) & (numbers <= 1.0)):
+        raise checks.fail(
+            name,
+            numbers.tolist(),
+            "is outside [0, 1]",
+            "Give the fraction of weights to keep (density = 1 - sparsity).",
+        )
+    return numbers
+
+
+def budget_holds(counts: Any, budget: Any, size: int, *, name: str) -> None:
+    """Require that no row of a leaf has more unmasked weights than its budget allows."""
+    counts, budget = np.broadcast_arrays(counts, budget)
+    over = np.flatnonzero(counts > budget)
+    if over.size:
+        row = over[0]
+        where = name if counts.size == 1 else f"{name}[{row}]"
+        raise ValueError(
+            f"{where} has density {counts[row] / size:.6g}: {counts[row]} of {size} weights are "
+            f"unmasked, outside [0, {budget[row]}], the budget of density "
+            f"{budget[row] / size:.6g}. A support cannot be trimmed without losing "
+            "orthogonality: raise the density, or build the support at a lower one."
+        )
+
+
+def kernels(params: Params, where: Where) -> Any:
+    """Return a tree of bools, which leaves ``where`` selects: at least one."""
+    selected = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(where(path, leaf)), params)
+    if not any(jax.tree.leaves(selected)):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise checks.fail(
+            "params",
+            [path_name(path) for path in paths],
+            "has no leaf that where= selects; by default that is a floating leaf of 2 or more axes "
+            f"named {', '.join(KERNEL_NAMES)}",
+            "Say which leaves are kernels: where=lambda path, leaf: leaf.ndim >= 2.",
+        )
+    return selected
+
+
+def densities(value: Any, tree: Any, *, name: str, tree_name: str) -> list[Any]:
+    """Accept one density for all leaves of a tree, or a tree of densities; return one a leaf."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if jax.tree_util.all_leaves([value]) and np.ndim(value) == 0:
+        return [checks.density(value, name=name)] * len(paths_and_leaves)
+    same_structure(value, tree, name=name, other_name=tree_name)
+    return [
+        leaf_density(leaf_value, leaf.shape, name=f"{name}[{path_name(path)}]")
+        if np.ndim(leaf) > 0 and leaf.size > 0
+        else 1.0
+        for (path, leaf), leaf_value in zip(paths_and_leaves, jax.tree.leaves(value), strict=True)
+    ]
+
+
+def scores(value: Any, *, name: str = "scores") -> None:
+    """Require float arrays without NaN; a leaf without axes marks a dense leaf."""
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+
+    def check(path: Sequence[Any], leaf: Any) -> None:
+        if np.ndim(leaf) == 0:
+            return
+        where = f"{name}[{path_name(path)}]"
+        if leaf.dtype.name not in dtypes:
+            raise ValueError(
+                f"{where} has dtype {leaf.dtype}, outside {{{', '.join(dtypes)}}}. "
+                "Convert the scores with `leaf.astype(jnp.float32)`."
+            )
+        if checks.is_traced(leaf):
+            return
+        with jax.ensure_compile_time_eval():  # a constant is no tracer, but its sum would be
+            has_nan = bool(jnp.isnan(leaf).any())
+        if has_nan:
+            raise ValueError(
+                f"{where} has NaN among its scores, outside [-inf, inf]. Find where the loss or "
+                "its gradient is not a number, or replace NaN by -inf to drop those weights first."
+            )
+
+    jax.tree_util.tree_map_with_path(check, value)
+
+
+def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
+    """Return the layout that ``value`` gives a leaf, ``Layout()`` if it is None."""
+    found = Layout() if value is None else value(tuple(path), leaf)
+    where = f"layout({path_name(path)})"
+    if not isinstance(found, Layout):
+        raise checks.fail(
+            where, found, "is outside the layouts", "Return Layout(batch_axes=..., groups=...)."
+        )
+    checks.integer(found.groups, low=1, name=f"{where}.groups")
+    checks.integer(
+        found.batch_axes, low=0, high=max(len(leaf.shape) - 1, 0), name=f"{where}.batch_axes"
+    )
+    return found
+
+
+def micro_batch_size(value: Any, batch: Any) -> int:
+    """Accept a divisor of the number of examples, which all arrays of a batch have in front."""
+    size = checks.integer(value, low=1, name="micro_batch_size")
+    leading = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(leading) != 1 or leading == {()}:
+        raise ValueError(
+            f"batch has arrays of the leading axes {sorted(leading)}, outside one number of "
+            "examples for all. Bind what is no batch to the loss, or leave micro_batch_size=None."
+        )
+    [(examples,)] = leading
+    if examples == 0 or examples % size:
+        raise checks.fail(
+            "micro_batch_size",
+            size,
+            f"is outside the divisors of {examples} examples",
+            "Give a divisor, or drop examples.",
+        )
+    return size
+
+
+def some_weights(params: Any, kernels: Any) -> None:
+    """Require a weight that is not zero of every kernel whose values can be read."""
+
+    def check(path: Sequence[Any], leaf: Any, kernel: bool) -> None:
+        if not kernel or checks.is_traced(leaf):
+            return
+        where = f"params[{path_name(path)}]"
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{where} is a shape without values, outside the arrays. "
+                "Draw the parameters first; masks.random takes shapes."
+            )
+        if np.size(leaf) and not np.any(np.asarray(leaf)):
+            raise ValueError(
+                f"{where} is zero everywhere, outside the kernels with a weight that is not. "
+                "None of its weights would ever train: leave it dense with "
+                "where=lambda path, leaf: ..., or draw it from an initializer."
+            )
+
+    jax.tree_util.tree_map_with_path(check, params, kernels)
+
+
+def arrays(params: Any, *, name: str = "params") -> None:
+    """Require values and not only shapes."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{name}[{path_name(path)}] is a shape without values, outside the arrays. Draw "
+                "the parameters, or make zeros: jax.tree.map(lambda s: jnp.zeros(s.shape, "
+                "s.dtype), shapes)."
+            )
+
+
+class Kernels:
+    """The kernels of a parameter tree, and the tree with other arrays in their place."""
+
+    def __init__(self, params: Params, where: Where) -> None:
+        paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
+        self.paths = [path for path, _ in paths_and_leaves]
+        self.leaves = [leaf for _, leaf in paths_and_leaves]
+        found = kernels(params, where)
+        self.index = [i for i, is_kernel in enumerate(jax.tree.leaves(found)) if is_kernel]
+        self.kernels = [jnp.asarray(self.leaves[i]) for i in self.index]
+
+    def params(self, kernels: Sequence[Array]) -> Params:
+        """Put kernels in the places of those of the tree."""
+        leaves = list(self.leaves)
+        for i, kernel in zip(self.index, kernels, strict=True):
+            leaves[i] = kernel
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def scores(self, scores: Sequence[Array], criterion: str) -> Scores:
+        """Build a tree of scores: ``inf`` for a leaf that is no kernel."""
+        leaves = [jnp.array(jnp.inf, jnp.float32) for _ in self.leaves]
+        for i, score in zip(self.index, scores, strict=True):
+            if not checks.is_traced(score) and not bool(jnp.all(jnp.isfinite(score))):
+                name = path_name(self.paths[i])
+                raise ValueError(
+                    f"{criterion}'s scores of {name} are not finite. "
+                    "Look for infinite or NaN weights, inputs or losses; scale the loss down if "
+                    "its gradient overflows."
+                )
+            leaves[i] = widened(score)
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def without_biases(self) -> Kernels:
+        """Copy with every bias set to zero."""
+        other = copy.copy(self)
+        other.leaves = [
+            jnp.zeros_like(leaf) if _is_bias(path, leaf) else leaf
+            for path, leaf in zip(self.paths, self.leaves, strict=True)
+        ]
+        return other
+
+
+def _is_bias(path: Sequence[Any], leaf: Any) -> bool:
+    """Whether a leaf's name is that of a bias; ``value`` is where NNX keeps the array."""
+    names = [name for name in path_name(path).split("/") if name != "value"]
+    return names[-1:] != [] and names[-1] in _BIAS_NAMES and hasattr(leaf, "dtype")
+
+
+def widened(values: Any) -> Array:
+    """Convert to float32, wider floats stay."""
+    return jnp.asarray(values, jnp.promote_types(jnp.result_type(values), jnp.float32))

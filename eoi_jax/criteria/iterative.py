@@ -1,0 +1,171 @@
+"""Pruning by any criterion, all at once or in rounds that score again."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax._internal import checks, selection, trees
+from eoi_jax.typing import Array, LayoutOf, Mask, Params, Scores
+
+__all__ = ["prune"]
+
+
+def prune(
+    score_fn: Callable[[Params], Scores],
+    params: Params,
+    density: Any,
+    *,
+    num_steps: int = 1,
+    layout: LayoutOf | None = None,
+) -> Mask:
+    r"""Keep the weights of the largest scores, scoring again as the network gets sparser.
+
+    Step :math:`r` of :math:`T` scores the weights that are left, all others being zero, and keeps
+    the fraction :math:`d^{r/T}` of all weights; what was removed stays removed. One step is
+    ``masks.top_k(score_fn(params), density)``. Counts and ties are those of
+    :func:`eoi_jax.masks.top_k`, over all kernels together.
+
+    All steps run in one loop, compiled once for a ``score_fn`` and a number of steps, whatever the
+    density or the parameters: keep the function if you call again, a new lambda compiles anew.
+
+    Args:
+        score_fn: ``(params) -> Scores``, a criterion with its other arguments bound.
+        params: A pytree of arrays.
+        density: The fraction of all kernels' weights to keep, in (0, 1].
+        num_steps: How often to score and prune, at least 1.
+        layout: ``(path, leaf) -> Layout``, to name the layers of a stack that became empty;
+            without it a stack is one kernel.
+
+    Returns:
+        The mask. If it leaves a layer without weights, a ``UserWarning`` names the layer.
+
+    Raises:
+        ValueError: If an argument is out of range, if ``score_fn`` returns no tree of scores of
+            ``params``, or if a score of a weight that is left is not finite (of a traced mask
+            neither this nor the warning can be told).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax.criteria import magnitude
+        >>> params = {"kernel": jnp.array([[4.0, 1.0], [-3.0, 2.0]]), "bias": jnp.zeros(2)}
+        >>> prune(magnitude, params, 0.5, num_steps=10)["kernel"].tolist()
+        [[True, False], [True, False]]
+
+    Reference:
+        The schedule is that of Tanaka et al., NeurIPS 2020 (see :func:`synflow`).
+    """
+    density = checks.density(density)
+    num_steps = checks.integer(num_steps, low=1, name="num_steps")
+    treedef, rest, arrays = _split(params)
+    shapes = jax.eval_shape(lambda arrays: score_fn(_join(treedef, rest, arrays)), arrays)
+    _check_scores(shapes, params)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes) if leaf.shape)
+    checks.integer(size, low=0, high=selection.MAX_SIZE, name="number of scores")
+    numpy: Any = jnp if checks.is_traced(density) else np
+    # The last exponent is 1, so the last count is that of masks.top_k.
+    counts = selection.budget(density ** (numpy.arange(1, num_steps + 1) / num_steps), size)
+    # Static are the tree, what jit cannot take, and which leaves have scores: dense ones have ().
+    shapes = tuple(leaf.shape for leaf in jax.tree.leaves(shapes))
+    counts = counts.astype(np.int32)
+    mask, failed = _prune_to_counts(score_fn, treedef, rest, shapes, arrays, counts)
+    if not checks.is_traced(failed):
+        if failed:
+            raise ValueError(
+                f"score_fn returned scores that are not finite in step {int(failed)} of "
+                f"{num_steps}. Call it outside of prune, where a criterion tells the reason."
+            )
+        _warn_of_empty_layers(mask, layout)
+    return mask
+
+
+def _split(params: Params) -> tuple[Any, tuple[Any, ...], list[Any]]:
+    """Split a tree into its structure, what jit cannot take (functions, say), and its arrays."""
+    leaves, treedef = jax.tree.flatten(params)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    rest = tuple(None if a else leaf for leaf, a in zip(leaves, is_array, strict=True))
+    return treedef, rest, [leaf if a else None for leaf, a in zip(leaves, is_array, strict=True)]
+
+
+def _join(treedef: Any, rest: Sequence[Any], arrays: Sequence[Any]) -> Params:
+    """Undo :func:`_split`."""
+    leaves = [r if a is None else a for r, a in zip(rest, arrays, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _prune_to_counts(
+    score_fn: Callable[[Params], Scores],
+    treedef: Any,
+    rest: tuple[Any, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    arrays: list[Any],
+    counts: Array,
+) -> tuple[Mask, Array]:
+    """Prune to each count in turn; return the mask, and the first step with a bad score or 0."""
+    leaves = jax.tree.leaves(_join(treedef, rest, arrays))
+
+    def step(r: Array, carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
+        kept, failed = carry
+        masked = [
+            jnp.where(mask, leaf, 0) if shape else leaf
+            for mask, leaf, shape in zip(kept, leaves, shapes, strict=True)
+        ]
+        scores = jax.tree.leaves(score_fn(jax.tree.unflatten(treedef, masked)))
+        finite, ranked = jnp.array(True), []
+        for score, mask, shape in zip(scores, kept, shapes, strict=True):
+            if shape:
+                finite &= jnp.all(jnp.isfinite(score) | ~mask)
+                ranked.append(jnp.ravel(jnp.where(mask, score, -jnp.inf)))
+        chosen = iter(selection.largest(ranked, counts[r]))
+        kept = [
+            next(chosen).reshape(shape) if shape else mask
+            for mask, shape in zip(kept, shapes, strict=True)
+        ]
+        return kept, jnp.where((failed == 0) & ~finite, r + 1, failed)
+
+    everything = [jnp.ones(shape, bool) for shape in shapes]
+    kept, failed = jax.lax.fori_loop(0, len(counts), step, (everything, jnp.array(0)))
+    return jax.tree.unflatten(treedef, kept), failed
+
+
+def _check_scores(scores: Scores, params: Params) -> None:
+    """Require scores that fit their parameters."""
+    trees.same_structure(scores, params, name="score_fn(params)", other_name="params")
+
+    def check(path: Sequence[Any], score: Any, leaf: Any) -> None:
+        fits = score.shape in ((), np.shape(leaf)) and jnp.issubdtype(score.dtype, jnp.floating)
+        if not fits:
+            name = trees.path_name(path)
+            raise ValueError(
+                f"score_fn(params)[{name}] has dtype {score.dtype} and shape "
+                f"{score.shape}, outside floats of the shapes {{(), {np.shape(leaf)}}}. "
+                "Return an array of the kernel's shape, or a scalar inf for a dense leaf."
+            )
+
+    jax.tree_util.tree_map_with_path(check, scores, params)
+
+
+def _warn_of_empty_layers(mask: Mask, layout: LayoutOf | None) -> None:
+    """Name the layers of which a mask leaves nothing."""
+    empty = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if leaf.ndim and leaf.size:
+            batch_axes = trees.layout(layout, path, leaf).batch_axes
+            alive = np.asarray(jnp.any(leaf, axis=tuple(range(batch_axes, leaf.ndim))))
+            name = trees.path_name(path)
+            empty += [f"{name}{index or ''}" for index in np.argwhere(~alive).tolist()]
+    if empty:
+        more = f" and {len(empty) - 20} more" if len(empty) > 20 else ""
+        warnings.warn(
+            f"prune left nothing of {len(empty)} layers: {', '.join(empty[:20])}{more}. No signal "
+            "passes them: take more steps, a higher density, or a density for each layer.",
+            stacklevel=3,
+        )

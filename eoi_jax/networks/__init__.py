@@ -1,0 +1,36 @@
+r"""Sparse starts of whole networks: a parameter tree in, parameters and mask out.
+
+=================================== ===============================================================
+:func:`masked`                      weights of a dense start on a given mask, the usual baseline
+:func:`redraw`                      kernels drawn anew from an initializer, for :func:`masked`
+:func:`approximate_isometry`        values on a given mask brought close to orthogonal (AI)
+:func:`exact_orthogonal`            mask and values, exactly orthogonal, from layer densities (EOI)
+:func:`sparsity_aware_orthogonal`   block-diagonal masks of Haar blocks (SAO)
+=================================== ===============================================================
+
+Each start returns a :class:`SparseInit`, of which the mask goes to
+:func:`eoi_jax.optim.static_sparse`; :func:`redraw` returns parameters alone. The new
+parameters have the structure, shapes and dtypes of those given. Only kernels change; biases, norms
+and all other leaves are copied, so that one start may be donated without the others.
+
+A kernel of two axes, ``(inputs, outputs)``, is linear; one of more, ``(*taps, inputs, outputs)``,
+is a convolution. Stacks of layers, as a scan stores them, groups of channels and transposed
+convolutions cannot be told from a shape: ``layout=`` names them, ``(path, leaf) ->
+Layout(batch_axes, groups, transposed)``. Shapes that may mean several things are refused without
+it. Kernels in another order of axes, such as Equinox's ``(outputs, inputs, *taps)`` or the heads of
+attention, are to be brought to this one first.
+"""
+
+from eoi_jax.networks.base import SparseInit, masked, redraw
+from eoi_jax.networks.block_diagonal import sparsity_aware_orthogonal
+from eoi_jax.networks.exact import exact_orthogonal
+from eoi_jax.networks.isometric import approximate_isometry
+
+__all__ = [
+    "SparseInit",
+    "approximate_isometry",
+    "exact_orthogonal",
+    "masked",
+    "redraw",
+    "sparsity_aware_orthogonal",
+]

@@ -1,0 +1,104 @@
+"""The start that every pruning method is compared with: dense weights under a mask."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from eoi_jax import masks
+from eoi_jax._internal import checks, drawing, trees
+from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
+
+__all__ = ["SparseInit", "masked", "redraw"]
+
+_REDRAW = 0x72656472
+
+
+class SparseInit(NamedTuple):
+    """A sparse start of a network.
+
+    Attributes:
+        params: The parameters, exactly zero off the mask.
+        mask: Which weights may be non-zero; a weight on the mask may still start at zero.
+    """
+
+    params: Params
+    mask: Mask
+
+
+def masked(params: Params, mask: Mask) -> SparseInit:
+    r"""Keep the weights of a dense start on a mask: the baseline of every pruning method.
+
+    :math:`W_l \leftarrow M_l \odot W_l`.
+
+    Args:
+        params: A pytree of arrays, drawn as for a dense network.
+        mask: A mask of its structure.
+
+    Returns:
+        The masked parameters, and the mask.
+
+    Raises:
+        ValueError: If the mask does not fit the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import eoi_jax as eoi
+        >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
+        >>> start = eoi.masked(params, eoi.masks.random(jax.random.key(0), params, 0.25))
+        >>> float(start.params["kernel"].sum())
+        50.0
+    """
+    trees.arrays(params)
+    return SparseInit(drawing.copy_dense(mask, masks.apply(mask, params)), mask)
+
+
+def redraw(
+    key: Array,
+    params: Params,
+    kernel_init: Initializer,
+    *,
+    where: Where = masks.is_kernel,
+    layout: LayoutOf | None = None,
+) -> Params:
+    """Draw every kernel anew, each layer of a stack by itself.
+
+    As a sanity control: a method whose masks do as well with other weights has found a mask, and
+    not weights that win (Frankle et al., "Pruning Neural Networks at Initialization", 2021).
+
+    Args:
+        key: A random key.
+        params: A pytree of arrays.
+        kernel_init: ``(key, shape, dtype) -> array``, such as
+            ``jax.nn.initializers.lecun_normal()``.
+        where: ``(path, leaf) -> bool``, which leaves are kernels.
+        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers.
+
+    Returns:
+        A tree of the structure, shapes and dtypes of ``params``.
+
+    Raises:
+        ValueError: If the default ``where`` selects no leaf, or if a layout does not fit its leaf.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> params = {"kernel": jnp.zeros((20, 10)), "bias": jnp.ones(10)}
+        >>> drawn = redraw(jax.random.key(0), params, jax.nn.initializers.orthogonal())
+        >>> bool(drawn["kernel"].any()), bool(drawn["bias"].all())
+        (True, True)
+    """
+
+    def draw(index: int, path: Any, leaf: Any) -> Any:
+        own = trees.layout(layout, path, leaf)
+        stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
+        # Salted: a mask drawn from the same key must not know the weights.
+        own_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
+        keys = jax.random.split(own_key, math.prod(stack))
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        # QR knows no narrow dtypes.
+        drawn = jax.vmap(lambda key: kernel_init(key, shape, checks.wide(dtype)))(keys)
+        return drawn.reshape(leaf.shape).astype(dtype)
+
+    return drawing.map_kernels(draw, params, trees.kernels(params, where))

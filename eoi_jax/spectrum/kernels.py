@@ -1,0 +1,245 @@
+"""The singular values of the layers of a network, read off their kernels.
+
+A linear layer is its matrix. A convolution on a periodic grid is one small matrix for each
+frequency, which the Fourier transform of the kernel gives: no matrix of the size of the grid is
+ever built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax import masks
+from eoi_jax._internal import checks, layouts, trees
+from eoi_jax.typing import Array, LayoutOf, Params, Shape, Where
+
+__all__ = ["conv_singular_values", "kernel_singular_values"]
+
+
+def conv_singular_values(
+    kernel: Array, spatial_shape: Shape, *, feature_group_count: int = 1
+) -> Array:
+    r"""All singular values of a convolution with circular padding and stride 1.
+
+    On a periodic grid the convolution is block-diagonal in the Fourier basis. At each frequency
+    :math:`\omega` and for each group stands one matrix,
+
+    .. math:: \hat K(\omega) = \sum_t e^{-2 \pi i \sum_a \omega_a t_a / n_a} K_t,
+
+    and the singular values of the whole map are those of all these matrices. Where the grid is
+    smaller than the kernel, taps that meet on it add up. A kernel with one tap that is not zero
+    has the singular values of that tap at every frequency.
+
+    With SAME padding by zeros the map is another one, which differs at the border. Strides are
+    not covered.
+
+    Args:
+        kernel: real array ``(*taps, inputs / feature_group_count, outputs)``, as Flax stores it,
+            with one to three spatial axes.
+        spatial_shape: sizes of the grid, one for each spatial axis of the kernel, each at least
+            1 and smaller than the kernel or not.
+        feature_group_count: into how many groups the channels are divided.
+
+    Returns:
+        An array of shape ``(positions * feature_group_count * min(inputs, outputs of a group),)``,
+        descending, in float32 or wider; all NaN if the kernel is not finite.
+
+    Raises:
+        ValueError: if the kernel is complex or has other axes, if the spatial shape does not fit
+            it, or if the groups do not divide the outputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax import spectrum
+        >>> average = jnp.array([0.5, 0.5]).reshape(2, 1, 1)  # of two neighbors, on a ring of 4
+        >>> [f"{value:.3f}" for value in spectrum.conv_singular_values(average, (4,))]
+        ['1.000', '0.707', '0.707', '0.000']
+
+    Reference:
+        Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers", ICLR 2019.
+    """
+    kernel = jnp.asarray(kernel)
+    if not 3 <= kernel.ndim <= 5:
+        raise ValueError(
+            f"kernel.shape={kernel.shape} is outside (*taps, inputs, outputs) with 1 to 3 axes of "
+            "taps. Reshape the kernel, or use jax.vmap over a stack of them."
+        )
+    groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
+    if kernel.shape[-1] % groups:
+        raise checks.fail(
+            "feature_group_count",
+            groups,
+            f"is outside the divisors of kernel.shape[-1]={kernel.shape[-1]}",
+            "Every group has the same number of outputs.",
+        )
+    grid = _grid(spatial_shape, kernel.ndim - 2, name="spatial_shape")
+    return _values(_real(kernel, "kernel"), grid=grid, groups=groups)
+
+
+def kernel_singular_values(
+    params: Params,
+    *,
+    where: Where = masks.is_kernel,
+    layout: LayoutOf | None = None,
+    spatial_shape: Shape | Callable[[tuple[Any, ...], Any], Shape | None] | None = None,
+) -> dict[str, Array]:
+    """Singular values of every kernel of a parameter tree, by the name of the kernel.
+
+    A kernel of two axes is the matrix of a linear layer. One of more is a circular convolution of
+    stride 1, whose singular values depend on the grid (:func:`conv_singular_values`), with one
+    exception: if at most one tap of a layer is not zero, as in delta-orthogonal starts and in all
+    convolutions of one tap, then every grid only repeats the values of that tap, and without a
+    spatial shape these are returned once. For other convolutions the spatial shape is required.
+
+    The result is a flat dict, not a tree: most leaves have no spectrum, and names are what tables
+    and logs take.
+
+    Args:
+        params: a pytree of arrays.
+        where: ``(path, leaf) -> bool``, which leaves are kernels.
+        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or have groups;
+            required where the shape alone may mean several things, as one of three axes does.
+        spatial_shape: the grid of the convolutions: one tuple for all of them, or a function
+            ``(path, leaf) -> tuple``, which is asked for each kernel with taps and may answer
+            None for those with one tap that is not zero.
+
+    Returns:
+        A dict from the path of each kernel, such as ``"block/conv/kernel"``, to an array of shape
+        ``(*stack, k)``, descending along the last axis, in float32 or wider. ``k`` counts
+        ``min(inputs, outputs)`` of a group for each group, times the positions of the grid if one
+        was given. A layer that is not finite has NaN for all of its values.
+
+    Raises:
+        ValueError: if a convolution with several taps has no spatial shape, or one that does not
+            fit; if its taps are to be looked at and are being traced; if a layout is missing or
+            does not fit its leaf; if the default ``where`` selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax import spectrum
+        >>> params = {"a": {"kernel": jnp.diag(jnp.array([1.0, 3.0])), "bias": jnp.zeros(2)}}
+        >>> spectrum.kernel_singular_values(params)
+        {'a/kernel': Array([3., 1.], dtype=float32)}
+
+    Reference:
+        Sedghi, Gupta and Long, ICLR 2019, as in :func:`conv_singular_values`.
+    """
+    selected = trees.kernels(params, where)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {
+        trees.path_name(path): _stack_values(path, leaf, layout, spatial_shape)
+        for (path, leaf), is_kernel in zip(leaves, jax.tree.leaves(selected), strict=True)
+        if is_kernel
+    }
+
+
+def _stack_values(path: Any, leaf: Any, layout: LayoutOf | None, spatial_shape: Any) -> Array:
+    """Singular values of each layer of one kernel."""
+    name = trees.path_name(path)
+    stack, geometry = layouts.read(path, leaf, layout)
+    layers = _real(leaf, f"params[{name}]").reshape(math.prod(stack), *geometry.shape)
+    grid: tuple[int, ...] = ()
+    if geometry.taps:
+        given = spatial_shape(path, leaf) if callable(spatial_shape) else spatial_shape
+        if given is None:
+            layers = _only_tap(layers, name)
+        else:
+            grid = _grid(given, len(geometry.taps), name=f"spatial_shape for {name}")
+    found = _all_values(layers, grid=grid, groups=geometry.groups)
+    return found.reshape(*stack, *found.shape[1:])
+
+
+# Compiled once for all kernels of a shape.
+@partial(jax.jit, static_argnames=("grid", "groups"))
+def _all_values(layers: Array, *, grid: tuple[int, ...], groups: int) -> Array:
+    values = partial(_values, grid=grid, groups=groups)
+    # A grid multiplies the memory of a layer by its size: those go one after the other.
+    return jax.lax.map(values, layers) if grid else jax.vmap(values)(layers)
+
+
+@partial(jax.jit, static_argnames=("grid", "groups"))
+def _values(kernel: Array, *, grid: tuple[int, ...], groups: int) -> Array:
+    """Singular values of one layer, descending; without a grid those of a linear layer."""
+    finite = jnp.isfinite(kernel).all()
+    kernel = jnp.where(finite, kernel, 0)
+    for axis, size in enumerate(grid):
+        kernel = _wrap(kernel, axis, size)
+    channels = kernel.shape[-1] // groups
+    matrices = jnp.moveaxis(kernel.reshape(*kernel.shape[:-1], groups, channels), -2, 0)
+    if 0 in matrices.shape[-2:]:
+        return jnp.zeros(0, kernel.dtype)
+    if not grid:
+        values = jnp.linalg.svd(matrices, compute_uv=False).ravel()
+    else:
+        half = jnp.fft.rfftn(matrices, axes=range(1, len(grid) + 1))
+        values = jnp.linalg.svd(half, compute_uv=False)
+        # The matrices at opposite frequencies are conjugate, and the transform left out one of
+        # each pair; along the last axis only 0 and an even grid's middle are their own opposites.
+        paired = values[..., 1 : (grid[-1] + 1) // 2, :]
+        values = jnp.concatenate([values.ravel(), paired.ravel()])
+    return jnp.where(finite, jnp.sort(values, descending=True), jnp.nan)
+
+
+def _wrap(kernel: Array, axis: int, size: int) -> Array:
+    """Lay the taps of one axis around a ring of ``size`` positions."""
+    shape = kernel.shape
+    turns = -(-shape[axis] // size)
+    padding = [(0, 0)] * kernel.ndim
+    padding[axis] = (0, turns * size - shape[axis])
+    rings = jnp.pad(kernel, padding).reshape(*shape[:axis], turns, size, *shape[axis + 1 :])
+    return jnp.sum(rings, axis=axis)
+
+
+def _only_tap(layers: Array, name: str) -> Array:
+    """Return the one tap of each layer that is not zero."""
+    taps = layers.reshape(len(layers), math.prod(layers.shape[1:-2]), *layers.shape[-2:])
+    if taps.shape[1] == 1:
+        return taps[:, 0]
+    remedy = "Give its grid: spatial_shape=(32, 32), or spatial_shape=lambda path, leaf: ...."
+    if checks.is_traced(taps):
+        raise ValueError(
+            f"params[{name}] is being traced: which of its {taps.shape[1]} taps are zero is not "
+            f"known, and the spectrum of a convolution of several depends on the grid. {remedy}"
+        )
+    used = np.count_nonzero(np.any(np.asarray(taps), axis=(2, 3)), axis=1).max(initial=0)
+    if used > 1:
+        raise ValueError(
+            f"params[{name}] has {used} taps that are not zero, outside [0, 1]: the spectrum of "
+            f"such a convolution depends on the grid. {remedy}"
+        )
+    return jnp.sum(taps, axis=1)
+
+
+def _grid(value: Sequence[int], axes: int, *, name: str) -> tuple[int, ...]:
+    """Accept one size for each axis."""
+    try:
+        sizes = tuple(value)
+    except TypeError:
+        raise checks.fail(
+            name, value, "is not a sequence of ints", "Give static sizes such as (32, 32)."
+        ) from None
+    if len(sizes) != axes:
+        raise checks.fail(
+            name,
+            sizes,
+            f"has {len(sizes)} axes, outside {{{axes}}}",
+            "Give one size for each spatial axis of the kernel.",
+        )
+    return tuple(checks.integer(size, low=1, name=name) for size in sizes)
+
+
+def _real(value: Any, name: str) -> Array:
+    """Convert to float32, or to float64 from float64."""
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{name} has dtype {array.dtype.name}, outside the real dtypes. Use real arrays."
+        )
+    return array.astype(checks.wide(array.dtype))

@@ -1,0 +1,381 @@
+"""Singular values of a Jacobian that is never formed, from its products with vectors.
+
+Let ``B`` map the smaller side of the Jacobian to the larger one: ``J``, or its transpose where
+``fn`` has fewer outputs than inputs. Golub–Kahan bidiagonalization picks orthonormal bases ``V``
+of the smaller side and ``U`` of the larger one, one vector of each a step, for which ``B V = U R``
+with a small upper triangular ``R``. What is asked of ``B`` is then asked of ``R``.
+
+Two traps shape the code. The subspace that a start can reach may be exhausted early, for an
+isometry after one step: what is left then is rounding, or 0 / 0. And the product with the
+transpose, a program of its own, is the transpose only up to rounding, which a thousand layers
+amplify; here it just proposes directions, while ``R`` holds every coefficient of ``B V``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from eoi_jax._internal import checks, vmap
+from eoi_jax.typing import Array
+
+__all__ = [
+    "ExtremeSingularValues",
+    "SpectralDensity",
+    "extreme_singular_values",
+    "spectral_density",
+]
+
+# Below this many units of rounding a remainder has no direction of its own.
+_ROUNDING = 10
+
+_Product: TypeAlias = Callable[[Array], Array]
+
+
+class ExtremeSingularValues(NamedTuple):
+    """The ends of the spectrum of each example's Jacobian, arrays of shape ``(batch,)``.
+
+    Attributes:
+        largest: at most the largest singular value.
+        smallest: at least the smallest singular value.
+        largest_residual: within this distance of ``largest`` there is a singular value.
+        smallest_residual: within this distance of ``smallest`` there is a singular value.
+    """
+
+    largest: Array
+    smallest: Array
+    largest_residual: Array
+    smallest_residual: Array
+
+
+class SpectralDensity(NamedTuple):
+    """A discrete measure that estimates how each example's singular values are distributed.
+
+    Attributes:
+        nodes: estimated singular values, shape ``(batch, num_probes, steps)``, descending along
+            the last axis.
+        weights: their shares, of the same shape, non-negative; those of one example sum to 1,
+            those of one of its probes to ``1 / num_probes``.
+    """
+
+    nodes: Array
+    weights: Array
+
+
+def extreme_singular_values(
+    key: Array,
+    fn: Callable[[Array], Array],
+    x: Array,
+    *,
+    num_steps: int = 50,
+    batch_size: int = 1,
+) -> ExtremeSingularValues:
+    r"""Largest and smallest singular value of the Jacobian of ``fn``, which is never formed.
+
+    With :math:`B` the Jacobian or its transpose, so that it maps the smaller side, and
+    :math:`V_k` an orthonormal basis of the space that :math:`k` Golub–Kahan steps reach from a
+    random start,
+
+    .. math:: \sigma_{\min}(B) \le \sigma_{\min}(B V_k), \qquad
+              \sigma_{\max}(B V_k) \le \sigma_{\max}(B).
+
+    The middle terms are what is returned, so neither end is overstated, and both are exact up
+    to rounding once there are as many steps as the smaller side has entries. The largest value
+    converges in far fewer steps; the smallest only if it stands apart from its neighbors, and
+    near 0 it never does: take its estimate for an upper bound.
+
+    With :math:`u, v` the unit vectors of an estimate :math:`\sigma`, :math:`B v = \sigma u`, and
+    some singular value is within :math:`\|B^\top u - \sigma v\|` of :math:`\sigma`. This residual
+    shows that an estimate has converged, though not that no value lies beyond it.
+
+    Where the start reaches no further, a new random direction replaces the missing one, so
+    repeated values, isometries, rank-deficient and zero maps are no special cases.
+
+    Each step takes one product with the Jacobian and one with its transpose, both about as
+    expensive as ``fn``, which is linearized once for an example. The memory is that of one
+    backward pass and of ``num_steps * (inputs + outputs)`` numbers.
+
+    Args:
+        key: a PRNG key. Each example starts from a vector of its own.
+        fn: maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
+            differentiable in forward and in reverse mode.
+        x: floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
+            converted to float32.
+        num_steps: how many steps to take, 1 or more. Steps beyond the smaller side, the
+            ``min(outputs, inputs)`` values that there are, are left out.
+        batch_size: how many examples are processed at a time, 1 or more.
+
+    Returns:
+        A named tuple ``ExtremeSingularValues(largest, smallest, largest_residual,
+        smallest_residual)`` of arrays of shape ``(batch,)``, in float32 or wider. All four are
+        NaN for an example whose Jacobian is not finite.
+
+    Raises:
+        ValueError: for anything but one key; if ``x`` has no batch axis, is empty or is not
+            floating; if ``fn`` returns anything but one floating array; for a number of steps or
+            a batch size below 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax import spectrum
+        >>> fn = lambda x: jnp.array([3 * x[1], 2 * x[0]])
+        >>> ends = spectrum.extreme_singular_values(jax.random.key(0), fn, jnp.ones((1, 5)))
+        >>> jnp.round(ends.largest, 4), jnp.round(ends.smallest, 4)
+        (Array([3.], dtype=float32), Array([2.], dtype=float32))
+
+    Reference:
+        Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM
+        Journal on Numerical Analysis 2(2), 1965.
+    """
+    return _ends(
+        _map_examples(key, fn, x, num_probes=1, num_steps=num_steps, batch_size=batch_size)
+    )
+
+
+def spectral_density(
+    key: Array,
+    fn: Callable[[Array], Array],
+    x: Array,
+    *,
+    num_probes: int = 10,
+    num_steps: int = 50,
+    batch_size: int = 1,
+) -> SpectralDensity:
+    r"""Distribution of the singular values of the Jacobian of ``fn``, which is never formed.
+
+    Stochastic Lanczos quadrature. With :math:`B` the Jacobian or its transpose, so that it maps
+    the smaller side of :math:`n` entries, and a random unit vector :math:`v`, the eigenvalues of
+    :math:`B^\top B` weighed by the squared components of :math:`v` along its eigenvectors are a
+    measure whose mean over :math:`v` is the spectrum. Of it :math:`k` Golub–Kahan steps from
+    :math:`v` give the Gauss quadrature: :math:`k` nodes :math:`\sigma_i` with weights
+    :math:`w_i`, for which
+
+    .. math:: \sum_i w_i \sigma_i^{2p} = v^\top (B^\top B)^p\, v, \qquad 0 \le p \le 2k - 1.
+
+    The mean over the probes :math:`v` is therefore an unbiased estimate of the moments
+    :math:`\operatorname{tr} (B^\top B)^p / n`. Its standard error is
+    :math:`s \sqrt{2 / ((n + 2)\, \mathrm{probes})}`, with :math:`s` the standard deviation of
+    :math:`\sigma^{2p}` in the spectrum: the wider the map, the fewer probes it takes, and an
+    isometry takes one. The number of steps is the resolution.
+
+    Costs are those of :func:`extreme_singular_values` times ``num_probes``, except that ``fn``
+    is linearized once for an example, whose probes are processed together.
+
+    Args:
+        key: a PRNG key. Each example starts from a vector of its own.
+        fn: maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
+            differentiable in forward and in reverse mode.
+        x: floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
+            converted to float32.
+        num_probes: how many random vectors to average over, 1 or more.
+        num_steps: how many steps to take from each of them, 1 or more. Steps beyond the smaller
+            side, the ``min(outputs, inputs)`` values that there are, are left out.
+        batch_size: how many examples are processed at a time, 1 or more.
+
+    Returns:
+        A named tuple ``SpectralDensity(nodes, weights)`` of arrays of shape ``(batch, num_probes,
+        min(num_steps, outputs, inputs))``, in float32 or wider. Both are NaN for an example whose
+        Jacobian is not finite.
+
+    Raises:
+        ValueError: as :func:`extreme_singular_values`, and for a number of probes below 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax import spectrum
+        >>> fn = lambda x: jnp.array([1.0, 3.0, 1.0, 3.0]) * x
+        >>> nodes, weights = spectrum.spectral_density(
+        ...     jax.random.key(0), fn, jnp.ones((1, 4)), num_probes=1000
+        ... )
+        >>> shares, _ = jnp.histogram(nodes, jnp.array([0.0, 2.0, 4.0]), weights=weights)
+        >>> jnp.round(shares, 1)
+        Array([0.5, 0.5], dtype=float32)
+
+    Reference:
+        Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature",
+        SIAM Journal on Matrix Analysis and Applications 38(4), 2017.
+    """
+    num_probes = checks.integer(
+        num_probes, low=1, name="num_probes", remedy="Average over at least one random vector."
+    )
+    return _quadrature(
+        _map_examples(key, fn, x, num_probes=num_probes, num_steps=num_steps, batch_size=batch_size)
+    )
+
+
+class _Factors(NamedTuple):
+    """What is kept of ``B V = U R``, for each example and each of its probes."""
+
+    triangle: Array  # R, of one row and column a step
+    leaving: Array  # the norm of the part of the last BᵀU column that is outside of V
+
+
+@jax.jit
+def _ends(factors: _Factors) -> ExtremeSingularValues:
+    """Read the ends of the spectrum off the first probe of each example."""
+    left, values, _ = _singular_value_decomposition(factors)
+    residuals = factors.leaving[..., None] * jnp.abs(left[..., -1, :])
+    residuals = jnp.where(jnp.isnan(values), jnp.nan, residuals)
+    values, residuals = values[:, 0], residuals[:, 0]
+    return ExtremeSingularValues(values[:, 0], values[:, -1], residuals[:, 0], residuals[:, -1])
+
+
+@jax.jit
+def _quadrature(factors: _Factors) -> SpectralDensity:
+    """Average the Gauss quadratures of each example's probes."""
+    _, values, right = _singular_value_decomposition(factors)
+    # A restart is orthogonal to all that the probe reaches, so its nodes weigh nothing.
+    weights = right[..., 0] ** 2 / values.shape[1]
+    return SpectralDensity(values, jnp.where(jnp.isnan(values), jnp.nan, weights))
+
+
+class _Extension(NamedTuple):
+    """How a vector extends an orthonormal basis."""
+
+    coefficients: Array  # along the basis
+    remainder: Array  # the norm of the rest, 0 if it is no more than rounding
+    unit: Array  # orthogonal to the basis: the direction of the rest, or a fresh one
+    scale: Array  # the largest norm so far
+
+
+def _map_examples(
+    key: Array,
+    fn: Callable[[Array], Array],
+    x: Array,
+    *,
+    num_probes: int,
+    num_steps: int,
+    batch_size: int,
+) -> _Factors:
+    """Factorize the Jacobian at each example from each of its probes, axes 0 and 1 of a result."""
+    checks.single_key(key)
+    x = jnp.asarray(x)
+    checks.examples(x)
+    num_steps = checks.integer(num_steps, low=1, name="num_steps", remedy="Take at least one step.")
+    batch_size = checks.integer(
+        batch_size, low=1, name="batch_size", remedy="Leave it out for one example at a time."
+    )
+    example = x.shape[1:]
+    # All of fn is traced in here, its transpose included: each product takes the precision.
+    with jax.default_matmul_precision("highest"):
+        output = checks.one_output(fn, x[0])
+        dtype = jnp.result_type(x.dtype, output.dtype, jnp.float32)
+        sizes = math.prod(example), math.prod(output.shape)
+        smaller, larger = min(sizes), max(sizes)
+        steps = min(num_steps, smaller)
+
+        def flat_fn(flat: Array) -> Array:
+            return jnp.ravel(fn(flat.reshape(example))).astype(dtype)
+
+        def one(data: tuple[Array, Array]) -> _Factors:
+            flat, starts = data
+            value, push = jax.linearize(flat_fn, flat)
+            transposed = jax.linear_transpose(push, flat)
+
+            def pull(cotangent: Array) -> Array:
+                return transposed(cotangent)[0]
+
+            products = (push, pull) if sizes[0] == smaller else (pull, push)
+            return jax.vmap(lambda start: _factorize(products, start, fresh, value))(starts)
+
+        start_key, fresh_key = jax.random.split(key)
+        # Restarts need not be independent of one another, and so take the memory of one probe.
+        fresh = jax.random.normal(fresh_key, (steps, smaller + larger), dtype)
+        data = (
+            x.reshape(len(x), -1).astype(dtype),
+            _starts(start_key, len(x), (num_probes, smaller), dtype),
+        )
+        # Mapped even if there is one: a loop takes the arrays that fn closes over as arguments,
+        # where a compiled function would hold a copy.
+        return jax.lax.map(one, data, batch_size=None if batch_size == 1 else batch_size)
+
+
+def _starts(key: Array, count: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Draw vectors of which every direction is equally likely, whatever the ``count``."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+
+def _factorize(
+    products: tuple[_Product, _Product], start: Array, fresh: Array, like: Any
+) -> _Factors:
+    """Bidiagonalize ``B``, which is given by its products with vectors and its transpose's.
+
+    It starts from ``start``, of the smaller side. Each step has a row of ``fresh``, a vector of
+    the smaller side and one of the larger side to restart from. ``like`` varies as products do.
+    """
+    forward, adjoint = products
+    steps, dtype = len(fresh), start.dtype
+    right_fresh, left_fresh = fresh[:, : start.size], fresh[:, start.size :]
+    right = jnp.zeros_like(right_fresh).at[0].set(start / jnp.linalg.norm(start))
+    left, triangle = jnp.zeros_like(left_fresh), jnp.zeros((steps, steps), dtype)
+    zero = jnp.zeros((), dtype)
+
+    def step(j: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        left, right, triangle, _, scale = state
+        image = _extend(left, forward(right[j]), left_fresh[j], scale)
+        left = left.at[j].set(image.unit)
+        triangle = triangle.at[:, j].set(image.coefficients.at[j].set(image.remainder))
+        back = _extend(right, adjoint(image.unit), right_fresh[j], image.scale)
+        # After the last step there is no room for it, and in a full basis no such vector.
+        right = right.at[j + 1].set(back.unit, mode="drop")
+        return left, right, triangle, back.remainder, back.scale
+
+    state = vmap.varying_as((left, right, triangle, zero, zero), start, fresh, like)
+    _, _, triangle, leaving, scale = jax.lax.fori_loop(0, steps, step, state)
+    # Norms that overflow would take all else for rounding.
+    return _Factors(triangle, jnp.where(jnp.isfinite(scale), leaving, jnp.nan))
+
+
+def _extend(basis: Array, vector: Array, fresh: Array, scale: Array) -> _Extension:
+    """Split a vector into its parts along and across the rows of a basis, some of them zero.
+
+    If nothing but rounding is across, the basis goes on with the direction of ``fresh``.
+    """
+    # Squares of what a deep network multiplies by would leave float32.
+    size = jnp.max(jnp.abs(vector))
+    size = jnp.where(size == 0, 1, size)
+    vector = vector / size
+    scale = jnp.maximum(scale, size * jnp.linalg.norm(vector))
+    coefficients, rest = _orthogonalize(basis, vector)
+    remainder = jnp.linalg.norm(rest)
+    is_rounding = size * remainder <= _ROUNDING * jnp.finfo(vector.dtype).eps * scale
+    # Once more, since a fresh vector is not orthogonal yet and a short rest not quite.
+    _, unit = _orthogonalize(basis, jnp.where(is_rounding, fresh, rest / _nonzero(remainder)))
+    return _Extension(
+        size * coefficients,
+        jnp.where(is_rounding, 0, size * remainder),
+        unit / _nonzero(jnp.linalg.norm(unit)),
+        scale,
+    )
+
+
+def _orthogonalize(basis: Array, vector: Array) -> tuple[Array, Array]:
+    """Return the coefficients of a vector along orthonormal rows, and the rest of it."""
+    first = basis @ vector
+    vector = vector - first @ basis
+    # The second pass removes what rounding has left in the first.
+    second = basis @ vector
+    return first + second, vector - second @ basis
+
+
+def _nonzero(norm: Array) -> Array:
+    return jnp.where(norm == 0, 1, norm)
+
+
+def _singular_value_decomposition(factors: _Factors) -> tuple[Array, Array, Array]:
+    """Decompose each ``R``; its singular values are NaN if it is not finite."""
+    matrix = factors.triangle
+    is_finite = jnp.isfinite(matrix).all(axis=(-2, -1)) & jnp.isfinite(factors.leaving)
+    # No factorization ever sees inf or NaN, nor numbers whose squares leave the dtype: what it
+    # would do with them differs by platform.
+    matrix = jnp.where(is_finite[..., None, None], matrix, 0)
+    size = _nonzero(jnp.max(jnp.abs(matrix), axis=(-2, -1)))
+    left, values, right = jnp.linalg.svd(matrix / size[..., None, None])
+    return left, jnp.where(is_finite[..., None], size[..., None] * values, jnp.nan), right

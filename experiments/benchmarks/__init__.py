@@ -1,0 +1,1 @@
+"""Benchmarks: every number is a median, taken in turns within one process."""

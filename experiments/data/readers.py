@@ -1,0 +1,299 @@
+"""Reading each data set from where it lies into uint8 images and int32 labels.
+
+A reader takes the set's name, a folder and the shape of its images, and returns the training and
+the test split. Its errors name the file that is at fault and say where the set comes from.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+__all__ = ["Reader", "Shape", "Split", "digits", "made", "tfds", "tiny_imagenet"]
+
+Shape: TypeAlias = tuple[int, int, int]
+
+_TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_MANUAL = {
+    "imagenet2012": "ImageNet has to be asked for at https://image-net.org: put "
+    "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {folder}/downloads/manual, and "
+    "install tensorflow, which preparing this set needs, once."
+}
+_CHUNK = 1000  # records at once: bounds the memory of undecoded ones
+
+
+class Split(NamedTuple):
+    """Images ``(size, height, width, channels)`` uint8 and labels ``(size,)`` int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+Reader: TypeAlias = Callable[[str, str | None, Shape], tuple[Split, Split]]
+
+
+def made(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
+    """Make ten classes: a pattern of 4 x 4 uniform patches each, under uniform noise as large.
+
+    Args:
+        name: not used.
+        data_dir: not used.
+        shape: height, width and channels.
+
+    Returns:
+        640 images and 128 images, always the same.
+
+    Example:
+        >>> from experiments.data import readers
+        >>> train, test = readers.made("made", None, (8, 8, 3))
+        >>> train.images.shape, len(test.labels)
+        ((640, 8, 8, 3), 128)
+    """
+    del name, data_dir
+    height, width, channels = shape
+    generator = np.random.default_rng(0)
+    patches = generator.integers(128, size=(10, 4, 4, channels), dtype=np.uint8)
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    patterns = patches[:, rows[:, None], columns]
+
+    def split(size: int) -> Split:
+        labels = (generator.permutation(size) % 10).astype(np.int32)
+        noise = generator.integers(128, size=(size, *shape), dtype=np.uint8)
+        return Split(patterns[labels] + noise, labels)
+
+    return split(640), split(128)
+
+
+def digits(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
+    """Take the digits of scikit-learn; a fifth of them, drawn with a fixed seed, is the test set.
+
+    Args:
+        name: not used.
+        data_dir: not used.
+        shape: not used.
+
+    Returns:
+        1438 images and 359 images, with values from 0 to 16.
+
+    Example:
+        >>> from experiments.data import readers
+        >>> train, test = readers.digits("digits", None, (8, 8, 1))
+        >>> train.images.shape, len(test.labels)
+        ((1438, 8, 8, 1), 359)
+    """
+    from sklearn.datasets import load_digits
+
+    del name, data_dir, shape
+    raw = load_digits()
+    images, labels = raw.images[..., None].astype(np.uint8), raw.target.astype(np.int32)
+    order = np.random.default_rng(0).permutation(len(images))
+    train, test = order[len(images) // 5 :], order[: len(images) // 5]
+    return Split(images[train], labels[train]), Split(images[test], labels[test])
+
+
+def tfds(name: str, data_dir: str | None, shape: Shape, test: str = "test") -> tuple[Split, Split]:
+    """Read a set through tensorflow-datasets, without TensorFlow, and prepare it if it is missing.
+
+    Args:
+        name: the set's name there.
+        data_dir: folder of prepared sets; default: tensorflow-datasets' own.
+        shape: height, width and channels of all images. Images of another size are resized, their
+            shorter side to 8/7 of what is kept, and cropped at the center.
+        test: name of the split to test on.
+
+    Returns:
+        The training and the test split, in the order of the files.
+
+    Raises:
+        ValueError: if a file cannot be read, or the set is larger than this machine's memory.
+        FileNotFoundError: if the folder or the set is missing.
+
+    Example:
+        >>> from experiments.data import readers
+        >>> readers.tfds("mnist", "nowhere", (28, 28, 1))
+        Traceback (most recent call last):
+        FileNotFoundError: data_dir='nowhere' is not a folder. ...
+    """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise FileNotFoundError(
+            f"data_dir={data_dir!r} is not a folder. Give the folder that holds {name}/, or leave "
+            "it out to let tensorflow-datasets download the set."
+        )
+    sources = [_source(name, split, data_dir) for split in ("train", test)]
+    _check_memory(name, sum(len(source) for source in sources), shape)
+    train, tested = (_decode_all(source, shape) for source in sources)
+    return train, tested
+
+
+def tiny_imagenet(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
+    """Read Tiny ImageNet from the folder of its official archive; the test split is its ``val``.
+
+    Args:
+        name: not used.
+        data_dir: the folder that holds ``tiny-imagenet-200``.
+        shape: height, width and channels of all images.
+
+    Returns:
+        The training images, interleaved by class, and the labelled validation images. Classes are
+        numbered in the order of their WordNet names.
+
+    Raises:
+        ValueError: if a file cannot be read, or images are missing.
+        FileNotFoundError: if the folder is missing.
+
+    Example:
+        >>> from experiments.data import readers
+        >>> readers.tiny_imagenet("tiny_imagenet", "nowhere", (64, 64, 3))
+        Traceback (most recent call last):
+        FileNotFoundError: data_dir='nowhere' has no folder tiny-imagenet-200. ...
+    """
+    del name
+    root = Path(data_dir or ".") / "tiny-imagenet-200"
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data_dir={data_dir!r} has no folder tiny-imagenet-200. Download {_TINY}, unpack it, "
+            "and give the folder that it is unpacked into."
+        )
+    wnids = sorted(_lines(root / "wnids.txt"))
+    number = {wnid: label for label, wnid in enumerate(wnids)}
+    classes = [
+        sorted((root / "train" / wnid / "images").glob("*.JPEG"), key=_index) for wnid in wnids
+    ]
+    counts = [len(own) for own in classes]
+    if len(wnids) != 200 or min(counts) < 1 or min(counts) < max(counts):
+        raise ValueError(
+            f"{root}/train has {len(wnids)} classes of {min(counts, default=0)} to "
+            f"{max(counts, default=0)} images, and not 200 of one size. Unpack {_TINY} again."
+        )
+    # Image by image of every class, for sorted by class the last tenth would be twenty classes.
+    train = [
+        (path, label) for paths in zip(*classes, strict=True) for label, path in enumerate(paths)
+    ]
+    rows = [line.split("\t") for line in _lines(root / "val" / "val_annotations.txt")]
+    test = [(root / "val" / "images" / row[0], number[row[1]]) for row in rows]
+    return _read_files(train, shape), _read_files(test, shape)
+
+
+def _source(name: str, split: str, data_dir: str | None) -> Any:
+    import tensorflow_datasets
+
+    skip = {"image": tensorflow_datasets.decode.SkipDecoding()}  # Pillow alone is twice as fast
+    try:
+        if name not in _MANUAL:
+            _prepare(name, data_dir)
+        return tensorflow_datasets.data_source(name, split=split, data_dir=data_dir, decoders=skip)
+    except Exception as error:
+        folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        remedy = _MANUAL.get(
+            name, "Load it once with a network connection, for it to be downloaded there."
+        )
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise FileNotFoundError(
+            f"{name} is not in data_dir={folder!r} and could not be prepared "
+            f"({reason}). {remedy.format(folder=folder)} The sets 'digits' "
+            "and 'made' need no files."
+        ) from error
+
+
+def _prepare(name: str, data_dir: str | None) -> None:
+    """Download MNIST or CIFAR unless it is there, and prepare it without TensorFlow.
+
+    Their builders open files by TensorFlow and hand on arrays, which it would encode: Python opens
+    files as well, and images are encoded by Pillow.
+    """
+    import tensorflow_datasets
+    from PIL import Image
+    from tensorflow_datasets.image_classification import cifar, mnist
+
+    builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+    if builder.is_prepared():
+        return
+    gfile = types.SimpleNamespace(GFile=open)
+    cifar.tf = mnist.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=gfile))
+    generate = builder._generate_examples
+
+    def examples(*arguments: Any, **options: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+        for key, example in generate(*arguments, **options):
+            yield key, {**example, "image": Image.fromarray(example["image"].squeeze())}
+
+    builder._generate_examples = examples
+    builder.download_and_prepare()
+
+
+def _decode_all(source: Any, shape: Shape) -> Split:
+    images = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    position = 0
+    try:
+        for first in range(0, len(source), _CHUNK):
+            position = first
+            indices = list(range(first, min(first + _CHUNK, len(source))))
+            for record in source.__getitems__(indices):
+                images[position], labels[position] = (
+                    _decode(record["image"], shape),
+                    record["label"],
+                )
+                position += 1
+    except Exception as error:
+        own = source.dataset_info.splits[source.split]
+        shard = int(np.searchsorted(np.cumsum(own.shard_lengths), position, side="right"))
+        path = own.filepaths[min(shard, len(own.filepaths) - 1)]
+        raise ValueError(
+            f"{path} cannot be read at or after image {position} of its split "
+            f"({type(error).__name__}: {error}). Delete {Path(path).parent} and prepare it again."
+        ) from error
+    return Split(images, labels)
+
+
+def _decode(encoded: bytes, shape: Shape) -> np.ndarray:
+    """Decode one image, and resize it unless it has the shape that is asked for."""
+    from PIL import Image, ImageOps
+
+    height, width, channels = shape
+    with Image.open(io.BytesIO(encoded)) as opened:
+        image = opened.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        # An eighth of each side goes, half at each end: resize to 256, crop 224.
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR, bleed=1 / 16)
+    return np.asarray(image).reshape(shape)
+
+
+def _read_files(files: list[tuple[Path, int]], shape: Shape) -> Split:
+    images = np.empty((len(files), *shape), np.uint8)
+    for row, (path, _) in enumerate(files):
+        try:
+            images[row] = _decode(path.read_bytes(), shape)
+        except Exception as error:
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}: {error}). Unpack {_TINY} again."
+            ) from error
+    return Split(images, np.array([label for _, label in files], np.int32))
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Unpack {_TINY} again.")
+    return path.read_text().split("\n")[:-1]
+
+
+def _index(path: Path) -> int:
+    """Return the number at the end of a file's name, ``n01443537_10.JPEG``."""
+    return int(path.stem.rsplit("_", 1)[1])
+
+
+def _check_memory(name: str, size: int, shape: Shape) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = size * int(np.prod(shape))
+    if needed > memory:
+        side = int((memory / size / shape[-1]) ** 0.5)
+        raise ValueError(
+            f"image_shape={shape} makes the {size:,} images of {name} {needed / 2**30:.0f} GiB, "
+            f"more than the {memory / 2**30:.0f} GiB of this machine's memory. Give a shape of at "
+            f"most ({side}, {side}, {shape[-1]}), or take a larger machine."
+        )

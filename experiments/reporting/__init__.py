@@ -1,0 +1,1 @@
+"""Results as CSV files, tables, figures and pages."""

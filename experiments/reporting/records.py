@@ -1,0 +1,209 @@
+"""Results as committed CSV files: machines come and go, what was measured stays.
+
+A cell is JSON, but strings stand bare unless they would read as something else; an empty cell is
+a missing value. Floats have six significant digits. Reading and writing again changes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import config as configs
+from experiments.runs import Row, write
+
+__all__ = ["decode", "encode", "match", "merge", "read", "save"]
+
+
+def encode(value: Any) -> str:
+    """Write a value as the text of a cell.
+
+    Args:
+        value: what JSON can hold, or a tuple of it.
+
+    Returns:
+        Its text; :func:`decode` inverts it, but for digits of floats after the sixth.
+
+    Example:
+        >>> from experiments.reporting import records
+        >>> [records.encode(value) for value in (0.1 + 0.2, None, "eoi", "80", True, (1, 2))]
+        ['0.3', '', 'eoi', '"80"', 'true', '[1, 2]']
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        # Line ends and the like are escaped too: a cell stays on its line.
+        return value if decode(value) == value and value.isprintable() else json.dumps(value)
+    if isinstance(value, float):
+        value = float(f"{value:.6g}")
+    return json.dumps(value)
+
+
+def decode(text: str) -> Any:
+    """Read the text of a cell.
+
+    Args:
+        text: what :func:`encode` wrote.
+
+    Returns:
+        Its value.
+
+    Example:
+        >>> from experiments.reporting import records
+        >>> [records.decode(text) for text in ("0.3", "", "eoi", '"80"', "NaN")]
+        [0.3, None, 'eoi', '80', nan]
+    """
+    if not text:
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def read(path: Path) -> list[Row]:
+    """Read a CSV file.
+
+    Args:
+        path: the file; a missing one has no rows.
+
+    Returns:
+        Its rows, each with all columns in their order.
+
+    Raises:
+        ValueError: for a line that has more or fewer cells than the first, with its number.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from experiments.reporting import records
+        >>> records.read(Path("no/such/file.csv"))
+        []
+    """
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        columns, rows = next(reader, []), []
+        for cells in reader:
+            if len(cells) != len(columns):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}, has {len(cells)} cells, not {len(columns)}. "
+                    "Take the file from version control again."
+                )
+            rows.append(dict(zip(columns, map(decode, cells), strict=True)))
+    return rows
+
+
+def save(path: Path, rows: Sequence[Row]) -> bool:
+    """Write rows as a CSV file, sorted; leave the file alone if nothing changes.
+
+    Args:
+        path: the file, in a folder that exists.
+        rows: as :func:`merge` returns them; the first has all columns.
+
+    Returns:
+        Whether the file changed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from experiments.reporting import records
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "made.csv"
+        >>> records.save(path, [{"digest": "b", "loss": 0.5}, {"digest": "a", "loss": None}])
+        True
+        >>> print(path.read_text())
+        digest,loss
+        a,
+        b,0.5
+        <BLANKLINE>
+    """
+    columns = list(rows[0]) if rows else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in sorted(rows, key=lambda row: [_rank(row[column]) for column in columns]):
+        writer.writerow([encode(row[column]) for column in columns])
+    if path.exists() and path.read_text(encoding="utf-8") == text.getvalue():
+        return False
+    write(path, text.getvalue())
+    return True
+
+
+def _rank(value: Any) -> tuple[int, float, str]:
+    text = encode(value)
+    number = decode(text)
+    if isinstance(number, int | float) and number == number:  # NaN has no order
+        return 1, number, ""
+    return (2, 0.0, text) if text else (0, 0.0, "")
+
+
+def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Replace runs by newer results of the same config.
+
+    Args:
+        old: rows with a ``digest``.
+        new: as ``old``; all rows of a digest that occurs here are taken from here.
+
+    Returns:
+        Rows of all columns; those of ``old`` come first.
+
+    Example:
+        >>> from experiments.reporting import records
+        >>> old = [{"digest": "a", "loss": 1.0}, {"digest": "b", "loss": 2.0}]
+        >>> records.merge(old, [{"digest": "b", "loss": 3.0, "steps": 5}])
+        [{'digest': 'a', 'loss': 1.0, 'steps': None}, {'digest': 'b', 'loss': 3.0, 'steps': 5}]
+    """
+    newer = {row["digest"] for row in new}
+    columns = dict.fromkeys(key for row in (*old, *new) for key in row)
+    kept = [*(row for row in old if row["digest"] not in newer), *new]
+    return [{column: row.get(column) for column in columns} for row in kept]
+
+
+def match(rows: Iterable[Row], grid: Sequence[Any]) -> dict[Any, list[Row]]:
+    """Find the rows of each config.
+
+    They are those of its digest. Where there are none, a run of the same fields counts, even if it
+    had a part of the seeds, or was made before the config had a field which is at its default now.
+
+    Args:
+        rows: with a ``digest`` and the fields of their configs.
+        grid: configs.
+
+    Returns:
+        The rows of each config, in the order of the grid; an empty list where nothing ran.
+
+    Example:
+        >>> from experiments import config
+        >>> from experiments.reporting import records
+        >>> own = config.Train(seeds=(1, 2))
+        >>> row = {**config.to_dict(config.Train(seeds=(1,))), "digest": "an older one", "seed": 1}
+        >>> [row["digest"] for row in records.match([row], [own])[own]]
+        ['an older one']
+    """
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row["digest"], []).append(row)
+    taken = {configs.digest(config) for config in grid}
+    others = [own for digest, own in sorted(runs.items()) if digest not in taken]
+    found = {}
+    for config in grid:
+        alike = [own for own in others if _alike(own[0], config)]
+        found[config] = runs.get(configs.digest(config)) or max(alike, key=len, default=[])
+    return found
+
+
+def _alike(row: Mapping[str, Any], config: Any) -> bool:
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, value in configs.to_dict(config).items():
+        own = row.get(name)
+        own = default.get(name) if own is None else own
+        if name == "seeds":
+            if not isinstance(own, Sequence) or not set(own) <= set(value):
+                return False
+        elif own is dataclasses.MISSING or encode(own) != encode(value):
+            return False
+    return True

@@ -1,0 +1,279 @@
+"""Turn results into committed CSV files, and these into tables, figures and one HTML page.
+
+The results of complete runs are merged into RESULTS/<config>.csv; all else is made from the CSV
+files alone, so a machine that has no runs makes the same tables and figures. Tables go between
+``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` of the README.
+
+Example:
+    python -m experiments report --html report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from experiments import config as configs
+from experiments import models, runs
+from experiments.reporting import records
+from experiments.reporting.figures import Curves, Figure
+from experiments.reporting.html import Section, page
+from experiments.reporting.tables import Table, Value
+from experiments.runs import sweep
+
+__all__ = ["Curves", "Figure", "Report", "Table", "Value", "build", "fill", "main", "places"]
+
+STORED: tuple[sweep.Scale, ...] = ("paper", "small")  # scales whose results are committed
+PLACE = re.compile(r"^(<!-- table:([\w.-]+) -->\n)(.*?)^(<!-- /table:\2 -->)$", re.DOTALL | re.M)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Arguments of the command."""
+
+    config: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CONFIG")] = ()
+    """Modules of experiments.configs; default: all."""
+    runs: str = "runs"
+    """Folder that holds the folders of all runs; it may be missing."""
+    results: str = "experiments/results"
+    """Folder of the CSV files."""
+    images: str = "experiments/images"
+    """Folder of the figures."""
+    readme: str | None = "experiments/README.md"
+    """File with places for tables."""
+    html: str | None = None
+    """Also write a page with everything."""
+    prune: bool = False
+    """Drop results that belong to no config any more from the CSV files."""
+    scale: sweep.Scale = "small"
+    """Which configs; quick ones are reported into RUNS/quick, and the README stays as it is."""
+
+
+def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> list[Table | Figure]:
+    """Make the tables and figures of a config module from its CSV files.
+
+    Its function ``report(rows)`` gets the rows of all configs of one scale, in their order.
+    A config that did not run has one row, of its fields alone: it leaves a cell empty. If the
+    function has a second argument, it gets the logged curves, with the fields of their configs.
+
+    Args:
+        name: of the module.
+        results: folder of the CSV files.
+        scale: which configs, as :func:`experiments.runs.sweep.grid_of` returns them.
+
+    Returns:
+        What the module's function returns, without figures that have no panel.
+
+    Raises:
+        ValueError: for a name that is none.
+
+    Example:
+        >>> from experiments.reporting import report
+        >>> report.build("no_such_table", "results")
+        Traceback (most recent call last):
+        ValueError: config='no_such_table' is outside {...}. ...
+    """
+    module = sweep.find(name)
+    grid = sweep.grid_of(module, scale)
+    found = records.match(records.read(Path(results) / f"{name}.csv"), grid)
+    rows, curves = [], []
+    logged: dict[str, list[runs.Row]] = {}
+    for row in records.read(_curves(Path(results), name)):
+        logged.setdefault(row["digest"], []).append(row)
+    for config, own in found.items():
+        fields = configs.to_dict(config)
+        # The fields of this config: those of a run that stands in for it may lack newer ones.
+        rows += [{**row, **fields} for row in own or [{"digest": configs.digest(config)}]]
+        for digest in dict.fromkeys(row["digest"] for row in own):
+            curves += [{**row, **fields} for row in logged.get(digest, [])]
+    items: list[Table | Figure] = (
+        module.report(rows, curves) if _logs(module) else module.report(rows)
+    )
+    # Where nothing was logged there is nothing to draw.
+    return [item for item in items if isinstance(item, Table) or item.panels]
+
+
+def _logs(module: object) -> bool:
+    return len(inspect.signature(module.report).parameters) > 1  # type: ignore[attr-defined]
+
+
+def _curves(results: Path, name: str) -> Path:
+    return results / f"{name}.curves.csv"  # no module has a dot in its name
+
+
+def places(text: str) -> list[str]:
+    r"""Return the names of the tables that a text has places for.
+
+    Args:
+        text: Markdown.
+
+    Returns:
+        The names, in their order.
+
+    Raises:
+        ValueError: for a place that is opened or closed alone.
+
+    Example:
+        >>> from experiments.reporting import report
+        >>> report.places("<!-- table:made -->\n<!-- /table:made -->\n")
+        ['made']
+    """
+    names = [match[2] for match in PLACE.finditer(text)]
+    marks = re.findall(r"<!-- /?table:(.*?) -->", text)
+    alone = sorted({mark for mark in marks if marks.count(mark) != 2 * names.count(mark)})
+    if alone:
+        raise ValueError(
+            f"text has unpaired marks of the tables {alone}. Open each by a line "
+            "'<!-- table:NAME -->' and close it by a line '<!-- /table:NAME -->'."
+        )
+    return names
+
+
+def fill(text: str, tables: Mapping[str, Table]) -> str:
+    """Write tables into their places in a text.
+
+    Args:
+        text: Markdown.
+        tables: by name; a place of another name stays as it is.
+
+    Returns:
+        The new text, the same if it was filled with the same tables.
+
+    Raises:
+        ValueError: for a place that is opened or closed alone.
+
+    Example:
+        >>> from experiments.reporting import report
+        >>> report.fill("Text without places.", {})
+        'Text without places.'
+    """
+    places(text)
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match[2]
+        return (
+            match[1] + (tables[name].markdown() + "\n" if name in tables else match[3]) + match[4]
+        )
+
+    return PLACE.sub(replaced, text)
+
+
+def unique(items: Iterable[Table | Figure]) -> dict[str, Table | Figure]:
+    """Return tables and figures by name; raise a ``ValueError`` if two have the same one."""
+    found: dict[str, Table | Figure] = {}
+    for item in items:
+        if item.name in found:
+            raise ValueError(f"name={item.name!r} is that of two tables or figures. Rename one.")
+        found[item.name] = item
+    return found
+
+
+def _merge(options: Report, names: Sequence[str], console: Console) -> None:
+    """Bring the CSV files up to date with the folder of runs."""
+    results, all_rows = Path(options.results), runs.load_rows(options.runs)
+    all_curves: list[runs.Row] | None = None
+    for name in names:
+        module = sweep.find(name)
+        scales: tuple[sweep.Scale, ...] = ("quick",) if options.scale == "quick" else STORED
+        grid = [config for scale in scales for config in sweep.grid_of(module, scale)]
+        digests = {configs.digest(config) for config in grid}
+        path = results / f"{name}.csv"
+        rows = records.merge(
+            records.read(path), [row for row in all_rows if row["digest"] in digests]
+        )
+        used = {row["digest"] for own in records.match(rows, grid).values() for row in own}
+        unused = {row["digest"] for row in rows} - used
+        if unused and options.prune:
+            rows = [row for row in rows if row["digest"] in used]
+        elif unused:
+            console.print(f"{path}: {len(unused)} runs belong to no config; --prune drops them")
+        if rows or path.exists():
+            results.mkdir(parents=True, exist_ok=True)
+            _tell(console, path, records.save(path, rows))
+        if not rows or not _logs(module):
+            continue
+        if all_curves is None:
+            all_curves = runs.load_curves(options.runs)
+        path = _curves(results, name)
+        logged = records.merge(
+            records.read(path), [row for row in all_curves if row["digest"] in digests]
+        )
+        kept = {row["digest"] for row in rows}
+        _tell(console, path, records.save(path, [row for row in logged if row["digest"] in kept]))
+
+
+def _tell(console: Console, path: Path, changed: bool) -> None:
+    console.print(f"{path}: {'written' if changed else 'unchanged'}")
+
+
+def _write(options: Report, names: Sequence[str], console: Console) -> None:
+    """Write figures, README and page from the CSV files."""
+    results, images = Path(options.results), Path(options.images)
+    sections = []
+    for name in names:
+        if not (results / f"{name}.csv").exists():
+            console.print(f"{name}: nothing ran")
+            continue
+        items = build(name, results, scale=options.scale)
+        sections.append(Section(name, inspect.getdoc(sweep.find(name)) or name, items))
+    found = unique(item for section in sections for item in section.items)
+    for item in found.values():
+        if isinstance(item, Figure):
+            images.mkdir(parents=True, exist_ok=True)
+            path, png = images / f"{item.name}.png", item.png()
+            changed = not path.exists() or path.read_bytes() != png
+            if changed:
+                path.write_bytes(png)
+            _tell(console, path, changed)
+    tables = {name: item for name, item in found.items() if isinstance(item, Table)}
+    if options.readme is not None:
+        path = Path(options.readme)
+        old = path.read_text(encoding="utf-8")
+        new = fill(old, tables)
+        for name in sorted(set(tables) - set(places(new))):
+            console.print(f"{path}: no place for the table {name}: add <!-- table:{name} -->")
+        if new != old:
+            runs.write(path, new)
+        _tell(console, path, new != old)
+    if options.html is not None:
+        path = Path(options.html)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        runs.write(path, page("Sparse, exactly orthogonal starts: results", sections))
+        console.print(f"{path}: written")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line.
+
+    Raises:
+        SystemExit: with status 2 for arguments that are none, or files that cannot be read.
+    """
+    prog = "python -m experiments report"
+    options = tyro.cli(Report, args=arguments, description=__doc__, prog=prog)
+    if options.scale == "quick":
+        root = Path(options.runs) / "quick"
+        options = dataclasses.replace(
+            options, results=str(root / "results"), images=str(root / "images"), readme=None
+        )
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    try:
+        known = sweep.names()
+        chosen = [models.choose(n.replace("-", "_"), known, "config") for n in options.config]
+        names = list(dict.fromkeys(chosen)) or list(known)
+        _merge(options, names, console)
+        _write(options, names, console)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

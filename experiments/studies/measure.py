@@ -1,0 +1,217 @@
+"""What is measured without training: spectra at the start, parameter counts, times, kernels."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import eoi_jax as eoi
+from eoi_jax.typing import Array
+from experiments import config as configs
+from experiments import data, models
+from experiments.benchmarks import timing
+from experiments.runs import Row, Runtime, write
+from experiments.training import pruning, starts
+
+__all__ = ["counts", "kernel", "spectrum", "spectrum_of", "times"]
+
+SAMPLES = 128  # the first batch of training images, as the paper measures it
+
+
+def spectrum(config: configs.Spectrum, folder: Path, runtime: Runtime) -> None:
+    """Measure the singular values of the input-output Jacobian at the start, for each seed.
+
+    Args:
+        config: the start.
+        folder: that of the run; it exists.
+        runtime: where data lie, and starts are kept.
+
+    Raises:
+        ValueError: as :func:`experiments.training.starts.make`.
+        FloatingPointError: if a Jacobian is not finite.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from experiments import config, runs
+        >>> from experiments.studies import measure
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> own = config.Spectrum(activation="identity", data="made", depth=3, width=20)
+        >>> measure.spectrum(own, folder, runs.Runtime(runs=str(folder)))
+        >>> [row] = json.loads((folder / "results.json").read_text())
+        >>> round(row["spectrum_min"], 4), round(row["spectrum_max"], 4)
+        (1.0, 1.0)
+    """
+    shape = models.input_shape(config.model) if config.data == "made" else None
+    dataset = data.load(config.data, runtime.data_dir, image_shape=shape)
+    rows = []
+    for seed in config.seeds:
+        start = starts.make(config, seed, dataset, cache=Path(runtime.runs) / "cache")
+        kept, size = starts.count(start)
+        row = {"seed": seed, "density": kept / size, "kept": kept, "size": size}
+        found = spectrum_of(config, dataset, start)
+        if None in found.values():
+            raise FloatingPointError(
+                f"A Jacobian is not finite for seed {seed}. Lower scale={config.scale}."
+            )
+        rows.append({**row, **found})
+    _leave(rows, folder)
+
+
+def spectrum_of(
+    config: configs.Start, dataset: data.Dataset, start: starts.Start
+) -> dict[str, float | None]:
+    """Summarize the singular values of a start's Jacobian, on the first training images.
+
+    Args:
+        config: of which the network's fields count.
+        dataset: of which the first 128 training images are taken.
+        start: that of one seed.
+
+    Returns:
+        ``spectrum_mean``, ``_min``, ``_max`` and ``_std``; None where one is not finite.
+
+    Example:
+        >>> from experiments import config, data
+        >>> from experiments.studies import measure
+        >>> from experiments.training import starts
+        >>> own, made = config.Spectrum(data="made", depth=2, width=20), data.load("made")
+        >>> found = measure.spectrum_of(own, made, starts.make(own, 1, made))
+        >>> found["spectrum_max"] < 1
+        True
+    """
+    images = dataset.normalize(dataset.train.images[:SAMPLES])
+    model = pruning.network(config, dataset.num_classes)
+    summary = _summary(model, start.variables, images)
+    values = {name: float(getattr(summary, name)) for name in ("mean", "min", "max", "std")}
+    return {
+        f"spectrum_{name}": value if math.isfinite(value) else None
+        for name, value in values.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _summary(model: Any, variables: Any, images: Array) -> eoi.spectrum.SpectrumSummary:
+    def logits(image: Array) -> Array:
+        return model.apply(variables, image[None])[0]
+
+    return eoi.spectrum.summarize(eoi.spectrum.singular_values(logits, images))
+
+
+def counts(config: configs.Counts, folder: Path, runtime: Runtime) -> None:
+    """Count the parameters of a network, those that are pruned, and those that are kept.
+
+    Only shapes are computed.
+
+    Args:
+        config: network, classes, density and budget.
+        folder: that of the run; it exists.
+        runtime: not used.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from experiments import config, runs
+        >>> from experiments.studies import measure
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> measure.counts(config.Counts(model="mlp7"), folder, runs.Runtime())
+        >>> json.loads((folder / "results.json").read_text())
+        [{'parameters': 130010, 'size': 129400, 'kept': 12940, 'all_kept': 13550}]
+    """
+    del runtime
+    model = models.create(config.model, config.num_classes)
+    images = jax.ShapeDtypeStruct((1, *models.input_shape(config.model)), "float32")
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    pruned = models.where(config.model, attention=config.attention)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    size = sum(leaf.size for path, leaf in leaves if pruned(path, leaf))
+    parameters = sum(leaf.size for _, leaf in leaves)
+    rule = getattr(eoi.budgets, config.budget)
+    densities = rule(params, config.density, where=pruned, layout=models.layout)
+    layers = jax.tree_util.tree_leaves_with_path(densities)
+    sizes = {path: leaf.size for path, leaf in leaves if pruned(path, leaf)}
+    kept = sum(
+        round(float(np.sum(own)) * sizes[path] / np.size(own))
+        for path, own in layers
+        if path in sizes
+    )
+    row = {"parameters": parameters, "size": size, "kept": kept}
+    _leave([{**row, "all_kept": parameters - size + kept}], folder)
+
+
+def times(config: configs.Times, folder: Path, runtime: Runtime) -> None:
+    """Time one matrix of EOI, SAO and QR, and a step of AI, in turns.
+
+    Args:
+        config: size, densities and repetitions.
+        folder: that of the run; it exists.
+        runtime: not used.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from experiments import config, runs
+        >>> from experiments.studies import measure
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> own = config.Times(size=16, densities=(0.25,), repeats=1)
+        >>> measure.times(own, folder, runs.Runtime())
+        >>> [row["method"] for row in json.loads((folder / "results.json").read_text())]
+        ['EOI', 'SAO', 'AI', 'QR']
+    """
+    del runtime
+    from experiments.benchmarks.methods import seconds_of  # imports matplotlib: not for training
+
+    found = seconds_of(config.size, config.densities, config.repeats)
+    machine = timing.machine()
+    rows = [
+        {"density": density, "method": method, "seconds": seconds, "machine": machine}
+        for density, own in found.items()
+        for method, seconds in own.items()
+        if math.isfinite(seconds)  # what a method cannot do has no time
+    ]
+    _leave(rows, folder)
+
+
+def kernel(config: configs.Kernel, folder: Path, runtime: Runtime) -> None:
+    """Draw a convolution's kernel and mask, and count both at each tap.
+
+    Args:
+        config: channels, taps, density and seed.
+        folder: that of the run; it exists.
+        runtime: not used.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from experiments import config, runs
+        >>> from experiments.studies import measure
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> measure.kernel(config.Kernel(channels=16), folder, runs.Runtime())
+        >>> rows = json.loads((folder / "results.json").read_text())
+        >>> [row["tap"] for row in rows if row["nonzeros"]], sum(row["unmasked"] for row in rows)
+        ([[1, 1]], 230)
+    """
+    del runtime
+    weights, mask = draw_kernel(config)
+    rows = []
+    for tap in np.ndindex(*weights.shape[:2]):
+        nonzeros, unmasked = (int(np.count_nonzero(own[tap])) for own in (weights, mask))
+        rows.append({"tap": list(tap), "nonzeros": nonzeros, "unmasked": unmasked})
+    _leave(rows, folder)
+
+
+def draw_kernel(config: configs.Kernel) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kernel ``(taps, taps, inputs, outputs)`` of a config, and its mask."""
+    shape = (config.taps, config.taps, config.channels, config.channels)
+    key = jax.random.key(config.seed)
+    weights = eoi.conv(config.density)(key, shape, jnp.float32)
+    own = eoi.masks.support({"kernel": weights})
+    mask = eoi.masks.fill(jax.random.fold_in(key, 1), own, config.density)["kernel"]
+    return np.asarray(weights), np.asarray(mask)
+
+
+def _leave(rows: list[Row], folder: Path) -> None:
+    write(folder / "results.json", json.dumps(rows, indent=2) + "\n")

@@ -1,0 +1,78 @@
+"""Dense networks of as many weights as a sparse one: narrower, or shallower."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+
+from experiments import models
+from experiments.config import Train
+
+__all__ = ["dense_of_equal_size", "size_of"]
+
+FIELDS = ("depth", "width")
+_TOLERANCE = 0.01
+
+
+@functools.lru_cache(maxsize=1024)
+def size_of(model: str, depth: int | None = None, width: int | None = None) -> int:
+    """Return the number of weights of all kernels that a network's sparse versions prune.
+
+    Example:
+        >>> from experiments.studies import parameter_matching
+        >>> parameter_matching.size_of("mlp7")
+        129400
+    """
+    network = models.create(model, depth=depth, width=width)
+    images = jax.ShapeDtypeStruct((1, *models.input_shape(model)), "float32")
+    params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    pruned = models.where(model)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(leaf.size for path, leaf in leaves if pruned(path, leaf))
+
+
+def dense_of_equal_size(
+    config: Train, field: Literal["depth", "width"], options: Sequence[int]
+) -> Train:
+    """Return a dense network with as many weights as a sparse one keeps, to one percent.
+
+    Args:
+        config: the sparse one.
+        field: what is changed; all else stays as it is.
+        options: its values to choose from; sizes grow with them.
+
+    Returns:
+        A config of the closest size.
+
+    Raises:
+        ValueError: if no option is within one percent.
+
+    Example:
+        >>> from experiments.studies import parameter_matching
+        >>> from experiments.config import Train
+        >>> own = parameter_matching.dense_of_equal_size(Train(density=0.1), "width", range(2, 100))
+        >>> own.width, parameter_matching.size_of("mlp7", width=own.width)
+        (15, 13035)
+    """
+    target = config.density * size_of(config.model, config.depth, config.width)
+
+    def size(option: int) -> int:
+        depth, width = (option if field == name else getattr(config, name) for name in FIELDS)
+        return size_of(config.model, depth, width)
+
+    # Sizes grow: the closest is on either side of where the target would be.
+    place = bisect.bisect_left(options, target, key=size)
+    best = min(options[max(place - 1, 0) : place + 1], key=lambda own: abs(size(own) - target))
+    miss = abs(size(best) / target - 1)
+    if miss > _TOLERANCE:
+        raise ValueError(
+            f"{field}={best} gives {miss:.1%} more or less weights than density={config.density:g} "
+            "keeps, which is outside one percent. Choose another density."
+        )
+    dense = dataclasses.replace(config, method="dense", density=1.0)
+    return dataclasses.replace(dense, **{field: best})  # type: ignore[arg-type]

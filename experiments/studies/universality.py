@@ -1,0 +1,403 @@
+"""Do sparse orthogonal weights have the spectra that theory predicts for dense ones?
+
+Mean-field theory and free probability predict the singular values of a deep Jacobian for dense
+orthogonal weights, drawn by the Haar measure. They assume that a layer's preactivations are
+Gaussian, all of one variance, and that its weights are free of them. Sparse weights are exactly
+orthogonal all the same, but their units see few inputs. This measures, at initialization, how far
+the spectra of three kinds of weights are from the prediction, over density, depth, width and
+activation:
+
+* Haar: dense, what finite width alone does;
+* EOI: products of rotations in independent planes, whose rows differ in their non-zeros;
+* blocks: Haar blocks under random permutations, all rows of as many non-zeros.
+
+Each network is a chain h' = W phi(h) + b at its critical point, its input Gaussian of the fixed
+point's variance. Measured are the Wasserstein-1 distance between the singular values of the
+Jacobian dh_L/dh_0 and the prediction, whose mean square is 1, and two relative errors of the mean
+fourth power of the singular values. The first holds it against the prediction. The second holds it
+against what the slopes phi'(h) found in this network would give if weights were free of them: it
+is small where only the law of the preactivations differs, and large where freeness fails too.
+
+Hardware: two CPU cores. Time: about 15 minutes.
+Expected: Haar weights agree with the prediction up to what width explains; EOI's do not, and less
+so the fewer non-zeros a row has.
+
+Example:
+    python -m experiments universality --quick
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+import eoi_jax as eoi
+from eoi_jax import mean_field
+from eoi_jax.typing import Array
+from experiments import models
+from experiments.benchmarks import timing
+
+__all__ = ["CASES", "Case", "Config", "Row", "chain", "main", "measure", "plot", "run"]
+
+
+class Case(NamedTuple):
+    """An activation, and the variance of preactivations at which its network is critical."""
+
+    activation: str
+    q: float
+
+    def __str__(self) -> str:
+        return self.activation if self.activation == "identity" else f"{self[0]}, q = {self.q:g}"
+
+
+# tanh at 0.0259 is the published 1000-layer network.
+CASES = (
+    Case("identity", 1.0),
+    Case("tanh", 0.0259),
+    Case("tanh", 0.1),
+    Case("hard_tanh", 0.25),
+    Case("relu", 1.0),
+)
+CURVED = CASES[1:]  # without the identity, whose distances are 0
+KINDS = ("Haar", "EOI", "blocks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the comparison."""
+
+    densities: tuple[float, ...] = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """Densities of EOI and of blocks; dense Haar weights are always measured."""
+    depths: tuple[int, ...] = (4, 16, 64)
+    """Numbers of layers."""
+    widths: tuple[int, ...] = (128, 256, 512)
+    """Units of each layer; density times width must divide it, the size of a block."""
+    seeds: int = 5
+    """Networks of each kind."""
+    seed: int = 0
+    """Seed of everything random."""
+    output: str = "universality"
+    """Where the table (.csv) and the pictures (.png, _laws.png) are saved, without a suffix."""
+    quick: bool = False
+    """Width 128, two densities, depths 4 and 16, two seeds."""
+
+
+class Row(NamedTuple):
+    """One network: its kind, and how far it is from the prediction."""
+
+    activation: str
+    q: float
+    width: int
+    depth: int
+    weights: str
+    density: float
+    seed: int
+    wasserstein: float
+    moment_error: float
+    freeness_error: float
+
+
+def chain(
+    weights: Array, biases: Array, x: Array, activation: Callable[[Array], Array], depths: Any
+) -> list[tuple[Array, Array]]:
+    """Return singular values of the Jacobian after each of the depths, and moments of slopes.
+
+    Args:
+        weights: ``(layers, width, width)``.
+        biases: ``(layers, width)``.
+        x: ``(width,)``.
+        activation: elementwise.
+        depths: increasing numbers of layers.
+
+    Returns:
+        For each depth the singular values, ``(width,)``, and for each of its layers the means of
+        the squared slopes and of their squares, ``(depth, 2)``.
+    """
+    slope = jax.vmap(jax.grad(activation))
+
+    def layer(carry: tuple[Array, Array], parameters: tuple[Array, Array]) -> Any:
+        h, jacobian = carry
+        weight, bias = parameters
+        slopes = slope(h)
+        jacobian = weight @ (slopes[:, None] * jacobian)
+        moments = jnp.stack([(slopes**2).mean(), (slopes**4).mean()])
+        return (weight @ activation(h) + bias, jacobian), moments
+
+    carry, found, done = (x, jnp.eye(x.size, dtype=x.dtype)), [], 0
+    moments = jnp.zeros((0, 2), x.dtype)
+    with jax.default_matmul_precision("highest"):
+        for depth in depths:
+            carry, new = jax.lax.scan(layer, carry, (weights[done:depth], biases[done:depth]))
+            moments = jnp.concatenate([moments, new])
+            found.append((jnp.linalg.svd(carry[1], compute_uv=False), moments))
+            done = depth
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("width", "depth", "kind", "density"))
+def _weights(key: Array, *, width: int, depth: int, kind: str, density: float) -> Array:
+    """Draw a stack of orthogonal matrices."""
+
+    def draw(key: Array) -> Array:
+        if kind == "Haar":
+            return jax.nn.initializers.orthogonal()(key, (width, width), jnp.float64)
+        if kind == "blocks":
+            return eoi.sao.orthogonal(key, width, round(density * width), dtype=jnp.float64)
+        return eoi.orthogonal(key, (width, width), density, dtype=jnp.float64)
+
+    return jax.lax.map(draw, jax.random.split(key, depth))
+
+
+@functools.partial(jax.jit, static_argnames=("activation", "depths"))
+def _measure(
+    key: Array, weights: Array, sigmas: Array, *, activation: str, depths: tuple[int, ...]
+) -> list[tuple[Array, Array]]:
+    width = weights.shape[-1]
+    for_biases, for_input = jax.random.split(key)
+    biases = sigmas[1] * jax.random.normal(for_biases, weights.shape[:2], weights.dtype)
+    x = sigmas[2] * jax.random.normal(for_input, (width,), weights.dtype)
+    phi = models.ACTIVATIONS[activation]
+    return chain(sigmas[0] * weights, biases, x, phi, depths)
+
+
+def measure(config: Config, tick: Callable[[str], None] = lambda text: None) -> tuple[Any, Any]:
+    """Measure all networks.
+
+    Returns:
+        The rows, and the singular values of the widest and deepest networks by case, kind of
+        weights and density, pooled over seeds.
+    """
+    rows: list[Row] = []
+    pooled: dict[tuple[Case, str, float], list[Any]] = {}
+    depths = tuple(sorted(config.depths))
+    laws = {(case, depth): predicted(case, depth) for case in CASES for depth in depths}
+    sparse = [(kind, density) for density in config.densities for kind in KINDS[1:]]
+    for width in config.widths:
+        for kind, density in [("Haar", 1.0), *sparse]:
+            for seed in range(config.seeds):
+                tick(f"width {width}, {name_of(kind, density)}, seed {seed}")
+                key = jax.random.fold_in(jax.random.key(config.seed), seed)
+                for_weights, for_rest = jax.random.split(key)
+                weights = _weights(
+                    for_weights, width=width, depth=depths[-1], kind=kind, density=density
+                )
+                for case in CASES:
+                    sigmas = jnp.array([*mean_field.critical_line(*case), case.q**0.5])
+                    found = _measure(
+                        for_rest, weights, sigmas, activation=case.activation, depths=depths
+                    )
+                    for depth, (values, moments) in zip(depths, found, strict=True):
+                        own = np.asarray(values), np.asarray(moments)
+                        errors = compare(*own, float(sigmas[0]), laws[case, depth])
+                        rows.append(Row(*case, width, depth, kind, density, seed, *errors))
+                    if width == max(config.widths):
+                        deepest = np.asarray(found[-1][0])
+                        pooled.setdefault((case, kind, density), []).append(deepest)
+    return rows, {cell: np.concatenate(own) for cell, own in pooled.items()}
+
+
+def predicted(case: Case, depth: int) -> mean_field.PredictedSpectrum:
+    """Return the law that theory predicts for a critical network with Haar weights."""
+    sigma_w, _ = mean_field.critical_line(*case)
+    return mean_field.predicted_singular_values(case.activation, depth, sigma_w, case.q)
+
+
+def compare(
+    values: Any, moments: Any, gain: float, law: mean_field.PredictedSpectrum
+) -> tuple[float, float, float]:
+    """Return the distance, and the relative errors of the mean fourth power.
+
+    The first error is against the law. The second is against the two moments of the layers' slopes,
+    for weights free of them: S-transforms multiply, so the variances of the squared slopes relative
+    to their squared means add up.
+
+    Args:
+        values: singular values, ``(width,)``.
+        moments: means of squared slopes and of their squares, ``(depth, 2)``.
+        gain: ``σ_w`` of the weights.
+        law: what theory predicts.
+
+    Returns:
+        The Wasserstein-1 distance and both errors.
+    """
+    middles = (np.arange(values.size) + 0.5) / values.size
+    distance = np.abs(np.sort(values) - law.quantile(middles)).mean()
+    first, second = moments.T
+    fourth, free = (values**4).mean(), 0.0
+    if first.all():  # else a layer is dead, and no singular value is left
+        free = np.prod(gain**2 * first) ** 2 * (1 + (second / first**2 - 1).sum())
+    error, freeness_error = (abs(fourth - m) / m if m else 0.0 for m in (law.moments(2)[1], free))
+    return float(distance), float(error), float(freeness_error)
+
+
+def name_of(kind: str, density: float) -> str:
+    """Name the weights."""
+    return kind if kind == "Haar" else f"{kind} {density:.3g}"
+
+
+def run(config: Config, console: Console | None = None) -> list[Row]:
+    """Measure, print the tables, save them and the pictures."""
+    console = console or Console(width=None if Console().is_terminal else 150)
+    if config.quick:
+        config = dataclasses.replace(
+            config, widths=(128,), densities=(1 / 16, 1 / 4), depths=(4, 16), seeds=2
+        )
+    timing.check(config.seeds, config.output)
+    for width in config.widths:
+        for density in config.densities:
+            eoi.sao.degree(width, density)  # refuses what has no blocks
+    console.print(f"{config.seeds} networks a cell, mean ± s.d. over them. {timing.machine()}")
+    with jax.enable_x64(True), console.status("") as status:
+        rows, pooled = measure(config, status.update)
+    most = max(row.wasserstein for row in rows if row.activation == "identity")
+    console.print(f"Without an activation every distance is below {most:.0e}; left out below.")
+    for statistic, title in (
+        ("wasserstein", "Wasserstein-1 distance between measured and predicted singular values"),
+        ("moment_error", "Relative error of the mean fourth power, against the prediction"),
+        ("freeness_error", "The same against weights free of the slopes that were measured"),
+    ):
+        for kind in KINDS[1:]:
+            console.print(table_of(rows, config, kind, statistic, f"{title}: {kind}"))
+    path = Path(config.output)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row._fields)
+        writer.writerows(
+            [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
+        )
+    plot(rows, config, path.with_suffix(".png"))
+    plot_laws(pooled, config, path.with_name(f"{path.name}_laws.png"))
+    console.print(f"Saved: {path}.csv, {path}.png, {path}_laws.png")
+    return rows
+
+
+def _cell(rows: Sequence[Row], statistic: str, **kind: Any) -> tuple[float, float]:
+    own = [
+        getattr(row, statistic)
+        for row in rows
+        if all(getattr(row, name) == value for name, value in kind.items())
+    ]
+    return statistics.mean(own), statistics.stdev(own) if len(own) > 1 else 0.0
+
+
+def table_of(rows: Sequence[Row], config: Config, kind: str, statistic: str, title: str) -> Table:
+    """Build the table of one statistic: Haar weights beside one kind of sparse ones."""
+    table = Table(title=title, box=SIMPLE)
+    cells = [("Haar", 1.0), *((kind, density) for density in config.densities)]
+    for head in ("network", "width", "depth", *(name_of(*cell) for cell in cells)):
+        table.add_column(head, justify="right", no_wrap=True)
+    for case in CURVED:
+        for width in config.widths:
+            for depth in sorted(config.depths):
+                of = {**case._asdict(), "width": width, "depth": depth}
+                found = [_cell(rows, statistic, **of, weights=k, density=d) for k, d in cells]
+                own = [f"{mean:.2g} ± {deviation:.1g}" for mean, deviation in found]
+                table.add_row(str(case), str(width), str(depth), *own)
+    return table
+
+
+def plot(rows: Sequence[Row], config: Config, path: Path) -> None:
+    """Plot distance against the non-zeros of a row: a column for each case, a row for each depth.
+
+    Full symbols are sparse, hollow ones dense Haar weights, whose rows have ``width`` of them.
+    """
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    depths, colors = sorted(config.depths), ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+    figure, panels = plt.subplots(
+        *(len(depths), len(CURVED)),
+        figsize=(13, 2.6 * len(depths) + 1),
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+        squeeze=False,
+    )
+    for line, depth in zip(panels, depths, strict=True):
+        for axes, case in zip(line, CURVED, strict=True):
+            for width, color in zip(config.widths, colors, strict=False):
+                of = {**case._asdict(), "width": width, "depth": depth, "statistic": "wasserstein"}
+                for kind, look in zip(KINDS[1:], ("o-", "x:"), strict=True):
+                    cells = [_cell(rows, **of, weights=kind, density=d) for d in config.densities]
+                    x = [d * width for d in config.densities]
+                    label = f"{kind}, width {width}"
+                    axes.errorbar(x, *zip(*cells, strict=True), fmt=look, color=color, label=label)
+                mean, deviation = _cell(rows, **of, weights="Haar", density=1.0)
+                label = f"Haar, width {width}"
+                axes.errorbar([width], mean, deviation, fmt="s", mfc="w", color=color, label=label)
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(powers := 2 ** np.arange(1, 10, 2), map(str, powers))
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+            axes.set_title(f"{case}, depth {depth}", fontsize=10)
+        line[0].set_ylabel("Wasserstein-1 distance")
+    for axes in panels[-1]:
+        axes.set_xlabel("mean non-zeros of a row")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_laws(pooled: dict[tuple[Case, str, float], Any], config: Config, path: Path) -> None:
+    """Draw the histograms of the widest, deepest networks and the predicted density over them."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    depth, width = max(config.depths), max(config.widths)
+    shown = [("Haar", 1.0), ("EOI", max(config.densities)), ("EOI", min(config.densities))]
+    figure, panels = plt.subplots(
+        len(shown), len(CURVED), figsize=(13, 7), layout="constrained", sharex="col"
+    )
+    for column, case in enumerate(CURVED):
+        law = predicted(case, depth)
+        top = 1.1 * max(float(law.quantile(0.999)), 1.0)
+        bins = np.linspace(0, top, 60)
+        for row, (kind, density) in enumerate(shown):
+            axes = panels[row, column]
+            values = pooled[case, kind, density]
+            share = np.full(values.size, 1 / values.size)
+            axes.hist(values.clip(max=top), bins, weights=share, color="#56B4E9", label="measured")
+            # The mass of each bin, atoms included: what a histogram of infinite width would show.
+            mass = np.diff(law.cdf(bins), prepend=0.0)
+            mass[1] += mass[0]  # an atom at 0 belongs to the first bin
+            middles = (bins[1:] + bins[:-1]) / 2
+            axes.plot(middles, mass[1:], color="#D55E00", label="predicted for Haar weights")
+            axes.set_title(f"{case}: {name_of(kind, density)}", fontsize=10)
+            axes.set_yscale("symlog", linthresh=1e-2)
+            axes.grid(alpha=0.3)
+        panels[-1, column].set_xlabel("singular value (larger: last bin)")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("share of a bin")
+    panels[0, 0].legend(fontsize=9)
+    figure.suptitle(f"Jacobians of {depth} layers of width {width}, {config.seeds} networks")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line."""
+    prog = "python -m experiments universality"
+    config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
+    try:
+        run(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

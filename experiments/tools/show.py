@@ -1,0 +1,317 @@
+"""What a saved network is: how sparse, how orthogonal, and whether its mask holds.
+
+The network is a file that eoi.save wrote, or the last checkpoint of a run's folder. Each kernel, or
+stack of kernels, has a line: the weights that its mask keeps, the orthogonality error, which is the
+largest entry by which a Gram matrix misses the identity, the smallest and the largest singular
+value, and whether all weights off the mask are zero. Convolutions count as if they had stride 1 and
+circular padding. Of a file that was saved without layout= only kernels of two axes are measured.
+
+Example:
+    python -m experiments inspect runs/train/0123456789ab
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+import eoi_jax as eoi
+from eoi_jax.typing import Layout, LayoutOf, Mask, Params
+from experiments import models
+from experiments.training import checkpoints
+
+__all__ = ["Kernel", "Saved", "inspect", "main", "read", "read_run"]
+
+
+class Saved(NamedTuple):
+    """A saved network.
+
+    Attributes:
+        title: what it is.
+        variables: parameters and statistics, nested dicts.
+        mask: of their structure.
+        layout: how kernels are read; None where only shapes tell.
+    """
+
+    title: str
+    variables: Params
+    mask: Mask
+    layout: LayoutOf | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What :func:`inspect` finds of one kernel, or of a stack of them.
+
+    Attributes:
+        name: its path.
+        shape: of one layer.
+        num_layers: layers of the stack; 1 for a kernel of its own.
+        kept: weights of all layers that the mask keeps; None for a kernel without a mask.
+        off: weights off the mask that are not zero.
+        errors: orthogonality error of each layer; None of what is no kernel, and of one of more
+            than two axes without a layout.
+        extremes: smallest and largest singular value of all layers; None likewise.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_layers: int
+    kept: int | None
+    off: int
+    errors: tuple[float, ...] | None
+    extremes: tuple[float, float] | None
+
+    @property
+    def size(self) -> int:
+        """Weights of all layers."""
+        return self.num_layers * math.prod(self.shape)
+
+    @property
+    def nonzeros(self) -> int:
+        """Weights that may be non-zero: those that the mask keeps, or all."""
+        return self.size if self.kept is None else self.kept
+
+
+def inspect(saved: Saved, *, grid: int = 8) -> list[Kernel]:
+    """Measure the kernels of a network.
+
+    Args:
+        saved: the network.
+        grid: length of each side of the circular grid on which convolutions have their singular
+            values.
+
+    Returns:
+        The kernels, in the order of the tree; all leaves with a mask of their own count.
+
+    Raises:
+        ValueError: for a grid of less than 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from experiments.tools import show
+        >>> tree = {"kernel": jnp.diag(jnp.array([1.0, 2.0, 0.0]))}
+        >>> saved = show.Saved("", tree, {"kernel": jnp.eye(3, dtype=bool)}, None)
+        >>> [kernel] = show.inspect(saved)
+        >>> kernel.kept, kernel.off, kernel.errors, kernel.extremes
+        (3, 0, (3.0,), (0.0, 2.0))
+    """
+    if grid < 1:
+        raise ValueError(f"grid={grid} is outside [1, ...). Give a larger number.")
+    leaves = jax.tree_util.tree_leaves_with_path(saved.variables)
+    return [
+        _kernel(path, np.asarray(leaf), np.asarray(own), saved, grid)
+        for (path, leaf), own in zip(leaves, jax.tree.leaves(saved.mask), strict=True)
+        if np.ndim(own) or eoi.masks.is_kernel(path, leaf)
+    ]
+
+
+def _kernel(path: Any, leaf: Any, mask: Any, saved: Saved, grid: int) -> Kernel:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    options: dict[str, Any] = {"where": lambda own, _: own == path, "layout": saved.layout}
+    layout = Layout() if saved.layout is None else saved.layout(path, leaf)
+    shape = leaf.shape[layout.batch_axes :]
+    errors, extremes = None, None
+    found: dict[str, Any] = {}
+    # Without a layout (2, 3, 8, 8) is a convolution or a stack of layers: it is not guessed.
+    if eoi.masks.is_kernel(path, leaf) and (saved.layout is not None or leaf.ndim == 2):
+        with contextlib.suppress(ValueError):  # of a recorded layout that does not fit
+            found = eoi.spectrum.kernel_orthogonality_errors(saved.variables, **options)
+    if found:
+        spatial = (grid,) * (len(shape) - 2)
+        options["spatial_shape"] = spatial or None
+        values = eoi.spectrum.kernel_singular_values(saved.variables, **options)
+        [own], [pooled] = found.values(), values.values()
+        errors = tuple(np.ravel(own).tolist())
+        extremes = (float(pooled.min(initial=np.inf)), float(pooled.max(initial=0.0)))
+    kept = None if mask.ndim == 0 else int(np.count_nonzero(mask))
+    off = 0 if mask.ndim == 0 else int(np.count_nonzero(leaf[~mask]))
+    layers = math.prod(leaf.shape[: layout.batch_axes])
+    return Kernel(name, shape, layers, kept, off, errors, extremes)
+
+
+def read(path: Path, seed: int | None = None) -> Saved:
+    """Read a network from a file, or from the last checkpoint of a run's folder.
+
+    Args:
+        path: the file, or the folder.
+        seed: which of the run's seeds; default: its first.
+
+    Returns:
+        The network. Its layout is the recorded one; in a file without any it is None.
+
+    Raises:
+        ValueError: for a file that :func:`eoi_jax.load` refuses, a folder that is none of a run
+            that trains, or a seed that it has not.
+        FileNotFoundError: if there is nothing, or no checkpoint.
+
+    Example:
+        >>> from experiments.tools import show
+        >>> show.read(Path("no/such/file"))
+        Traceback (most recent call last):
+        FileNotFoundError: There is no 'no/such/file'. Give a file of eoi.save or ...
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no {str(path)!r}. Give a file of eoi.save or a run's folder, "
+            "runs/<experiment>/<digest>."
+        )
+    if path.is_dir():
+        return read_run(path, seed)
+    if seed is not None:
+        raise ValueError(f"seed={seed} is outside {{None}} for a file. Leave it out.")
+    network = eoi.load(path)
+    versions, leaves = network.metadata["versions"], network.metadata["leaves"]
+    known = any("layout" in own for own in leaves.values())
+    title = f"{path}, written by eoi_jax {versions['eoi_jax']}"
+    return Saved(title, network.params, network.mask, network.layout if known else None)
+
+
+def read_run(folder: Path, seed: int | None = None) -> Saved:
+    """Read the last checkpoint of a run that trains, also while it does.
+
+    Args:
+        folder: that of the run.
+        seed: which of its seeds; default: the first.
+
+    Returns:
+        The network with all its collections.
+
+    Raises:
+        ValueError: for a folder that is none of a run that trains, or a seed that it has not.
+        FileNotFoundError: if there is no checkpoint.
+
+    Example:
+        >>> from experiments.tools import show
+        >>> show.read_run(Path("."))
+        Traceback (most recent call last):
+        ValueError: folder='.' is outside the folders of runs that train: ...
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        seeds = config["seeds"] if config["kind"] == "Train" else None
+    except (OSError, KeyError, TypeError, ValueError):
+        seeds = None
+    if not seeds:
+        raise ValueError(
+            f"folder={str(folder)!r} is outside the folders of runs that train: there is no "
+            "config.json of one. Give runs/<experiment>/<digest>."
+        )
+    if seed is None:
+        seed = seeds[0]
+    if seed not in seeds:
+        raise ValueError(f"seed={seed} is outside {seeds}, those of the run. Choose one of them.")
+    step, state = checkpoints.read(folder / "checkpoints")
+    variables = {"params": state["params"], **(state["others"] or {})}
+    mask = state["optimizer"]["mask"]
+    if len(seeds) > 1:
+        index = seeds.index(seed)
+        variables, mask = jax.tree.map(lambda leaf: leaf[index], (variables, mask))
+    others = {name: own for name, own in variables.items() if name != "params"}
+    dense = jax.tree.map(lambda _: np.array(True), others)
+    title = f"{folder}, {config['model']} {config['method']}, seed {seed}, step {step}"
+    return Saved(title, variables, {"params": mask, **dense}, models.layout)
+
+
+def table(kernels: list[Kernel], title: str = "") -> Table:
+    """Tabulate kernels, with the totals below."""
+    size, nonzeros = (sum(getattr(own, name) for own in kernels) for name in ("size", "nonzeros"))
+    errors = [error for own in kernels for error in own.errors or ()]
+    extremes = [value for own in kernels for value in own.extremes or ()]
+    totals = [
+        *(_density(nonzeros, size), f"{nonzeros:,}", f"{size:,}"),
+        f"{max(errors):.2g}" if errors else "–",
+        *(f"{of(extremes):.3g}" if extremes else "–" for of in (min, max)),
+        _holds(sum(own.off for own in kernels)),
+    ]
+    out = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), show_footer=True)
+    out.add_column("kernel", "total", overflow="fold")
+    out.add_column("shape", justify="right", no_wrap=True)
+    heads = ("density", "kept", "weights", "error", "smallest", "largest", "mask")
+    for head, total in zip(heads, totals, strict=True):
+        out.add_column(head, total, justify="right", no_wrap=True)
+    for own in kernels:
+        out.add_row(
+            own.name + (f" ({own.num_layers} layers)" if own.num_layers > 1 else ""),
+            "x".join(map(str, own.shape)),
+            _density(own.nonzeros, own.size),
+            f"{own.nonzeros:,}",
+            f"{own.size:,}",
+            " to ".join(f"{error:.2g}" for error in _ends(own.errors)) or "–",
+            *(f"{value:.3g}" for value in own.extremes or ()),
+            *(() if own.extremes else ("–", "–")),
+            "dense" if own.kept is None else _holds(own.off),
+            style="red" if own.off else None,
+        )
+    return out
+
+
+def _density(nonzeros: int, size: int) -> str:
+    return f"{nonzeros / size:.4f}" if size else "–"
+
+
+def _ends(errors: tuple[float, ...] | None) -> list[float]:
+    """Return the smallest and the largest, once if there is but one."""
+    return sorted({min(errors), max(errors)}) if errors else []
+
+
+def _holds(off: int) -> str:
+    return f"{off:,} off" if off else "holds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to look at."""
+
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
+    """File that eoi.save wrote, or folder of a run: runs/<experiment>/<digest>."""
+    seed: int | None = None
+    """Which of the run's seeds; default: its first."""
+    grid: int = 8
+    """Side of the circular grid on which convolutions have their singular values."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line; status 1 if a mask does not hold, 2 for what cannot be read."""
+    prog = "python -m experiments inspect"
+    config = tyro.cli(Config, args=arguments, description=__doc__, prog=prog)
+    width = None if Console().is_terminal else 120
+    console = Console(width=width, markup=False, emoji=False)  # names may have brackets and colons
+    try:
+        saved = read(Path(config.path), config.seed)
+        kernels = inspect(saved, grid=config.grid)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    console.print(table(kernels, saved.title))
+    lines = [
+        "error: largest entry by which a Gram matrix misses the identity; smallest, largest: "
+        f"singular values, of convolutions on a circular grid of side {config.grid}"
+    ]
+    if any(own.errors is None for own in kernels):
+        lines.append(
+            "–: no kernel, or its axes are not known; eoi.save(..., layout=...) tells them"
+        )
+    off = [own.name for own in kernels if own.off]
+    if off:
+        lines.append(f"Weights off the mask are not zero in {', '.join(off)}.")
+    for line in lines:
+        console.print(line, highlight=False)
+    if off:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
