@@ -170,7 +170,7 @@ def _share(
     """Share the budget of a tree among its layers, a weight of a layer by ``ratio(its shape)``."""
     if checks.is_traced(density):
         remedy = "Budgets are computed on the host: make the density a static argument."
-        raise checks.fail("density", density, "is being traced", remedy)
+        raise checks.value_error("density", density, "is being traced", remedy)
     density = checks.density(density)
     kernels = jax.tree.leaves(trees.kernels(params, where))
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -188,7 +188,7 @@ def _share(
     target = int(selection.budget(density, total))
     if total > 0 and target == 0:
         problem = f"leaves none of {total} weights, outside [{0.5 / total:.6g}, 1]"
-        raise checks.fail("density", density, problem, "Give a density that keeps a weight.")
+        raise checks.value_error("density", density, problem, "Give a density that keeps a weight.")
     counts = selection.round_to_total(_quotas(sizes, ratios, target), sizes, target)
 
     fractions = np.where(sizes > 0, counts / np.maximum(sizes, 1), 1.0)

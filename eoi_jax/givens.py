@@ -136,7 +136,7 @@ def sample(
             size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
         )
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
-    dtype = checks.wide(checks.float_dtype(dtype))
+    dtype = checks.compute_dtype(checks.float_dtype(dtype))
     if not checks.is_traced(first):
         first = checks.integer(first, low=0, name="first")
     first, size = jnp.asarray(first, jnp.uint32), jnp.asarray(size, jnp.uint32)
@@ -175,20 +175,20 @@ def from_pairs(
         >>> givens.waves(rotations, size=4).tolist()
         [0, 0, 1]
     """
-    dtype = checks.wide(checks.float_dtype(dtype))
+    dtype = checks.compute_dtype(checks.float_dtype(dtype))
     remedy = "Give one row (i, j) of two different non-negative coordinates for each rotation."
     if not isinstance(pairs, jax.Array):
         pairs = np.asarray(pairs)
     if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
-        raise checks.fail("pairs.shape", np.shape(pairs), "is outside (num_rotations, 2)", remedy)
+        raise checks.value_error("pairs.shape", np.shape(pairs), "is outside (num_rotations, 2)", remedy)
     if not jnp.issubdtype(pairs.dtype, jnp.integer):
-        raise checks.fail("pairs.dtype", pairs.dtype.name, "is not integer", remedy)
+        raise checks.value_error("pairs.dtype", pairs.dtype.name, "is not integer", remedy)
     if not checks.is_traced(pairs):
         planes = np.asarray(pairs)
         outside = (planes < 0) | (planes > 2**31 - 1)
         bad = np.flatnonzero(outside.any(1) | (planes[:, 0] == planes[:, 1]))
         if bad.size:
-            raise checks.fail(
+            raise checks.value_error(
                 f"pairs[{bad[0]}]", tuple(planes[bad[0]].tolist()), "is not a plane", remedy
             )
     pairs = jnp.asarray(pairs, jnp.int32)
@@ -341,7 +341,7 @@ def _simulate(rotations: Rotations, rows: int, columns: int) -> tuple[Array, Arr
 def _matrix_shape(shape: Shape) -> tuple[int, int]:
     n, m, *more = dims = checks.shape(shape)
     if more or not 0 < n * m < 2**31:
-        raise checks.fail(
+        raise checks.value_error(
             "shape", dims, "is not (n, m) with 0 < n * m < 2**31", "Count one matrix at a time."
         )
     return n, m
@@ -373,14 +373,14 @@ def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
         return jnp.asarray(angles, dtype)
     angle = jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype), dtype)
     if angle.ndim:
-        raise checks.fail(
+        raise checks.value_error(
             "angles", angles, f"returns shape {angle.shape}, outside ()", "Draw one angle per key."
         )
     return angle
 
 
 def _uniform(words: Array, dtype: DType) -> Array:
-    wide = checks.wide(dtype)
+    wide = checks.compute_dtype(dtype)
     if wide == jnp.float64:
         high, low = words.astype(jnp.uint64)
         number, places = ((high << np.uint64(32)) | low) >> np.uint64(11), 53

@@ -169,7 +169,7 @@ def conv(
         dtype = checks.float_dtype(default if dtype is None else dtype)
         *spatial, inputs, outputs = shape
         if outputs % groups:
-            raise checks.fail(
+            raise checks.value_error(
                 "feature_group_count",
                 groups,
                 f"is outside the divisors of shape[-1]={outputs}",
@@ -342,7 +342,7 @@ def _center_density(density: Any, center_density: Any, taps: int, size: int) -> 
     if checks.is_traced(allowed):
         return jnp.where(allowed, own, jnp.nan)  # a matrix of NaN, and no quiet excess
     if not allowed:
-        raise checks.fail(
+        raise checks.value_error(
             "center_density",
             own,
             f"is outside [{minimum:.6g}, {min(density * taps, 1.0):.6g}]",

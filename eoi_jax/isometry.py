@@ -139,12 +139,12 @@ def approximate_isometry(
     learning_rate = _positive_scalar(learning_rate, "learning_rate")
     if tolerance is not None and objective == "frobenius":
         problem = "is outside {None}: 'frobenius' takes all of num_steps"
-        raise checks.fail("tolerance", tolerance, problem, "Use it with objective='log_det'.")
+        raise checks.value_error("tolerance", tolerance, problem, "Use it with objective='log_det'.")
     tolerance = _positive_scalar(1e-5 if tolerance is None else tolerance, "tolerance")
     if kernel.size == 0:
         return kernel
 
-    dtype = checks.wide(kernel.dtype)
+    dtype = checks.compute_dtype(kernel.dtype)
     scale, learning_rate, tolerance = (
         jnp.asarray(number, dtype) for number in (scale, learning_rate, tolerance)
     )
@@ -192,7 +192,7 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
     """
     _kernel_mask(mask, np.shape(mask))
     if checks.is_traced(mask):
-        raise checks.fail(
+        raise checks.value_error(
             "mask", mask, "is outside the arrays with known values", "Call it outside of jax.jit."
         )
     mask = np.asarray(mask)
@@ -208,7 +208,7 @@ def _positive_scalar(value: Any, name: str) -> Any:
     """Accept a finite real scalar above 0."""
     number = checks.finite_scalar(value, name)
     if not checks.is_traced(number) and number <= 0.0:
-        raise checks.fail(name, number, "is outside (0, inf)", "Give a positive float.")
+        raise checks.value_error(name, number, "is outside (0, inf)", "Give a positive float.")
     return number
 
 

@@ -185,7 +185,7 @@ def top_k(
         checked = trees.densities(density, scores, name="density", tree_name="scores")
         return selection.by_rows(lambda _, *rows: selection.largest_rows(*rows), scores, checked)
     if scope != "global":
-        raise checks.fail("scope", scope, "is outside {'global', 'layer'}", "Give one of the two.")
+        raise checks.value_error("scope", scope, "is outside {'global', 'layer'}", "Give one of the two.")
     density = checks.density(density)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
     high = selection.MAX_SIZE
@@ -502,7 +502,7 @@ def _zero_or_one(leaf: Any, name: str) -> Any:
         ) from error
     good = (values == 0) | (values == 1)
     if not np.all(good):
-        raise checks.fail(
+        raise checks.value_error(
             f"tree[{name}]",
             values[~good].flat[0].item() if np.ndim(values) else values.item(),
             "is outside {0, 1}",

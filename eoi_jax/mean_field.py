@@ -141,7 +141,7 @@ def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float) -> f
         return sigma_b**2
     problem = "lets q grow beyond 1e12" if rates.size else "has every q as a fixed point"
     problem += f" with {activation!r}, outside the values of a finite stable one"
-    raise checks.fail("sigma_w", sigma_w, problem, "Give a smaller value.")
+    raise checks.value_error("sigma_w", sigma_w, problem, "Give a smaller value.")
 
 
 def chi(activation: ActivationLike, sigma_w: float, q: float) -> float:
@@ -223,7 +223,7 @@ def critical_line(activation: ActivationLike, q: float) -> tuple[float, float]:
     rest = q - sigma_w**2 * float((act.function(x) ** 2 * weights).sum())
     if rest < -1e-12 * q:
         problem = f"is outside the variances that {activation!r} can be critical at"
-        raise checks.fail("q", q, problem, f"Biases of variance {rest:.3g} would be needed.")
+        raise checks.value_error("q", q, problem, f"Biases of variance {rest:.3g} would be needed.")
     # What rounding leaves of a homogeneous activation's 0 is no bias.
     return sigma_w, math.sqrt(rest) if rest > 1e-12 * q else 0.0
 
@@ -314,7 +314,7 @@ def predicted_singular_values(
     log_scale = depth / 2 * math.log(sigma_w**2 * mean)
     if abs(log_scale) > 600:
         problem = f"puts singular values at exp({log_scale:.0f}), outside the range of float64"
-        raise checks.fail("sigma_w", sigma_w, problem, "Give one nearer to critical_gain.")
+        raise checks.value_error("sigma_w", sigma_w, problem, "Give one nearer to critical_gain.")
     flat = np.ptp(slopes, axis=1) == 0
     center = np.where(flat, slopes[:, 0], (slopes * weights).sum(1) / mass) / mean
     variance = ((slopes / mean - center[:, None]) ** 2 * weights).sum(1) / mass
@@ -355,7 +355,7 @@ def _slopes(activation: ActivationLike, q: float) -> tuple[Floats, Floats]:
     else:
         slopes = derivative(x)
     if not slopes.any():
-        raise checks.fail("q", q, f"is outside where {activation!r} has a slope", "Change it.")
+        raise checks.value_error("q", q, f"is outside where {activation!r} has a slope", "Change it.")
     return slopes**2, weights
 
 
@@ -370,7 +370,7 @@ def _number(value: float, name: str, *, zero: bool = False) -> float:
     number = checks.finite_scalar(value, name)
     if checks.is_traced(number) or number < 0 or (number == 0 and not zero):
         problem = f"is outside the static numbers in {'[' if zero else '('}0, inf)"
-        raise checks.fail(name, value, problem, "Give a float.")
+        raise checks.value_error(name, value, problem, "Give a float.")
     return float(number)
 
 

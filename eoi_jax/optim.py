@@ -141,7 +141,7 @@ def static_sparse(
         0.5
     """
     if not callable(getattr(inner, "update", None)):
-        raise checks.fail(
+        raise checks.value_error(
             "inner",
             type(inner).__name__,
             "is outside the Optax transformations",
@@ -164,7 +164,7 @@ def static_sparse(
         **extra_args: Any,
     ) -> tuple[optax.Updates, StaticSparseState]:
         if params is None:
-            raise checks.fail(
+            raise checks.value_error(
                 "params",
                 None,
                 "is outside the trees of parameters",

@@ -137,7 +137,7 @@ def count_gained(rows: Array, rotations: Rotations, wave: Array) -> tuple[Array,
 def _rotate(matrix: Array, rotations: Rotations, axis: int, dtype: DType) -> Array:
     front = jnp.moveaxis(matrix, axis, 0)
     size = front.shape[0]
-    rows = front.reshape(size, -1).astype(checks.wide(dtype))
+    rows = front.reshape(size, -1).astype(checks.compute_dtype(dtype))
     rows = rotate_rows(rows, rotations, givens.waves(rotations, size))
     return jnp.moveaxis(rows.reshape(front.shape).astype(dtype), 0, axis)
 

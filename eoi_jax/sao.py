@@ -110,7 +110,7 @@ def orthogonal(
     degree = _feasible(degree, size, check_form(form))
     scale = checks.finite_scalar(scale, "scale")
     dtype = checks.float_dtype(dtype)
-    wide = checks.wide(dtype)
+    wide = checks.compute_dtype(dtype)
     half = form == "relu"
     matrix = _draw(
         key,
@@ -161,7 +161,7 @@ def degree(size: int, density: float, *, form: Form = "tanh") -> int:
 def check_density(density: Any) -> float:
     """Accept a static fraction of non-zeros in (0, 1]."""
     if checks.is_traced(density):
-        raise checks.fail(
+        raise checks.value_error(
             "density",
             density,
             "is traced, outside the static numbers in (0, 1]",
@@ -188,15 +188,15 @@ def _feasible(value: float, size: int, form: Form, density: float | None = None)
     degrees = [d for d in range(minimum, size + 1, step) if size % d == 0]
     if not degrees:
         problem = f"is outside the sizes that have degrees, {kind}"
-        raise checks.fail("size", size, problem, "Change the width, or keep the layer dense.")
+        raise checks.value_error("size", size, problem, "Change the width, or keep the layer dense.")
     around = [d for d in degrees if d < value][-1:] + [d for d in degrees if d > value][:1]
     nearby = "The nearest is" if len(around) == 1 else "The nearest are"
     problem = f"is outside the degrees of size {size}, {kind}"
     if density is None:
         options = " and ".join(str(d) for d in around)
-        raise checks.fail("degree", nearest, problem, f"{nearby} {options}.")
+        raise checks.value_error("degree", nearest, problem, f"{nearby} {options}.")
     options = " and ".join(f"{d}/{size} = {d / size:.6g}" for d in around)
-    raise checks.fail("density", density, f"{problem}, divided by {size}", f"{nearby} {options}.")
+    raise checks.value_error("density", density, f"{problem}, divided by {size}", f"{nearby} {options}.")
 
 
 @functools.partial(jax.jit, static_argnames=("size", "degree"))
@@ -218,7 +218,7 @@ def kernel_matrix(
 ) -> Array:
     """Draw the matrix of a layer, empty for one without channels; refuse other than square."""
     if inputs != outputs:
-        raise checks.fail(
+        raise checks.value_error(
             "shape",
             (inputs, outputs),
             "is outside the square matrices of inputs by outputs",

@@ -184,7 +184,7 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
         if jax.dtypes.canonicalize_dtype(leaf.value.dtype) != leaf.value.dtype:
             problem = f"has {name} in {leaf.value.dtype}, outside the dtypes that JAX has enabled"
             remedy = "Enable it: JAX_ENABLE_X64=1, or jax.config.update('jax_enable_x64', True)."
-            raise checks.fail("path", str(path), problem, remedy)
+            raise checks.value_error("path", str(path), problem, remedy)
     params = {name: jnp.asarray(leaf.value) for name, leaf in leaves.items()}
     mask = {  # a scalar of its own for each dense leaf: two may not share a buffer
         name: jnp.array(True if leaf.kept is None else leaf.kept) for name, leaf in leaves.items()
@@ -229,7 +229,7 @@ def _array(leaf: Any, where: str) -> NDArray[Any]:
             "tensor.detach().cpu().numpy() of PyTorch."
         )
     if checks.is_traced(leaf):
-        raise checks.fail(where, leaf, "is being traced", "Save outside of jit.")
+        raise checks.value_error(where, leaf, "is being traced", "Save outside of jit.")
     dtypes = ", ".join(sparse_file.DTYPES)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(

@@ -114,7 +114,7 @@ def orthogonal(
         checks.density(density)
         return jnp.zeros(shape, dtype)
     if rows * columns >= 2**31:
-        raise checks.fail(
+        raise checks.value_error(
             "shape", shape, "is outside the shapes of fewer than 2**31 elements", "Split the layer."
         )
     size = max(rows, columns)
@@ -187,7 +187,7 @@ def _matrix(
 ) -> Array:
     """Draw a matrix of ``shape`` and cast it last."""
     rows, columns = shape
-    wide = checks.wide(dtype)
+    wide = checks.compute_dtype(dtype)
     # A loop of unknown length has no reverse mode, so a scale that may be differentiated stays out.
     differentiable = checks.is_traced(scale)
     matrix = _draw(
@@ -374,11 +374,11 @@ def check_angles(angles: Any) -> AngleLaw:
     if callable(angles):
         return angles
     if checks.is_traced(angles):
-        raise checks.fail(
+        raise checks.value_error(
             "angles", angles, "is traced", "Give a static angle or a law (key, dtype) -> scalar."
         )
     remedy = "Give an angle in radians away from the multiples of pi/2, or (key, dtype) -> scalar."
     angle = checks.finite_scalar(angles, "angles")
     if abs(math.sin(2 * angle)) < 1e-6:
-        raise checks.fail("angles", angle, "only permutes coordinates", remedy)
+        raise checks.value_error("angles", angle, "only permutes coordinates", remedy)
     return float(angle)

@@ -73,7 +73,7 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
     updates = size * min(num_rotations, 30 * size)
     if updates > _MAX_UPDATES:
-        raise checks.fail(
+        raise checks.value_error(
             "num_rotations",
             num_rotations,
             f"costs {updates:.1e} updates with size={size}, outside [0, {_MAX_UPDATES:.0e}]",
@@ -186,7 +186,7 @@ def num_rotations(
     size = checks.integer(size, low=1, name="size")
     _check_method(method)
     if checks.is_traced(density):
-        raise checks.fail(
+        raise checks.value_error(
             "density",
             density,
             "is traced, outside the static numbers in (0, 1]",
@@ -273,7 +273,7 @@ def _birth_chain(size: int) -> Iterator[NDArray[np.float64]]:
 def _exact_curve(size: int) -> NDArray[np.float64]:
     """Expected density after 0, 1, 2, … rotations, until it is 1 in float64."""
     if 30 * size**2 > _MAX_UPDATES:
-        raise checks.fail(
+        raise checks.value_error(
             "size",
             size,
             f"costs {30 * size**2:.1e} updates of the exact chain, outside [0, {_MAX_UPDATES:.0e}]",

@@ -22,7 +22,7 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def fail(name: str, value: Any, problem: str, remedy: str) -> ValueError:
+def value_error(name: str, value: Any, problem: str, remedy: str) -> ValueError:
     """Build the error; the caller raises it, so the traceback ends at the check that refused."""
     return ValueError(f"{name}={value!r} {problem}. {remedy}")
 
@@ -35,25 +35,25 @@ def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "den
     """
     if is_traced(value):
         if value.ndim != 0:
-            raise fail(name, value, "is not a scalar", "Use jax.vmap over an array of densities.")
+            raise value_error(name, value, "is not a scalar", "Use jax.vmap over an array of densities.")
         return value
     try:
         if isinstance(value, str):  # float("0.5") would pass
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise fail(
+        raise value_error(
             name, value, "is not a number in (0, 1]", "Give the fraction of non-zeros as a float."
         ) from None
     if not 0.0 < number <= 1.0:
-        raise fail(
+        raise value_error(
             name,
             number,
             "is outside (0, 1]",
             "Give the fraction of weights to keep (density = 1 - sparsity).",
         )
     if number < minimum * (1.0 - 1e-6):
-        raise fail(name, number, f"is outside [{minimum:.6g}, 1]", why)
+        raise value_error(name, number, f"is outside [{minimum:.6g}, 1]", why)
     return number
 
 
@@ -62,11 +62,11 @@ def shape(value: Any, *, min_ndim: int = 2, name: str = "shape") -> tuple[int, .
     try:
         dims = tuple(operator.index(dim) for dim in value)
     except TypeError:
-        raise fail(
+        raise value_error(
             name, value, "is not a sequence of ints", "Give a static shape such as (512, 784)."
         ) from None
     if len(dims) < min_ndim:
-        raise fail(
+        raise value_error(
             name,
             dims,
             f"has {len(dims)} axes, outside [{min_ndim}, ...)",
@@ -75,7 +75,7 @@ def shape(value: Any, *, min_ndim: int = 2, name: str = "shape") -> tuple[int, .
             else "Kernels of linear layers take eoi.dense or another initializer of matrices.",
         )
     if any(dim < 0 for dim in dims):
-        raise fail(name, dims, "has an axis outside [0, ...)", "Give non-negative sizes.")
+        raise value_error(name, dims, "has an axis outside [0, ...)", "Give non-negative sizes.")
     return dims
 
 
@@ -84,9 +84,9 @@ def float_dtype(value: Any, name: str = "dtype") -> Any:
     try:
         dtype = jnp.dtype(value)
     except TypeError:
-        raise fail(name, value, "is no dtype", "Use float32, bfloat16 or float16.") from None
+        raise value_error(name, value, "is no dtype", "Use float32, bfloat16 or float16.") from None
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise fail(
+        raise value_error(
             name,
             dtype.name,
             "is outside the real floating dtypes",
@@ -95,7 +95,7 @@ def float_dtype(value: Any, name: str = "dtype") -> Any:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def wide(dtype: Any) -> Any:
+def compute_dtype(dtype: Any) -> Any:
     """Name the dtype to compute in: float64 for float64, float32 for all narrower ones."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
@@ -107,16 +107,16 @@ def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy:
         number = operator.index(value)
     except TypeError:
         problem = f"is not an integer in {bounds}"
-        raise fail(name, value, problem, remedy or "Give an int.") from None
+        raise value_error(name, value, problem, remedy or "Give an int.") from None
     if number < low or (high is not None and number > high):
-        raise fail(name, number, f"is outside {bounds}", remedy or f"Give a value in {bounds}.")
+        raise value_error(name, number, f"is outside {bounds}", remedy or f"Give a value in {bounds}.")
     return number
 
 
 def one_of(value: Any, options: Sequence[str], *, name: str, remedy: str) -> None:
     """Require one of the named options."""
     if value not in options:
-        raise fail(name, value, f"is outside {{{', '.join(map(repr, options))}}}", remedy)
+        raise value_error(name, value, f"is outside {{{', '.join(map(repr, options))}}}", remedy)
 
 
 def axis(value: Any, ndim: int, name: str = "axis") -> int:
@@ -149,16 +149,16 @@ def finite_scalar(value: Any, name: str) -> Any:
     """Accept a finite real scalar."""
     if is_traced(value):
         if value.ndim != 0:
-            raise fail(name, value, "is not a scalar", "Use jax.vmap over an array of them.")
+            raise value_error(name, value, "is not a scalar", "Use jax.vmap over an array of them.")
         return value
     try:
         if isinstance(value, str):  # float("0.5") would pass
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise fail(name, value, "is not a real number", "Give a finite float.") from None
+        raise value_error(name, value, "is not a real number", "Give a finite float.") from None
     if not math.isfinite(number):
-        raise fail(name, number, "is outside the finite numbers", "Give a finite float.")
+        raise value_error(name, number, "is outside the finite numbers", "Give a finite float.")
     return number
 
 
@@ -166,7 +166,7 @@ def drop_fraction(value: Any) -> Any:
     """Accept a scalar fraction in [0, 1)."""
     if is_traced(value):
         if value.ndim != 0:
-            raise fail("drop_fraction", value, "is not a scalar", "Use jax.vmap over an array.")
+            raise value_error("drop_fraction", value, "is not a scalar", "Use jax.vmap over an array.")
         return value
     remedy = "Give the fraction of a kernel's unmasked weights that one mask update exchanges."
     try:
@@ -174,9 +174,9 @@ def drop_fraction(value: Any) -> Any:
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise fail("drop_fraction", value, "is not a number in [0, 1)", remedy) from None
+        raise value_error("drop_fraction", value, "is not a number in [0, 1)", remedy) from None
     if not 0.0 <= number < 1.0:
-        raise fail("drop_fraction", number, "is outside [0, 1)", remedy)
+        raise value_error("drop_fraction", number, "is outside [0, 1)", remedy)
     return number
 
 
@@ -188,7 +188,7 @@ def single_key(value: Any, *, name: str = "key") -> tuple[Any, Any]:
         # A key of the implementation is one row of integers, however many keys there are.
         shape = jax.random.wrap_key_data(data, impl=impl).shape
     except TypeError:
-        raise fail(name, value, "is outside the random keys", remedy) from None
+        raise value_error(name, value, "is outside the random keys", remedy) from None
     if shape != ():
         raise ValueError(f"{name} has shape {shape}, outside {{()}}. {remedy}")
     return data, impl

@@ -53,7 +53,7 @@ def exact(
     alike: dict[tuple[Geometry, Any], list[int]] = {}
     for index, kernel in enumerate(kernels):
         if kernel is not None:
-            wide = checks.wide(jax.dtypes.canonicalize_dtype(leaves[index].dtype))
+            wide = checks.compute_dtype(jax.dtypes.canonicalize_dtype(leaves[index].dtype))
             alike.setdefault((kernel.geometry, wide), []).append(index)
             _check_center(kernel, center_density, all_taps)
     requests, rest = [], []
@@ -221,7 +221,7 @@ def sao_layer(
     """Return ``key -> (kernel, mask)`` of one layer."""
     taps, inputs, outputs, groups, transposed = geometry
     dtype = jax.dtypes.canonicalize_dtype(dtype)
-    wide = checks.wide(dtype)
+    wide = checks.compute_dtype(dtype)
     everything = jnp.ones(geometry.shape, bool)
     if inputs != outputs or groups > 1:
         init = (

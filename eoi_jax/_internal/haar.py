@@ -200,13 +200,13 @@ def _initializer(draw: Draw, scale: Any, groups: Any, dtype: Any) -> Initializer
         shape = checks.shape(shape, min_ndim=3)
         dtype = checks.float_dtype(default if dtype is None else dtype)
         if shape[-1] % groups:
-            raise checks.fail(
+            raise checks.value_error(
                 "feature_group_count",
                 groups,
                 f"is outside the divisors of shape[-1]={shape[-1]}",
                 "Every group has the same number of outputs.",
             )
-        wide = checks.wide(dtype)
+        wide = checks.compute_dtype(dtype)
         if math.prod(shape) == 0:
             kernel = jnp.zeros(shape, dtype)
         else:

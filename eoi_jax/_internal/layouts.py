@@ -173,7 +173,7 @@ def _budgets(density: Any, stack: tuple[int, ...], size: int, name: str) -> Coun
     """Return the budget of each layer of a stack."""
     if checks.is_traced(density):
         remedy = "Budgets are computed on the host: compute the densities outside of jit."
-        raise checks.fail(f"densities[{name}]", density, "is being traced", remedy)
+        raise checks.value_error(f"densities[{name}]", density, "is being traced", remedy)
     if np.ndim(density) and np.shape(density) != stack:
         raise ValueError(
             f"densities[{name}] has shape {np.shape(density)}, outside {{(), {stack}}}, the axes "

@@ -123,7 +123,7 @@ def check_weights(leaf: Leaf, where: str, remedy: str) -> None:
 def _header(path: Path, text: str | None) -> dict[str, Any]:
     """Parse and verify the metadata of a file."""
     if text is None:
-        raise checks.fail(
+        raise checks.value_error(
             "path",
             str(path),
             "has no masks: it was not written by eoi.save",
@@ -138,7 +138,7 @@ def _header(path: Path, text: str | None) -> dict[str, Any]:
         known, whole = True, False
     if not known:
         problem = f"has format {header['format']!r}, outside {{{FORMAT}}}"
-        raise checks.fail("path", str(path), problem, "Update eoi_jax.")
+        raise checks.value_error("path", str(path), problem, "Update eoi_jax.")
     if not whole:
         raise _damaged(path, "has metadata that are not those of a sparse network")
     return dict(header)
@@ -198,4 +198,4 @@ def _mask(path: Path, name: str, own: dict[str, Any], value: Any, packed: Any) -
 
 
 def _damaged(path: Path, problem: str) -> ValueError:
-    return checks.fail("path", str(path), problem, "Take another copy of the file.")
+    return checks.value_error("path", str(path), problem, "Take another copy of the file.")

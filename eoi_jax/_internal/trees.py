@@ -131,7 +131,7 @@ def leaf_density(value: Any, shape: Sequence[int], *, name: str) -> Any:
         return value
     numbers = np.asarray(value, np.float64)
     if not np.all((numbers >= 0.0) & (numbers <= 1.0)):
-        raise checks.fail(
+        raise checks.value_error(
             name,
             numbers.tolist(),
             "is outside [0, 1]",
@@ -160,7 +160,7 @@ def kernels(params: Params, where: Where) -> Any:
     selected = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(where(path, leaf)), params)
     if not any(jax.tree.leaves(selected)):
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise checks.fail(
+        raise checks.value_error(
             "params",
             [path_name(path) for path in paths],
             "has no leaf that where= selects; by default that is a floating leaf of 2 or more axes "
@@ -215,7 +215,7 @@ def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
     found = Layout() if value is None else value(tuple(path), leaf)
     where = f"layout({path_name(path)})"
     if not isinstance(found, Layout):
-        raise checks.fail(
+        raise checks.value_error(
             where, found, "is outside the layouts", "Return Layout(batch_axes=..., groups=...)."
         )
     checks.integer(found.groups, low=1, name=f"{where}.groups")
@@ -236,7 +236,7 @@ def micro_batch_size(value: Any, batch: Any) -> int:
         )
     [(examples,)] = leading
     if examples == 0 or examples % size:
-        raise checks.fail(
+        raise checks.value_error(
             "micro_batch_size",
             size,
             f"is outside the divisors of {examples} examples",

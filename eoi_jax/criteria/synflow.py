@@ -82,7 +82,7 @@ def synflow(
     """
     tree = trees.Kernels(params, where)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise checks.fail(
+        raise checks.value_error(
             "x.dtype", x.dtype.name, "is outside the floating dtypes", "Give an input of floats."
         )
     ones = jnp.ones(x.shape, x.dtype)

@@ -98,7 +98,7 @@ def redraw(
         keys = jax.random.split(own_key, math.prod(stack))
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         # QR knows no narrow dtypes.
-        drawn = jax.vmap(lambda key: kernel_init(key, shape, checks.wide(dtype)))(keys)
+        drawn = jax.vmap(lambda key: kernel_init(key, shape, checks.compute_dtype(dtype)))(keys)
         return drawn.reshape(leaf.shape).astype(dtype)
 
     return drawing.map_kernels(draw, params, trees.kernels(params, where))

@@ -71,7 +71,7 @@ def errors_of(path: Any, leaf: Any, layout: LayoutOf | None) -> Array:
     """Return the error of each layer of one kernel."""
     stack, geometry = layouts.read(path, leaf, layout)
     layers = jnp.asarray(leaf).reshape(math.prod(stack), *geometry.shape)
-    layers = layers.astype(checks.wide(layers.dtype))
+    layers = layers.astype(checks.compute_dtype(layers.dtype))
     return _errors(layers, groups=geometry.groups).reshape(stack)
 
 

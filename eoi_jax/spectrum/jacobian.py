@@ -214,7 +214,7 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
         )
     scale = checks.finite_scalar(scale, "scale")
     if not checks.is_traced(scale) and scale == 0.0:
-        raise checks.fail(
+        raise checks.value_error(
             "scale", scale, "is outside the nonzero numbers", "Give the scale of the initializer."
         )
     matrix = matrix / jnp.asarray(scale, matrix.dtype)

@@ -73,7 +73,7 @@ def conv_singular_values(
         )
     groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
     if kernel.shape[-1] % groups:
-        raise checks.fail(
+        raise checks.value_error(
             "feature_group_count",
             groups,
             f"is outside the divisors of kernel.shape[-1]={kernel.shape[-1]}",
@@ -222,11 +222,11 @@ def _grid(value: Sequence[int], axes: int, *, name: str) -> tuple[int, ...]:
     try:
         sizes = tuple(value)
     except TypeError:
-        raise checks.fail(
+        raise checks.value_error(
             name, value, "is not a sequence of ints", "Give static sizes such as (32, 32)."
         ) from None
     if len(sizes) != axes:
-        raise checks.fail(
+        raise checks.value_error(
             name,
             sizes,
             f"has {len(sizes)} axes, outside {{{axes}}}",
@@ -242,4 +242,4 @@ def _real(value: Any, name: str) -> Array:
         raise ValueError(
             f"{name} has dtype {array.dtype.name}, outside the real dtypes. Use real arrays."
         )
-    return array.astype(checks.wide(array.dtype))
+    return array.astype(checks.compute_dtype(array.dtype))

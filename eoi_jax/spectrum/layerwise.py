@@ -251,7 +251,7 @@ def _start(first: Callable[[Array], Array], example: Array) -> tuple[Array, Arra
 
 def _triangle(tall: Array) -> Array:
     """Return the triangular factor of a tall matrix, NaN if the matrix is not finite."""
-    tall = tall.astype(checks.wide(tall.dtype))
+    tall = tall.astype(checks.compute_dtype(tall.dtype))
     finite = jnp.isfinite(tall).all()
     return jnp.where(finite, jnp.linalg.qr(jnp.where(finite, tall, 0), mode="r"), jnp.nan)
 
@@ -259,7 +259,7 @@ def _triangle(tall: Array) -> Array:
 def _singular_values(tangents: Array) -> Array:
     """Singular values of the matrix with these columns, NaN if it is not finite."""
     matrix = tangents.reshape(len(tangents), math.prod(tangents.shape[1:]))
-    matrix = matrix.astype(checks.wide(matrix.dtype))
+    matrix = matrix.astype(checks.compute_dtype(matrix.dtype))
     finite = jnp.isfinite(matrix).all()
     # No factorization ever sees inf or NaN: what it would do with them differs by platform.
     values = jnp.linalg.svd(jnp.where(finite, matrix, 0), compute_uv=False)

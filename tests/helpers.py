@@ -1,0 +1,29 @@
+"""What several test modules share: oracles in NumPy, and the law that every error message obeys."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+
+def gram_error(matrix):
+    """Largest entry by which the Gram matrix of the smaller side misses the identity, in float64."""
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    return np.abs(matrix @ matrix.T - np.eye(len(matrix))).max(initial=0.0)
+
+
+@contextlib.contextmanager
+def refuses(name, *values, error=ValueError):
+    """Require an error of a type that names the argument (or path) and each of the values.
+
+    The words around them are free, but there are some: a message is a sentence or more, and says
+    what to do instead.
+    """
+    with pytest.raises(error) as raised:
+        yield raised
+    message = str(raised.value)
+    for part in (name, *map(str, values)):
+        assert part in message, f"{part!r} is not named in: {message}"
+    assert message.rstrip().endswith((".", ".)")), f"no sentence: {message}"
