@@ -180,7 +180,9 @@ def from_pairs(
     if not isinstance(pairs, jax.Array):
         pairs = np.asarray(pairs)
     if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
-        raise checks.value_error("pairs.shape", np.shape(pairs), "is outside (num_rotations, 2)", remedy)
+        raise checks.value_error(
+            "pairs.shape", np.shape(pairs), "is outside (num_rotations, 2)", remedy
+        )
     if not jnp.issubdtype(pairs.dtype, jnp.integer):
         raise checks.value_error("pairs.dtype", pairs.dtype.name, "is not integer", remedy)
     if not checks.is_traced(pairs):

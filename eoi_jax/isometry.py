@@ -139,7 +139,9 @@ def approximate_isometry(
     learning_rate = _positive_scalar(learning_rate, "learning_rate")
     if tolerance is not None and objective == "frobenius":
         problem = "is outside {None}: 'frobenius' takes all of num_steps"
-        raise checks.value_error("tolerance", tolerance, problem, "Use it with objective='log_det'.")
+        raise checks.value_error(
+            "tolerance", tolerance, problem, "Use it with objective='log_det'."
+        )
     tolerance = _positive_scalar(1e-5 if tolerance is None else tolerance, "tolerance")
     if kernel.size == 0:
         return kernel

@@ -185,7 +185,9 @@ def top_k(
         checked = trees.densities(density, scores, name="density", tree_name="scores")
         return selection.by_rows(lambda _, *rows: selection.largest_rows(*rows), scores, checked)
     if scope != "global":
-        raise checks.value_error("scope", scope, "is outside {'global', 'layer'}", "Give one of the two.")
+        raise checks.value_error(
+            "scope", scope, "is outside {'global', 'layer'}", "Give one of the two."
+        )
     density = checks.density(density)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
     high = selection.MAX_SIZE

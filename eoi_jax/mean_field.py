@@ -355,7 +355,9 @@ def _slopes(activation: ActivationLike, q: float) -> tuple[Floats, Floats]:
     else:
         slopes = derivative(x)
     if not slopes.any():
-        raise checks.value_error("q", q, f"is outside where {activation!r} has a slope", "Change it.")
+        raise checks.value_error(
+            "q", q, f"is outside where {activation!r} has a slope", "Change it."
+        )
     return slopes**2, weights
 
 

@@ -188,7 +188,9 @@ def _feasible(value: float, size: int, form: Form, density: float | None = None)
     degrees = [d for d in range(minimum, size + 1, step) if size % d == 0]
     if not degrees:
         problem = f"is outside the sizes that have degrees, {kind}"
-        raise checks.value_error("size", size, problem, "Change the width, or keep the layer dense.")
+        raise checks.value_error(
+            "size", size, problem, "Change the width, or keep the layer dense."
+        )
     around = [d for d in degrees if d < value][-1:] + [d for d in degrees if d > value][:1]
     nearby = "The nearest is" if len(around) == 1 else "The nearest are"
     problem = f"is outside the degrees of size {size}, {kind}"
@@ -196,7 +198,9 @@ def _feasible(value: float, size: int, form: Form, density: float | None = None)
         options = " and ".join(str(d) for d in around)
         raise checks.value_error("degree", nearest, problem, f"{nearby} {options}.")
     options = " and ".join(f"{d}/{size} = {d / size:.6g}" for d in around)
-    raise checks.value_error("density", density, f"{problem}, divided by {size}", f"{nearby} {options}.")
+    raise checks.value_error(
+        "density", density, f"{problem}, divided by {size}", f"{nearby} {options}."
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("size", "degree"))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 
-def gram_error(matrix):
-    """Largest entry by which the Gram matrix of the smaller side misses the identity, in float64."""
-    matrix = np.asarray(matrix, np.float64)
+def gram_error(matrix, scale=1.0):
+    """max |W Wᵀ / scale² − I| over the smaller side, in float64."""
+    matrix = np.asarray(matrix, np.float64) / scale
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
     return np.abs(matrix @ matrix.T - np.eye(len(matrix))).max(initial=0.0)

@@ -35,7 +35,9 @@ def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "den
     """
     if is_traced(value):
         if value.ndim != 0:
-            raise value_error(name, value, "is not a scalar", "Use jax.vmap over an array of densities.")
+            raise value_error(
+                name, value, "is not a scalar", "Use jax.vmap over an array of densities."
+            )
         return value
     try:
         if isinstance(value, str):  # float("0.5") would pass
@@ -109,7 +111,9 @@ def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy:
         problem = f"is not an integer in {bounds}"
         raise value_error(name, value, problem, remedy or "Give an int.") from None
     if number < low or (high is not None and number > high):
-        raise value_error(name, number, f"is outside {bounds}", remedy or f"Give a value in {bounds}.")
+        raise value_error(
+            name, number, f"is outside {bounds}", remedy or f"Give a value in {bounds}."
+        )
     return number
 
 
@@ -166,7 +170,9 @@ def drop_fraction(value: Any) -> Any:
     """Accept a scalar fraction in [0, 1)."""
     if is_traced(value):
         if value.ndim != 0:
-            raise value_error("drop_fraction", value, "is not a scalar", "Use jax.vmap over an array.")
+            raise value_error(
+                "drop_fraction", value, "is not a scalar", "Use jax.vmap over an array."
+            )
         return value
     remedy = "Give the fraction of a kernel's unmasked weights that one mask update exchanges."
     try:

@@ -92,7 +92,9 @@ def exact_orthogonal(
     trees.arrays(params)
     if center_density is not None and form == "eis":
         remedy = "That form has d_H = d: leave center_density out."
-        raise checks.value_error("center_density", center_density, 'does not go with form="eis"', remedy)
+        raise checks.value_error(
+            "center_density", center_density, 'does not go with form="eis"', remedy
+        )
     if center_density is not None and center_density != "density":
         center_density = checks.density(center_density, name="center_density")
     checks.one_of(
