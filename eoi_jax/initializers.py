@@ -7,21 +7,26 @@ Each function returns an ``init(key, shape, dtype, out_sharding=None)`` of the p
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import givens, sao
-from eoi_jax._internal import checks
-from eoi_jax._internal.haar import at_center, conv_orthogonal, delta_orthogonal
+from eoi_jax import givens
+from eoi_jax._internal import block_diagonal, checks
+from eoi_jax._internal.conv import at_center
+from eoi_jax._internal.conv import center_density as conv_density
+from eoi_jax._internal.haar import haar
 from eoi_jax.givens import AngleLaw
-from eoi_jax.sao import Form
 from eoi_jax.sparse_orthogonal import orthogonal
 from eoi_jax.typing import Array, DType, Initializer, Shape
 
 __all__ = ["conv", "conv_orthogonal", "delta_orthogonal", "dense", "sao_conv", "sao_dense"]
+
+_Draw: TypeAlias = Callable[[Array, tuple[int, ...], Any], Array]
 
 
 def dense(
@@ -71,23 +76,21 @@ def dense(
     """
     checks.density(density)
     checks.finite_scalar(scale, "scale")
-    default = checks.float_dtype(dtype)
 
-    def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
-        kernel = orthogonal(
+    def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        return orthogonal(
             key,
             shape,
             density,
             scale=scale,
-            dtype=default if dtype is None else dtype,
+            dtype=dtype,
             column_axis=column_axis,
             angles=angles,
             permute=permute,
             stopping=stopping,
         )
-        return _shard(kernel, out_sharding)
 
-    return init
+    return _initializer(draw, dtype)
 
 
 def conv(
@@ -160,43 +163,147 @@ def conv(
     checks.density(density)
     checks.finite_scalar(scale, "scale")
     groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
-    default = checks.float_dtype(dtype)
     if center_density is not None:
         checks.density(center_density, name="center_density")
 
-    def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
-        shape = checks.shape(shape, min_ndim=3)
-        dtype = checks.float_dtype(default if dtype is None else dtype)
-        *spatial, inputs, outputs = shape
-        if outputs % groups:
-            raise checks.value_error(
-                "feature_group_count",
-                groups,
-                f"is outside the divisors of shape[-1]={outputs}",
-                "Every group has the same number of outputs.",
-            )
-        if math.prod(shape) == 0:
-            return _shard(jnp.zeros(shape, dtype), out_sharding)
-        block = (inputs, outputs // groups)
-        own = _center_density(density, center_density, math.prod(spatial), max(block))
+    def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        *taps, inputs, outputs = shape
+        tap_density = _tap_density(density, center_density, math.prod(taps), max(inputs, outputs))
+        tap = orthogonal(
+            key,
+            (inputs, outputs),
+            tap_density,
+            scale=scale,
+            dtype=dtype,
+            angles=angles,
+            permute=permute,
+        )
+        return at_center(tap, shape, transposed=transposed)
 
-        def draw(key: Array) -> Array:
-            return orthogonal(
-                key, block, own, scale=scale, dtype=dtype, angles=angles, permute=permute
-            )
+    return _initializer(_grouped(draw, groups), dtype, min_ndim=3)
 
-        matrices = jax.vmap(draw)(jax.random.split(key, groups))
-        center = tuple(size // 2 if transposed else (size - 1) // 2 for size in spatial)
-        tap = jnp.moveaxis(matrices, 0, 1).reshape(inputs, outputs)
-        return _shard(jnp.zeros(shape, dtype).at[center].set(tap), out_sharding)
 
-    return init
+def delta_orthogonal(
+    *,
+    scale: float | Array = 1.0,
+    feature_group_count: int = 1,
+    transposed: bool = False,
+    dtype: DType = jnp.float32,
+) -> Initializer:
+    r"""Dense delta-orthogonal kernels: a Haar orthogonal matrix at the center tap.
+
+    .. math:: W_{p,:,:} = \delta_{p,c}\, \text{scale} \cdot H
+
+    where :math:`H`, of shape ``(inputs, outputs)``, is uniform among the matrices with orthonormal
+    rows or columns, whichever are fewer. The layer multiplies every pixel by :math:`H`. Where
+    output and input grids align (circular or SAME padding, stride 1) it therefore keeps norms
+    exactly, times ``scale``, if no group has more inputs than outputs; with more inputs it is a
+    co-isometry: of its singular values, ``outputs / inputs`` are ``scale`` and the rest 0.
+
+    This is :func:`eoi_jax.initializers.conv` at density 1 with a uniform instead of a sparse
+    matrix. :func:`jax.nn.initializers.delta_orthogonal` draws the same law, but neither groups,
+    other than three to five axes, nor more inputs than outputs.
+
+    Args:
+        scale: factor of the kernel; may be traced.
+        feature_group_count: groups of channels, as in :class:`flax.linen.Conv`; every group has a
+            matrix of its own.
+        transposed: whether the kernel is for a transposed convolution
+            (:class:`flax.linen.ConvTranspose` with its default ``transpose_kernel=False``): the
+            aligned tap of an even size ``k`` is then ``k // 2`` and not ``(k - 1) // 2``.
+        dtype: the dtype if ``init`` is called without one. float16 and bfloat16 are computed in
+            float32 and cast last.
+
+    Returns:
+        ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
+        ``(*spatial, inputs / groups, outputs)``.
+
+    Raises:
+        ValueError: here for a bad ``scale``, ``feature_group_count`` or ``dtype``; from ``init``
+            for a shape with fewer than three axes or outputs that the groups do not divide.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import eoi_jax as eoi
+        >>> init = eoi.initializers.delta_orthogonal()
+        >>> layer = nn.Conv(64, (3, 3), padding="CIRCULAR", kernel_init=init)
+        >>> x = jax.random.normal(jax.random.key(1), (1, 8, 8, 32))
+        >>> y, _ = layer.init_with_output(jax.random.key(0), x)
+        >>> bool(jnp.allclose(jnp.linalg.norm(y), jnp.linalg.norm(x), rtol=1e-5))
+        True
+
+    Reference:
+        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 2.
+    """
+    draw = _transposed_delta_kernel if transposed else _delta_kernel
+    return _dense_initializer(draw, scale, feature_group_count, dtype)
+
+
+def conv_orthogonal(
+    *,
+    scale: float | Array = 1.0,
+    feature_group_count: int = 1,
+    dtype: DType = jnp.float32,
+) -> Initializer:
+    r"""Dense orthogonal kernels that use every tap of a convolution.
+
+    The kernel is a Haar orthogonal matrix followed by one convolution of two taps,
+    :math:`P` and :math:`I - P`, for each step of each axis. As a function of the frequency
+    :math:`\omega` along the spatial axes :math:`a` of sizes :math:`k_a`,
+
+    .. math:: \hat W(\omega) = \text{scale} \cdot H \prod_{t=1}^{\max_a k_a - 1} \;
+              \prod_{a:\, t < k_a} \bigl(P_{t,a} + (I - P_{t,a}) e^{-i\omega_a}\bigr)
+
+    with independent symmetric projections :math:`P_{t,a}` onto uniform subspaces, each of a rank
+    drawn from a binomial law (a fair coin for each dimension). Every factor is unitary, so the
+    circular convolution is exactly orthogonal, on a grid of any size, for kernels of any size: all
+    its singular values are ``scale``. With more inputs than outputs the kernel is the transpose of
+    one with the numbers swapped, a co-isometry: of its singular values, ``outputs / inputs`` are
+    ``scale`` and the rest 0.
+
+    Of the squared norm, tap :math:`p` has in the mean the fraction
+    :math:`\prod_a \binom{k_a - 1}{p_a} 2^{1 - k_a}`. Norms are kept under circular padding and
+    stride 1 only: SAME and VALID padding cut off what crosses the border.
+
+    Args:
+        scale: factor of the kernel; may be traced.
+        feature_group_count: groups of channels, as in :class:`flax.linen.Conv`; every group has a
+            kernel of its own.
+        dtype: the dtype if ``init`` is called without one. float16 and bfloat16 are computed in
+            float32 and cast last.
+
+    Returns:
+        ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
+        ``(*spatial, inputs / groups, outputs)``, of :class:`flax.linen.Conv` and
+        :class:`flax.linen.ConvTranspose` alike.
+
+    Raises:
+        ValueError: here for a bad ``scale``, ``feature_group_count`` or ``dtype``; from ``init``
+            for a shape with fewer than three axes or outputs that the groups do not divide.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import eoi_jax as eoi
+        >>> init = eoi.initializers.conv_orthogonal()
+        >>> layer = nn.Conv(64, (3, 3), padding="CIRCULAR", kernel_init=init)
+        >>> x = jax.random.normal(jax.random.key(1), (1, 8, 8, 32))
+        >>> y, _ = layer.init_with_output(jax.random.key(0), x)
+        >>> bool(jnp.allclose(jnp.linalg.norm(y), jnp.linalg.norm(x), rtol=1e-5))
+        True
+
+    Reference:
+        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 1,
+        here for any number of spatial axes, also of different sizes.
+    """
+    return _dense_initializer(_conv_kernel, scale, feature_group_count, dtype)
 
 
 def sao_dense(
     density: float,
     *,
-    form: Form = "tanh",
+    activation: block_diagonal.Activation = "tanh",
     scale: float | Array = 1.0,
     dtype: DType = jnp.float32,
 ) -> Initializer:
@@ -207,8 +314,8 @@ def sao_dense(
 
     Args:
         density: degree divided by width, static: the degree divides the width and is at least 2,
-            or even and at least 4 for ``form="relu"``; see :func:`eoi_jax.sao.degree`.
-        form: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
+            or even and at least 4 for ``activation="relu"``; see :func:`eoi_jax.sao.degree`.
+        activation: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
         scale: factor of the kernel; may be traced.
         dtype: the dtype if ``init`` is called without one.
 
@@ -217,7 +324,7 @@ def sao_dense(
         together are the inputs.
 
     Raises:
-        ValueError: here for a density outside (0, 1] or traced, an unknown form, or a bad ``scale``
+        ValueError: here for a density outside (0, 1] or traced, an unknown activation, or a bad ``scale``
             or ``dtype``; from ``init`` for a kernel that is not square, which the method leaves
             dense, or a density that its width cannot have (the nearest feasible ones are named).
 
@@ -234,24 +341,22 @@ def sao_dense(
         Esguerra et al., *Sparsity-Aware Orthogonal Initialization of Deep Neural Networks* (IEEE
         Access 2023).
     """
-    density, form = sao.check_density(density), sao.check_form(form)
+    density = block_diagonal.check_density(density)
+    activation = block_diagonal.check_activation(activation)
     checks.finite_scalar(scale, "scale")
-    default = checks.float_dtype(dtype)
 
-    def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
-        shape = checks.shape(shape)
-        dtype = default if dtype is None else dtype
+    def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         inputs, outputs = math.prod(shape[:-1]), shape[-1]
-        matrix = sao.kernel_matrix(key, inputs, outputs, density, form, scale, dtype)
-        return _shard(matrix.reshape(shape), out_sharding)
+        options = (density, activation, scale, dtype)
+        return block_diagonal.kernel_matrix(key, inputs, outputs, *options).reshape(shape)
 
-    return init
+    return _initializer(draw, dtype)
 
 
 def sao_conv(
     density: float,
     *,
-    form: Form = "tanh",
+    activation: block_diagonal.Activation = "tanh",
     scale: float | Array = 1.0,
     transposed: bool = False,
     dtype: DType = jnp.float32,
@@ -266,8 +371,8 @@ def sao_conv(
 
     Args:
         density: fraction of channel pairs that are connected, degree divided by width, static: the
-            degree divides the width and is at least 2, or even and at least 4 for ``form="relu"``.
-        form: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
+            degree divides the width and is at least 2, or even and at least 4 for ``activation="relu"``.
+        activation: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
         scale: factor of the kernel; may be traced.
         transposed: whether the kernel is for a transposed convolution, as in :func:`conv`.
         dtype: the dtype if ``init`` is called without one.
@@ -277,7 +382,7 @@ def sao_conv(
         ``(*spatial, width, width)``.
 
     Raises:
-        ValueError: here for a density outside (0, 1] or traced, an unknown form, or a bad ``scale``
+        ValueError: here for a density outside (0, 1] or traced, an unknown activation, or a bad ``scale``
             or ``dtype``; from ``init`` for a shape with fewer than three axes or other inputs than
             outputs (the first convolution of a network, or one in groups), which the method leaves
             dense, or a density that the width cannot have.
@@ -299,57 +404,123 @@ def sao_conv(
     Reference:
         Esguerra et al. (IEEE Access 2023).
     """
-    density, form = sao.check_density(density), sao.check_form(form)
+    density = block_diagonal.check_density(density)
+    activation = block_diagonal.check_activation(activation)
     checks.finite_scalar(scale, "scale")
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        options = (density, activation, scale, dtype)
+        tap = block_diagonal.kernel_matrix(key, shape[-2], shape[-1], *options)
+        return at_center(tap, shape, transposed=transposed)
+
+    return _initializer(draw, dtype, min_ndim=3)
+
+
+def _initializer(draw: _Draw, dtype: DType, *, min_ndim: int = 2) -> Initializer:
+    """Build what JAX and Flax call from ``draw(key, shape, dtype)``."""
     default = checks.float_dtype(dtype)
 
     def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
-        shape = checks.shape(shape, min_ndim=3)
-        dtype = default if dtype is None else dtype
-        inputs, outputs = shape[-2:]
-        tap = sao.kernel_matrix(key, inputs, outputs, density, form, scale, dtype)
-        return _shard(at_center(tap, shape, transposed=transposed), out_sharding)
+        shape = checks.shape(shape, min_ndim=min_ndim)
+        kernel = draw(key, shape, checks.float_dtype(default if dtype is None else dtype))
+        return kernel if out_sharding is None else jax.sharding.reshard(kernel, out_sharding)
 
     return init
 
 
-def _center_density(density: Any, center_density: Any, taps: int, size: int) -> Any:
+def _grouped(draw: _Draw, groups: int) -> _Draw:
+    """Draw a kernel for each group of channels, and zeros where a side is empty."""
+
+    def grouped(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        checks.feature_groups(groups, shape[-1])
+        if math.prod(shape) == 0:
+            return jnp.zeros(shape, dtype)
+        of_group = (*shape[:-1], shape[-1] // groups)
+        kernels = jax.vmap(lambda key: draw(key, of_group, dtype))(jax.random.split(key, groups))
+        return jnp.moveaxis(kernels, 0, -2).reshape(shape)
+
+    return grouped
+
+
+def _dense_initializer(draw: _Draw, scale: Any, groups: Any, dtype: Any) -> Initializer:
+    """Build the initializer of a dense kernel, drawn for each group in float32 or wider."""
+    scale = checks.finite_scalar(scale, "scale")
+    groups = checks.integer(groups, low=1, name="feature_group_count")
+
+    def scaled(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        compute_dtype = checks.compute_dtype(dtype)
+        kernel = _draw_dense(key, draw, shape, groups, compute_dtype)
+        return (kernel * jnp.asarray(scale, compute_dtype)).astype(dtype)
+
+    return _initializer(scaled, dtype, min_ndim=3)
+
+
+# At the top level, so that layers of one shape share one program.
+@functools.partial(jax.jit, static_argnames=("draw", "shape", "groups", "dtype"))
+def _draw_dense(key: Array, draw: _Draw, shape: tuple[int, ...], groups: int, dtype: Any) -> Array:
+    return _grouped(draw, groups)(key, shape, dtype)
+
+
+def _delta_kernel(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    return at_center(haar(key, shape[-2:], dtype), shape)
+
+
+def _transposed_delta_kernel(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    return at_center(haar(key, shape[-2:], dtype), shape, transposed=True)
+
+
+def _conv_kernel(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    *spatial, inputs, outputs = shape
+    few, many = sorted((inputs, outputs))
+    steps = [
+        axis for step in range(1, max(spatial)) for axis, size in enumerate(spatial) if step < size
+    ]
+    for_bases, for_ranks = jax.random.split(key)
+    first, *bases = haar(for_bases, (1 + len(steps), many, many), dtype)
+    chosen = jax.random.bernoulli(for_ranks, 0.5, (len(steps), 1, many)).astype(dtype)
+    kernel = jnp.zeros((*spatial, few, many), dtype).at[(0,) * len(spatial)].set(first[:few])
+    for axis, basis, is_kept in zip(steps, bases, chosen, strict=True):
+        kept = _matmul(kernel, _matmul(basis * is_kept, basis.T))
+        # The last tap along the axis is still zero, so nothing comes around.
+        kernel = kept + jnp.roll(kernel - kept, 1, axis)
+    return kernel if inputs <= outputs else jnp.swapaxes(kernel, -2, -1)
+
+
+def _matmul(left: Array, right: Array) -> Array:
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def _tap_density(density: Any, center_density: Any, num_taps: int, size: int) -> Any:
     """Density of the center tap, between what a matrix of that size needs and what is allowed."""
     minimum = 1 / size
     remedy = (
-        f"The center tap of {taps} holds orthogonal matrices with a larger side of {size}, which "
-        f"take a density of at least {minimum / taps:.6g} of the whole kernel: raise the density, "
+        f"The center tap of {num_taps} holds orthogonal matrices with a larger side of {size}, which "
+        f"take a density of at least {minimum / num_taps:.6g} of the whole kernel: raise the density, "
         "or leave this layer dense."
     )
-    density = checks.density(density, minimum=minimum / taps, why=remedy)
+    density = checks.density(density, minimum=minimum / num_taps, why=remedy)
     if center_density is None:
         # The matrix ends up to half a step, 1 / (2 size), from its target: the room is left so that
-        # it never exceeds the kernel's budget, which no support can be trimmed to.
+        # it never exceeds the kernel's count, since no support can be trimmed to it.
+        rule = conv_density(density, num_taps, step=minimum / 2)
         if not checks.is_traced(density):
-            room = density * taps - (minimum / 2 if density < 1 else 0.0)
-            return max(min(room, math.sqrt(density), 1.0), minimum)
-        room = density * taps - jnp.where(density < 1, minimum / 2, 0.0)
-        rule = jnp.minimum(jnp.minimum(room, jnp.sqrt(density)), 1.0)
-        own = jnp.maximum(rule, minimum)
+            return max(float(rule), minimum)
+        wanted = jnp.maximum(rule, minimum)
     else:
-        own = checks.density(
+        wanted = checks.density(
             center_density,
             name="center_density",
             minimum=minimum,
             why=f"An orthogonal matrix with a larger side of {size} has no fewer non-zeros.",
         )
-    allowed = (density <= 1) & (own <= density * taps * (1 + 1e-6))
+    allowed = (density <= 1) & (wanted <= density * num_taps * (1 + 1e-6))
     if checks.is_traced(allowed):
-        return jnp.where(allowed, own, jnp.nan)  # a matrix of NaN, and no quiet excess
+        return jnp.where(allowed, wanted, jnp.nan)  # a matrix of NaN, so that the excess shows
     if not allowed:
         raise checks.value_error(
             "center_density",
-            own,
-            f"is outside [{minimum:.6g}, {min(density * taps, 1.0):.6g}]",
-            f"The budget is density={density} of {taps} taps: raise it or lower the center's.",
+            wanted,
+            f"is outside [{minimum:.6g}, {min(density * num_taps, 1.0):.6g}]",
+            f"The kernel has density={density} of {num_taps} taps: raise it or lower the center's.",
         )
-    return own
-
-
-def _shard(kernel: Array, out_sharding: Any) -> Array:
-    return kernel if out_sharding is None else jax.sharding.reshard(kernel, out_sharding)
+    return wanted

@@ -1,3 +1,5 @@
+"""Laws of SAO's matrices: orthogonal, in complete blocks, uniformly permuted."""
+
 import math
 
 import chex
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import gram_error, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -14,16 +17,12 @@ from scipy.sparse.csgraph import connected_components
 
 import eoi_jax as eoi
 from eoi_jax import sao
+from eoi_jax._internal import block_diagonal
 from eoi_jax.initializers import sao_conv, sao_dense
 
 KEY = jax.random.key(5)
 CASES = [(12, 4), (12, 12), (64, 8), (45, 5), (2, 2)]
 RELU_CASES = [(12, 4), (24, 6), (24, 24)]
-
-
-def gram_error(w, scale=1.0):
-    w = np.asarray(w, np.float64) / scale
-    return np.abs(w @ w.T - np.eye(len(w))).max()
 
 
 def parts_of(w):
@@ -67,11 +66,13 @@ def test_float64(x64):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("form", ["tanh", "relu"])
-def test_narrow_dtypes_are_cast_last(dtype, form):
-    w = sao.orthogonal(KEY, 12, 4, form=form, dtype=dtype)
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_narrow_dtypes_are_cast_last(dtype, activation):
+    w = sao.orthogonal(KEY, 12, 4, activation=activation, dtype=dtype)
     chex.assert_type(w, dtype)
-    np.testing.assert_array_equal(w, sao.orthogonal(KEY, 12, 4, form=form).astype(dtype))
+    np.testing.assert_array_equal(
+        w, sao.orthogonal(KEY, 12, 4, activation=activation).astype(dtype)
+    )
     assert (np.asarray(w, np.float32) != 0).sum() == 12 * 4
 
 
@@ -125,10 +126,10 @@ def test_the_permutations_are_uniform():
         assert np.abs(scores).max() <= 4.5
 
 
-@pytest.mark.parametrize("form", ["tanh", "relu"])
-def test_one_key_one_matrix(form):
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_one_key_one_matrix(activation):
     def draw(key):
-        return sao.orthogonal(key, 12, 4, form=form)
+        return sao.orthogonal(key, 12, 4, activation=activation)
 
     keys = jax.random.split(KEY, 3)
     looped = jnp.stack([draw(key) for key in keys])
@@ -144,10 +145,10 @@ def test_one_key_one_matrix(form):
     np.testing.assert_array_equal(draw(old), looped[0])
 
 
-@pytest.mark.parametrize("form", ["tanh", "relu"])
-def test_the_scale_may_be_traced_and_differentiated(form):
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_the_scale_may_be_traced_and_differentiated(activation):
     def draw(scale):
-        return sao.orthogonal(KEY, 12, 4, form=form, scale=scale)
+        return sao.orthogonal(KEY, 12, 4, activation=activation, scale=scale)
 
     unit = draw(1.0)
     np.testing.assert_allclose(jax.jit(draw)(2.5), 2.5 * unit, rtol=1e-6)
@@ -159,10 +160,10 @@ def pair(u):
 
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from(RELU_CASES))
-def test_the_relu_form_is_linear_and_isometric_on_pairs(seed, case):
+def test_the_matrix_for_relu_is_linear_and_isometric_on_pairs(seed, case):
     size, degree = case
     m = np.asarray(
-        sao.orthogonal(jax.random.key(seed), size, degree, form="relu", scale=1.5), np.float64
+        sao.orthogonal(jax.random.key(seed), size, degree, activation="relu", scale=1.5), np.float64
     )
     w = m[: size // 2, : size // 2]
     np.testing.assert_array_equal(m, np.block([[w, -w], [-w, w]]))
@@ -184,7 +185,7 @@ def test_the_relu_form_is_linear_and_isometric_on_pairs(seed, case):
 
 
 def test_a_deep_relu_network_is_an_isometry():
-    layers = jax.vmap(lambda key: sao.orthogonal(key, 32, 8, form="relu"))(
+    layers = jax.vmap(lambda key: sao.orthogonal(key, 32, 8, activation="relu"))(
         jax.random.split(KEY, 60)
     )
 
@@ -205,21 +206,20 @@ def test_a_deep_relu_network_is_an_isometry():
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from(["tanh", "relu"]))
-def test_the_degree_of_a_density_or_the_nearest_ones(size, wanted, form):
+def test_the_degree_of_a_density_or_the_nearest_ones(size, wanted, activation):
     wanted = min(wanted, size)
-    step, minimum = (1, 2) if form == "tanh" else (2, 4)
+    step, minimum = (1, 2) if activation == "tanh" else (2, 4)
     degrees = [d for d in range(minimum, size + 1) if size % d == 0 and d % step == 0]
     for d in degrees:
-        assert sao.degree(size, d / size, form=form) == d
-        assert sao.degree(size, np.float32(d / size), form=form) == d
+        assert sao.degree(size, d / size, activation=activation) == d
+        assert sao.degree(size, np.float32(d / size), activation=activation) == d
     if wanted in degrees:
         return
-    with pytest.raises(ValueError, match="outside") as error:
-        sao.degree(size, wanted / size, form=form)
+    with refuses("density" if degrees else "size", wanted / size if degrees else size) as error:
+        sao.degree(size, wanted / size, activation=activation)
     named = {d for d in degrees if f" {d}/{size} = " in str(error.value)}
     below, above = [d for d in degrees if d < wanted], [d for d in degrees if d > wanted]
     assert named == set(below[-1:] + above[:1])
-    assert (f"size={size}" in str(error.value)) == (not degrees)
 
 
 def test_dense_and_conv_draw_the_matrix():
@@ -229,8 +229,8 @@ def test_dense_and_conv_draw_the_matrix():
         sao_dense(0.25, scale=1.5)(KEY, (4, 8, 32), None), matrix.reshape(4, 8, 32)
     )
     chex.assert_type(sao_dense(0.25, dtype=jnp.bfloat16)(KEY, (32, 32)), jnp.bfloat16)
-    relu = sao.orthogonal(KEY, 32, 8, form="relu")
-    np.testing.assert_array_equal(sao_dense(0.25, form="relu")(KEY, (32, 32)), relu)
+    relu = sao.orthogonal(KEY, 32, 8, activation="relu")
+    np.testing.assert_array_equal(sao_dense(0.25, activation="relu")(KEY, (32, 32)), relu)
     for spatial, transposed, center in [
         ((3,), False, (1,)),
         ((4, 5), False, (1, 2)),
@@ -282,52 +282,52 @@ def test_under_nnx_vmap_and_sharding():
     assert kernel.sharding == sharding
 
 
-@pytest.mark.parametrize("form", ["tanh", "relu"])
-def test_strict_modes(form):
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_strict_modes(activation):
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        sao_conv(0.5, form=form, scale=2.0)(KEY, (3, 8, 8), jnp.bfloat16)
+        sao_conv(0.5, activation=activation, scale=2.0)(KEY, (3, 8, 8), jnp.bfloat16)
     with jax.debug_nans(True):
-        sao.orthogonal(KEY, 8, 4, form=form)
+        sao.orthogonal(KEY, 8, 4, activation=activation)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda: sao.orthogonal(KEY, 12, 5), r"degree=5 is outside .* nearest are 4 and 6\."),
-        (lambda: sao.orthogonal(KEY, 12, 1), r"degree=1 is outside .* nearest is 2\."),
-        (lambda: sao.orthogonal(KEY, 12, 24), r"degree=24 is outside .* nearest is 12\."),
-        (lambda: sao.orthogonal(KEY, 12, 0), r"degree=0 is outside \[1"),
-        (lambda: sao.orthogonal(KEY, 12, 3.0), r"degree=3.0 is not an integer"),
-        (lambda: sao.orthogonal(KEY, 1, 1), r"size=1 is outside the sizes .* divisors from 2 on"),
-        (lambda: sao.orthogonal(KEY, 12, 3, form="relu"), r"degree=3 .* even .* nearest is 4\."),
-        (lambda: sao.orthogonal(KEY, 9, 3, form="relu"), r"size=9 .* even divisors from 4 on"),
+        (lambda: sao.orthogonal(KEY, 12, 5), ["degree=5", "4 and 6"]),
+        (lambda: sao.orthogonal(KEY, 12, 1), ["degree=1", "2"]),
+        (lambda: sao.orthogonal(KEY, 12, 24), ["degree=24", "12"]),
+        (lambda: sao.orthogonal(KEY, 12, 0), ["degree=0"]),
+        (lambda: sao.orthogonal(KEY, 12, 3.0), ["degree=3.0"]),
+        (lambda: sao.orthogonal(KEY, 1, 1), ["size=1"]),
+        (lambda: sao.orthogonal(KEY, 12, 3, activation="relu"), ["degree=3", "even", "4"]),
+        (lambda: sao.orthogonal(KEY, 9, 3, activation="relu"), ["size=9", "even"]),
         (
-            lambda: sao.orthogonal(KEY, 12, 3, form="selu"),
-            r"form='selu' is outside {'tanh', 'relu'",
+            lambda: sao.orthogonal(KEY, 12, 3, activation="selu"),
+            ["activation='selu'", "'tanh'", "'relu'"],
         ),
-        (lambda: sao.orthogonal(KEY, 12, 3, dtype=int), r"dtype='int\d+' is outside"),
-        (lambda: sao.orthogonal(KEY, 12, 3, scale=math.inf), r"scale=inf is outside"),
-        (lambda: sao.degree(512, 0.1), r"density=0.1 .* 32/512 = 0.0625 and 64/512 = 0.125\."),
-        (lambda: sao.degree(512, 1e-9), r"density=1e-09 .* nearest is 2/512 = 0.00390625\."),
-        (lambda: sao.degree(512, 2.0), r"density=2.0 is outside \(0, 1\]"),
-        (lambda: sao.degree(512, 0.125, form="elu"), r"form='elu' is outside"),
-        (lambda: jax.jit(lambda d: sao.degree(512, d))(0.125), r"density=.* is traced"),
-        (lambda: sao_dense(0.0), r"density=0.0 is outside \(0, 1\]"),
-        (lambda: sao_dense(0.125, form="elu"), r"form='elu' is outside"),
-        (lambda: sao_dense(0.125, scale=math.nan), r"scale=nan is outside"),
-        (lambda: sao_dense(0.125, dtype=int), r"dtype='int\d+' is outside"),
-        (lambda: sao_dense(0.5)(KEY, (8,)), r"shape=\(8,\) has 1 axes"),
-        (lambda: sao_dense(0.5)(KEY, (8, 16)), r"shape=\(8, 16\) .*jax.nn.initializers.orthogonal"),
-        (lambda: sao_dense(0.1)(KEY, (8, 8)), r"density=0.1 .* nearest is 2/8 = 0.25\."),
-        (lambda: sao_dense(0.5)(KEY, (8, 8), jnp.int8), r"dtype='int8' is outside"),
-        (lambda: jax.jit(lambda d: sao_conv(d)(KEY, (3, 8, 8)))(0.5), r"density=.* is traced"),
-        (lambda: sao_conv(0.5)(KEY, (8, 8)), r"shape=\(8, 8\) has 2 axes"),
-        (lambda: sao_conv(0.5)(KEY, (3, 3, 3, 8)), r"shape=\(3, 8\) .*delta_orthogonal"),
-        (lambda: sao_conv(0.75)(KEY, (3, 8, 8)), r"density=0.75 .* 4/8 = 0.5 and 8/8 = 1\."),
+        (lambda: sao.orthogonal(KEY, 12, 3, dtype=int), ["dtype='int"]),
+        (lambda: sao.orthogonal(KEY, 12, 3, scale=math.inf), ["scale=inf"]),
+        (lambda: sao.degree(512, 0.1), ["density=0.1", "32/512 = 0.0625", "64/512 = 0.125"]),
+        (lambda: sao.degree(512, 1e-9), ["density=1e-09", "2/512 = 0.00390625"]),
+        (lambda: sao.degree(512, 2.0), ["density=2.0"]),
+        (lambda: sao.degree(512, 0.125, activation="elu"), ["activation='elu'"]),
+        (lambda: jax.jit(lambda d: sao.degree(512, d))(0.125), ["density=", "traced"]),
+        (lambda: sao_dense(0.0), ["density=0.0"]),
+        (lambda: sao_dense(0.125, activation="elu"), ["activation='elu'"]),
+        (lambda: sao_dense(0.125, scale=math.nan), ["scale=nan"]),
+        (lambda: sao_dense(0.125, dtype=int), ["dtype='int"]),
+        (lambda: sao_dense(0.5)(KEY, (8,)), ["shape=(8,)"]),
+        (lambda: sao_dense(0.5)(KEY, (8, 16)), ["shape=(8, 16)", "initializers.orthogonal()"]),
+        (lambda: sao_dense(0.1)(KEY, (8, 8)), ["density=0.1", "2/8 = 0.25"]),
+        (lambda: sao_dense(0.5)(KEY, (8, 8), jnp.int8), ["dtype='int8'"]),
+        (lambda: jax.jit(lambda d: sao_conv(d)(KEY, (3, 8, 8)))(0.5), ["density=", "traced"]),
+        (lambda: sao_conv(0.5)(KEY, (8, 8)), ["shape=(8, 8)"]),
+        (lambda: sao_conv(0.5)(KEY, (3, 3, 3, 8)), ["shape=(3, 8)", "delta_orthogonal"]),
+        (lambda: sao_conv(0.75)(KEY, (3, 8, 8)), ["density=0.75", "4/8 = 0.5", "8/8 = 1"]),
     ],
 )
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments_are_named(call, named):
+    with refuses(*named):
         call()
 
 
@@ -337,7 +337,7 @@ def test_no_connection_is_lost_to_rounding(monkeypatch):
     def identities(key, shape, dtype):
         return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
 
-    monkeypatch.setattr(sao, "haar", identities)
+    monkeypatch.setattr(block_diagonal, "haar", identities)
     with jax.disable_jit():  # which keeps no program with the wrong blocks
         w = sao.orthogonal(KEY, 6, 3, dtype=jnp.float16)
     check_blocks(w, 3)
