@@ -1,12 +1,19 @@
 """Mean-field theory of deep random networks: critical gains and the spectra that they give.
 
+Use it to choose the gain of a deep network before training, and to compare measured singular values
+with what theory predicts.
+
 A wide layer ``h' = W φ(h) + b``, ``W`` of variance ``σ_w² / fan_in`` and ``b ~ N(0, σ_b²)``, has
 Gaussian preactivations of variance ``q' = σ_w² E[φ(√q z)²] + σ_b²``, ``z ~ N(0, 1)``. Its Jacobian
 has the mean squared singular value ``χ = σ_w² E[φ'(√q z)²]``: gradients vanish with depth below 1
 and explode above. Nothing is traced: numbers in and out are float64, expectations good to 1e-12.
 
-Poole et al., NeurIPS 2016, arXiv 1606.05340; Schoenholz et al., ICLR 2017, 1611.01232;
-Pennington, Schoenholz and Ganguli, NeurIPS 2017, 1711.04735, and AISTATS 2018, 1802.09979.
+References:
+    Poole et al., "Exponential expressivity in deep neural networks through transient chaos",
+    NeurIPS 2016; Schoenholz et al., "Deep Information Propagation", ICLR 2017; Pennington,
+    Schoenholz and Ganguli, "Resurrecting the sigmoid in deep learning through dynamical isometry:
+    theory and practice", NeurIPS 2017, and "The Emergence of Spectral Universality in Deep
+    Networks", AISTATS 2018.
 """
 
 from __future__ import annotations
@@ -18,23 +25,32 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
+from scipy.optimize.elementwise import find_root
 
-from eoi_jax._internal import checks, free_power
+from eoi_jax._internal import checks
 
-__all__ = ["Activation", "PredictedSpectrum", "chi", "critical_gain", "critical_line"]
-__all__ += ["fixed_point", "predicted_moments", "predicted_singular_values"]
+__all__ = [
+    "Activation",
+    "PredictedSpectrum",
+    "chi",
+    "critical_gain",
+    "critical_line",
+    "fixed_point",
+    "predicted_moments",
+    "predicted_singular_values",
+]
 
 Floats: TypeAlias = NDArray[np.float64]
 Function: TypeAlias = Callable[[Any], Any]
 
 
 class Activation(NamedTuple):
-    """An activation function that has no name here.
+    """An activation function that the module has no name for.
 
     Attributes:
-        function: maps a float64 array to one of its shape, elementwise.
-        derivative: its derivative; None takes differences, to 1e-10 for smooth functions.
-        kinks: where the function or its derivative jumps.
+        function: Maps a float64 array to one of its shape, elementwise.
+        derivative: Its derivative; None takes differences, to 1e-10 for smooth functions.
+        kinks: Where the function or its derivative jumps.
     """
 
     function: Function
@@ -49,11 +65,11 @@ class PredictedSpectrum(NamedTuple):
     ``n`` sorted values: ``abs(values - quantile((arange(n) + 0.5) / n)).mean()``.
 
     Attributes:
-        grid: increasing singular values, ``(n,)``; a lone 0 of no mass if there are only atoms.
-        density: density at each, ``(n,)``; its integral is one minus the mass of the atoms.
-        mass_below: mass of the density, atoms left out, below each, ``(n,)``.
-        atoms: increasing singular values that have a mass of their own, ``(k,)``.
-        atom_masses: these masses, ``(k,)``.
+        grid: Increasing singular values, ``(n,)``; a lone 0 of no mass if there are only atoms.
+        density: Density at each of them, ``(n,)``; its integral is one minus the mass of the atoms.
+        mass_below: Mass of the density, atoms left out, below each of them, ``(n,)``.
+        atoms: Increasing singular values of positive mass, ``(k,)``.
+        atom_masses: These masses, ``(k,)``.
     """
 
     grid: Floats
@@ -110,7 +126,7 @@ def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float) -> f
         ``q*``: 0, or in [1e-14, 1e12]; to 1e-11 relative.
 
     Raises:
-        ValueError: for an argument outside its range, where no finite fixed point is stable
+        ValueError: For an argument outside its range, where no finite fixed point is stable
             (ReLU above ``σ_w = √2``), or where every ``q`` is fixed (ReLU at ``√2``, no biases).
 
     Example:
@@ -119,20 +135,22 @@ def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float) -> f
         0.5
 
     Reference:
-        Poole et al., NeurIPS 2016: the length map.
+        Poole et al., "Exponential expressivity in deep neural networks through transient chaos",
+        NeurIPS 2016: the length map.
     """
     act = _activation(activation)
-    sigma_w, sigma_b = _number(sigma_w, "sigma_w"), _number(sigma_b, "sigma_b", zero=True)
+    sigma_w = _number(sigma_w, "sigma_w")
+    sigma_b = _number(sigma_b, "sigma_b", zero=True)
 
     def growth(log_q: float) -> float:
-        x, weights = _quadrature(act, math.exp(log_q))
-        square = (act.function(x) ** 2 * weights).sum()
-        return float(sigma_w**2 * square + sigma_b**2) / math.exp(log_q) - 1.0
+        q = math.exp(log_q)
+        return float(sigma_w**2 * _mean_square(act, q) + sigma_b**2) / q - 1.0
 
     scan = np.linspace(math.log(max(sigma_b**2, 1e-14)), math.log(1e12), 230)
     rates = np.array([growth(log_q) for log_q in scan])
     # Rounding gives a neutral map both signs.
-    scan, rates = scan[np.abs(rates) > 1e-12], rates[np.abs(rates) > 1e-12]
+    is_decided = np.abs(rates) > 1e-12
+    scan, rates = scan[is_decided], rates[is_decided]
     stable = np.flatnonzero((rates[:-1] > 0) & (rates[1:] < 0))
     if stable.size:
         low, high = scan[stable[-1]], scan[stable[-1] + 1]
@@ -148,15 +166,16 @@ def chi(activation: ActivationLike, sigma_w: float, q: float) -> float:
     r"""Mean squared singular value of one layer's Jacobian.
 
     Args:
-        activation: as in :func:`fixed_point`.
+        activation: A name such as ``"tanh"`` (:func:`fixed_point` lists them), an
+            :class:`Activation`, or a smooth function of NumPy arrays.
         sigma_w: ``σ_w``, positive.
-        q: variance of the preactivations, at least 0; 0 is the limit from above.
+        q: Variance of the preactivations, at least 0; 0 is the limit from above.
 
     Returns:
         ``χ = σ_w² E[φ'(√q z)²]``; squared gradients grow by this factor a layer.
 
     Raises:
-        ValueError: for an argument outside its range, or an activation of no slope there.
+        ValueError: For an argument outside its range, or an activation that has no slope there.
 
     Example:
         >>> from eoi_jax import mean_field
@@ -164,24 +183,25 @@ def chi(activation: ActivationLike, sigma_w: float, q: float) -> float:
         0.5
 
     Reference:
-        Schoenholz et al., ICLR 2017: χ₁.
+        Schoenholz et al., "Deep Information Propagation", ICLR 2017: χ₁.
     """
-    slopes, weights = _slopes(activation, q)
-    return _number(sigma_w, "sigma_w") ** 2 * float((slopes * weights).sum())
+    squares, weights = _squared_slopes(activation, q)
+    return _number(sigma_w, "sigma_w") ** 2 * float((squares * weights).sum())
 
 
 def critical_gain(activation: ActivationLike, q: float = 0.0) -> float:
     r"""Gain at which gradients neither vanish nor explode: χ = 1.
 
     Args:
-        activation: as in :func:`fixed_point`.
-        q: variance of the preactivations, at least 0; 0 is the limit from above.
+        activation: A name such as ``"tanh"`` (:func:`fixed_point` lists them), an
+            :class:`Activation`, or a smooth function of NumPy arrays.
+        q: Variance of the preactivations, at least 0; 0 is the limit from above.
 
     Returns:
         ``σ_w = E[φ'(√q z)²]^(-1/2)``. :func:`critical_line` adds the biases that hold ``q``.
 
     Raises:
-        ValueError: for an argument outside its range, or an activation of no slope there.
+        ValueError: For an argument outside its range, or an activation that has no slope there.
 
     Example:
         >>> from eoi_jax import mean_field
@@ -189,7 +209,7 @@ def critical_gain(activation: ActivationLike, q: float = 0.0) -> float:
         1.414214
 
     Reference:
-        Schoenholz et al., ICLR 2017: χ₁ = 1.
+        Schoenholz et al., "Deep Information Propagation", ICLR 2017: χ₁ = 1.
     """
     return 1.0 / math.sqrt(chi(activation, 1.0, q))
 
@@ -201,14 +221,15 @@ def critical_line(activation: ActivationLike, q: float) -> tuple[float, float]:
         \sigma_b^2 = q - \sigma_w^2\, \mathbb{E}[\varphi(\sqrt{q} z)^2].
 
     Args:
-        activation: as in :func:`fixed_point`.
-        q: variance of the preactivations, positive.
+        activation: A name such as ``"tanh"`` (:func:`fixed_point` lists them), an
+            :class:`Activation`, or a smooth function of NumPy arrays.
+        q: Variance of the preactivations, positive.
 
     Returns:
         ``(σ_w, σ_b)``, standard deviations; ``(√2, 0)`` for ReLU at every ``q``.
 
     Raises:
-        ValueError: for an argument outside its range, or where ``σ_b²`` would be negative.
+        ValueError: For an argument outside its range, or where ``σ_b²`` would be negative.
 
     Example:
         >>> from eoi_jax import mean_field
@@ -216,11 +237,12 @@ def critical_line(activation: ActivationLike, q: float) -> tuple[float, float]:
         'σ_w = 1.0247, σ_b = 0.00448'
 
     Reference:
-        Pennington, Schoenholz and Ganguli, NeurIPS 2017: the line (σ_w(q*), σ_b(q*)).
+        Pennington, Schoenholz and Ganguli, "Resurrecting the sigmoid in deep learning through
+        dynamical isometry: theory and practice", NeurIPS 2017: the line (σ_w(q*), σ_b(q*)).
     """
-    act, sigma_w, q = _activation(activation), critical_gain(activation, q), _number(q, "q")
-    x, weights = _quadrature(act, q)
-    rest = q - sigma_w**2 * float((act.function(x) ** 2 * weights).sum())
+    sigma_w = critical_gain(activation, q)
+    q = _number(q, "q")
+    rest = q - sigma_w**2 * float(_mean_square(_activation(activation), q))
     if rest < -1e-12 * q:
         problem = f"is outside the variances that {activation!r} can be critical at"
         raise checks.value_error("q", q, problem, f"Biases of variance {rest:.3g} would be needed.")
@@ -237,17 +259,18 @@ def predicted_moments(
     (\sigma_w^2 \mu_1)^L` and :math:`m_2 = m_1^2 (1 + L (\mu_2 / \mu_1^2 - 1))`.
 
     Args:
-        activation: as in :func:`fixed_point`.
+        activation: A name such as ``"tanh"`` (:func:`fixed_point` lists them), an
+            :class:`Activation`, or a smooth function of NumPy arrays.
         depth: ``L``, the number of layers, at least 1.
         sigma_w: ``σ_w``, positive.
-        q: variance of the preactivations, at least 0; 0 is the limit from above.
-        count: how many moments, in [1, 12].
+        q: Variance of the preactivations, at least 0; 0 is the limit from above.
+        count: How many moments, in [1, 12].
 
     Returns:
-        ``(count,)``: the means of the eigenvalues of ``J Jᵀ`` and of their powers.
+        An array ``(count,)``: the means of the eigenvalues of ``J Jᵀ`` and of their powers.
 
     Raises:
-        ValueError: for an argument outside its range, or an activation of no slope there.
+        ValueError: For an argument outside its range, or an activation that has no slope there.
 
     Example:
         >>> from eoi_jax import mean_field
@@ -255,18 +278,24 @@ def predicted_moments(
         array([1., 4.])
 
     Reference:
-        Pennington, Schoenholz and Ganguli, AISTATS 2018: σ²_{JJᵀ}, with s₁ = 0.
+        Pennington, Schoenholz and Ganguli, "The Emergence of Spectral Universality in Deep
+        Networks", AISTATS 2018: σ²_{JJᵀ}, with s₁ = 0.
     """
-    (slopes, weights), sigma_w = _slopes(activation, q), _number(sigma_w, "sigma_w")
+    squares, weights = _squared_slopes(activation, q)
+    sigma_w = _number(sigma_w, "sigma_w")
     depth = checks.integer(depth, low=1, name="depth")
-    orders = range(1, checks.integer(count, low=1, high=12, name="count") + 1)
-    mean = float((slopes * weights).sum())
-    series = np.array([((slopes / mean) ** n * weights).sum() for n in orders])
+    count = checks.integer(count, low=1, high=12, name="count")
+    orders = np.arange(1, count + 1)
+    mean = float((squares * weights).sum())
+    series = np.array([((squares / mean) ** n * weights).sum() for n in range(1, count + 1)])
     # Lagrange inverts ψ(t) = t · series to χ(m), and S = (1 + m) χ(m) / m.
-    inverse = np.array([_power(series, -n)[n - 1] / n for n in orders])
-    s = inverse + np.append(0.0, inverse[:-1])
-    powers = [special.comb(n, np.arange(n)[::-1]) @ _power(s, -n * depth)[:n] / n for n in orders]
-    return np.array(powers) * (sigma_w**2 * mean) ** (depth * np.array(orders))
+    inverse = np.array([_series_power(series, -n)[n - 1] / n for n in range(1, count + 1)])
+    s_transform = inverse + np.append(0.0, inverse[:-1])
+    moments = [
+        special.comb(n, np.arange(n)[::-1]) @ _series_power(s_transform, -n * depth)[:n] / n
+        for n in range(1, count + 1)
+    ]
+    return np.array(moments) * (sigma_w**2 * mean) ** (depth * orders)
 
 
 def predicted_singular_values(
@@ -286,16 +315,18 @@ def predicted_singular_values(
     Quantiles err by about 1e-4 relative; a slope below 1e-50 of the largest counts as 0.
 
     Args:
-        activation: as in :func:`fixed_point`.
+        activation: A name such as ``"tanh"`` (:func:`fixed_point` lists them), an
+            :class:`Activation`, or a smooth function of NumPy arrays.
         depth: ``L``, the number of layers, at least 1.
         sigma_w: ``σ_w``, positive.
-        q: variance of the preactivations, at least 0; 0 is the limit from above.
+        q: Variance of the preactivations, at least 0; 0 is the limit from above.
 
     Returns:
         A :class:`PredictedSpectrum`.
 
     Raises:
-        ValueError: for an argument outside its range, no slope there, or values beyond float64.
+        ValueError: For an argument outside its range, an activation that has no slope there, or
+            singular values beyond float64.
 
     Example:
         >>> from eoi_jax import mean_field
@@ -304,30 +335,33 @@ def predicted_singular_values(
         (array([0.]), array([0.5]), 3.079)
 
     Reference:
-        Pennington, Schoenholz and Ganguli, NeurIPS 2017 and AISTATS 2018: S-transforms.
+        Pennington, Schoenholz and Ganguli, "The Emergence of Spectral Universality in Deep
+        Networks", AISTATS 2018: S-transforms.
     """
-    (slopes, weights), sigma_w = _slopes(activation, q), _number(sigma_w, "sigma_w")
+    squares, weights = _squared_slopes(activation, q)
+    sigma_w = _number(sigma_w, "sigma_w")
     depth = checks.integer(depth, low=1, name="depth")
-    # A uniform piece for each panel, of its mean and variance, so that both are exact for the law.
-    mass, mean = weights.sum(1), float((slopes * weights).sum())
-    slopes = np.where(slopes > 1e-100 * mean, slopes, 0.0)
+    mean = float((squares * weights).sum())
     log_scale = depth / 2 * math.log(sigma_w**2 * mean)
     if abs(log_scale) > 600:
         problem = f"puts singular values at exp({log_scale:.0f}), outside the range of float64"
         raise checks.value_error("sigma_w", sigma_w, problem, "Give one nearer to critical_gain.")
-    flat = np.ptp(slopes, axis=1) == 0
-    center = np.where(flat, slopes[:, 0], (slopes * weights).sum(1) / mass) / mean
-    variance = ((slopes / mean - center[:, None]) ** 2 * weights).sum(1) / mass
-    half = np.where(flat, 0.0, np.minimum(np.sqrt(3 * variance), center))
-    (log_x, density, below), atoms, masses = free_power.power(
-        center, half, mass / mass.sum(), depth
-    )
-    log_s, atoms = log_scale + log_x / 2, math.exp(log_scale) * np.sqrt(atoms)
+
+    law = _uniform_pieces(squares, weights, mean)
+    power = _free_power(law, depth)
+    atoms = math.exp(log_scale) * np.sqrt(power.atoms)
+    log_s = log_scale + power.log_x / 2
+    # What float64 cannot hold as a singular value is left out.
     kept = log_s > -600.0
     if not kept.any():
-        return PredictedSpectrum(np.zeros(1), np.zeros(1), np.zeros(1), atoms, masses)
+        nothing = np.zeros(1)
+        return PredictedSpectrum(nothing, nothing, nothing, atoms, power.atom_masses)
     grid = np.exp(log_s[kept])
-    return PredictedSpectrum(grid, 2 * density[kept] / grid, below[kept], atoms, masses)
+    density = 2 * power.density[kept] / grid
+    return PredictedSpectrum(grid, density, power.below[kept], atoms, power.atom_masses)
+
+
+# --- expectations over Gaussian preactivations ------------------------------------------------
 
 
 def _quadrature(activation: Activation, q: float) -> tuple[Floats, Floats]:
@@ -339,14 +373,20 @@ def _quadrature(activation: Activation, q: float) -> tuple[Floats, Floats]:
     nodes, weights = np.polynomial.legendre.leggauss(8)
     half = np.diff(cuts)[:, None] / 2
     z = cuts[:-1, None] + half * (1 + nodes)
-    return scale * z, half * weights * _normal(z)
+    return scale * z, half * weights * _normal_density(z)
 
 
-def _normal(z: Floats) -> Floats:
+def _normal_density(z: Floats) -> Floats:
     return np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
 
 
-def _slopes(activation: ActivationLike, q: float) -> tuple[Floats, Floats]:
+def _mean_square(activation: Activation, q: float) -> Any:
+    """Return ``E[φ(√q z)²]``."""
+    x, weights = _quadrature(activation, q)
+    return (activation.function(x) ** 2 * weights).sum()
+
+
+def _squared_slopes(activation: ActivationLike, q: float) -> tuple[Floats, Floats]:
     """Squared derivatives and weights, an axis of panels and one of nodes within each."""
     f, derivative, _ = act = _activation(activation)
     x, weights = _quadrature(act, _number(q, "q", zero=True))
@@ -355,16 +395,138 @@ def _slopes(activation: ActivationLike, q: float) -> tuple[Floats, Floats]:
     else:
         slopes = derivative(x)
     if not slopes.any():
-        raise checks.value_error(
-            "q", q, f"is outside where {activation!r} has a slope", "Change it."
-        )
+        problem = f"is outside the variances at which {activation!r} has a slope"
+        raise checks.value_error("q", q, problem, "Change it, or the activation.")
     return slopes**2, weights
+
+
+# --- free multiplicative powers ---------------------------------------------------------------
+
+
+class _Pieces(NamedTuple):
+    """A law of mean 1 on [0, ∞) that is made of uniform pieces."""
+
+    center: Floats
+    half: Floats  # half the width of a piece, 0 for an atom
+    mass: Floats
+
+
+class _Power(NamedTuple):
+    """A free power of a law: a density along an axis of ``log x``, and atoms."""
+
+    log_x: Floats
+    density: Floats  # of log x
+    below: Floats  # mass below x, atoms left out
+    atoms: Floats
+    atom_masses: Floats
+
+
+def _uniform_pieces(squares: Floats, weights: Floats, mean: float) -> _Pieces:
+    """Approximate the law of the squared slopes, divided by their mean.
+
+    Each panel becomes one piece of its mean and variance, so that both are exact for the law.
+    """
+    mass = weights.sum(1)
+    squares = np.where(squares > 1e-100 * mean, squares, 0.0)
+    is_flat = np.ptp(squares, axis=1) == 0
+    center = np.where(is_flat, squares[:, 0], (squares * weights).sum(1) / mass) / mean
+    variance = ((squares / mean - center[:, None]) ** 2 * weights).sum(1) / mass
+    half = np.where(is_flat, 0.0, np.minimum(np.sqrt(3 * variance), center))
+    return _Pieces(center, half, mass / mass.sum())
+
+
+def _free_power(law: _Pieces, depth: int) -> _Power:
+    """Return the law of the eigenvalues of a product of ``depth`` free matrices of one law.
+
+    If ``x = w (w - 1 / G(w))^(L-1)`` with the Cauchy transform ``G`` of the law, then its ``L``-th
+    free power has ``x G_L(x) = w G(w)``. One angle on each half circle of ``w``, the root of a
+    monotone function, makes ``x`` real, so every point of the spectrum is found within a bracket.
+    """
+    center, half, mass = law
+    deviation = math.sqrt(mass @ ((center - 1) ** 2 + half**2 / 3))
+    atoms, index = np.unique(center[half == 0], return_inverse=True)
+    masses = np.bincount(index, mass[half == 0], atoms.size).astype(float)
+    masses = np.where(atoms > 0, 1 - depth * (1 - masses), masses)
+    atoms, masses = atoms[masses > 1e-12], masses[masses > 1e-12]
+    if deviation < 1e-10:  # one value, as float64 goes
+        atoms, masses = np.ones(1), np.ones(1)
+    if masses.sum() > 1 - 1e-6:
+        empty = np.empty(0)
+        return _Power(empty, empty, empty, atoms**depth, masses)
+
+    # The ends of the spectrum are around values of the law, further away with depth.
+    low, high, reach = center[center > 0].min(), center.max(), math.log(1e4 * depth)
+    offsets = np.geomspace(deviation / 100, reach, 40)
+    marks = np.log([low, high, 1.0, *atoms[atoms > 0]])[:, None] + np.append(offsets, -offsets)
+    bottom = math.log(low) - (30 if 0 in atoms else reach)
+    radii = np.append(marks, np.linspace(bottom, marks.max(), 150))
+
+    least_angle = 1e-8 * min(1.0, deviation)
+    table = np.empty((4, 0))
+    for count in (100, 100, 200, 0):
+        new = _on_real_axis(law, depth, np.unique(radii), least_angle)
+        table = np.append(table, new, axis=1)
+        table = table[:, np.argsort(table[0])]
+        log_r, log_x, above, density = table
+        below = 1 - above - (masses * (atoms < np.exp(log_r)[:, None])).sum(1)
+        below = np.maximum.accumulate(below).clip(0, 1 - masses.sum())
+        # The next radii: equal steps of mass, shorter where the mass ends, and the edges.
+        t = (np.arange(count) + 0.5) / max(count, 1)
+        radii = np.interp(below[-1] * t**3 * (10 - 15 * t + 6 * t**2), below, log_r)
+        edges = np.flatnonzero(np.diff(density > 1e-8))
+        radii = np.append(radii, np.linspace(log_r[edges], log_r[edges + 1], 22)[1:-1])
+    first, *_, last = np.flatnonzero(density > 1e-8)
+    kept = slice(first, last + 1)
+    return _Power(log_x[kept], density[kept], below[kept], atoms**depth, masses)
+
+
+def _on_real_axis(law: _Pieces, depth: int, log_r: Floats, least_angle: float) -> Floats:
+    """For radii of w: log r, log x, mass above x, density of log x (0 outside the spectrum)."""
+    center, half, mass = law
+
+    def transform(angle: Floats, log_r: Floats) -> Any:
+        w = np.exp(log_r + 1j * angle)
+        v = w[:, None] - center
+        y, is_near = half / v, np.abs(v) < 10 * half
+        # arctanh(y) / y, by its series where y is small.
+        y2 = np.where(is_near, 0, y) ** 2
+        ratio = 1 + y2 * (1 / 3 + y2 * (1 / 5 + y2 * (1 / 7 + y2 * (1 / 9 + y2 / 11))))
+        ratio[is_near] = np.arctanh(y[is_near]) / y[is_near]
+        g = (mass * ratio / v).sum(1)
+        return v, y, ratio, w * g, w - 1 / g
+
+    def excess(log_angle: Floats, log_r: Floats) -> Floats:
+        f = transform(np.exp(log_angle), log_r)[-1]
+        # Rounding may lift a negative f above the axis that it is on or below: hence the abs.
+        return np.exp(log_angle) - (depth - 1) * np.arctan2(np.abs(f.imag), f.real)
+
+    found = find_root(excess, (math.log(least_angle), math.log(math.pi)), args=(log_r,))
+    # No root: outside the spectrum.
+    angle = np.where(found.status == -1, least_angle, np.exp(found.x))
+    v, y, ratio, wg, f = transform(angle, log_r)
+    spread = (mass * (np.log(v) + np.log(1 - y**2) / 2 + ratio).imag).sum(1) - angle
+    above = depth * spread - (depth - 1) * np.arctan2(np.abs(wg.imag), wg.real)
+    density = np.where((angle > least_angle) | (depth == 1), -wg.imag, 0.0)
+    log_x = log_r + (depth - 1) * np.log(np.abs(f))
+    return np.stack([log_r, log_x, above / math.pi, density / math.pi])
+
+
+def _series_power(series: Floats, exponent: int) -> Floats:
+    """Power of a series that starts with 1, to as many terms."""
+    power = np.ones(series.size)
+    for n in range(1, series.size):
+        k = np.arange(1, n + 1)
+        power[n] = (k * (exponent + 1) - n) * series[1 : n + 1] @ power[n - k] / n
+    return power
+
+
+# --- arguments --------------------------------------------------------------------------------
 
 
 def _activation(value: ActivationLike) -> Activation:
     if isinstance(value, str):
         checks.one_of(value, tuple(_NAMED), name="activation", remedy="Or give a function.")
-        return Activation(*_NAMED[value])
+        return _NAMED[value]
     return value if isinstance(value, Activation) else Activation(value)
 
 
@@ -376,27 +538,29 @@ def _number(value: float, name: str, *, zero: bool = False) -> float:
     return float(number)
 
 
-def _power(series: Floats, exponent: int) -> Floats:
-    """Power of a series that starts with 1, to as many terms."""
-    power = np.ones(series.size)
-    for n in range(1, series.size):
-        k = np.arange(1, n + 1)
-        power[n] = (k * (exponent + 1) - n) * series[1 : n + 1] @ power[n - k] / n
-    return power
+def _selu(x: Any) -> Any:
+    return _SELU_SCALE * np.where(x > 0, x, _SELU_ALPHA * np.expm1(x.clip(max=0)))
 
 
-_ALPHA = 1.6732632423543772
-_NAMED: dict[str, tuple[Any, ...]] = {
-    "identity": (lambda x: x, np.ones_like),
-    "linear": (lambda x: x, np.ones_like),
-    "tanh": (np.tanh, lambda x: np.cosh(x.clip(-350, 350)) ** -2.0),
-    "hard_tanh": (lambda x: x.clip(-1, 1), lambda x: 1.0 * (np.abs(x) < 1), (-1.0, 1.0)),
-    "relu": (lambda x: x.clip(0), lambda x: 1.0 * (x > 0), (0.0,)),
-    "leaky_relu": (lambda x: np.maximum(x, x / 100), lambda x: np.where(x > 0, 1, 0.01), (0.0,)),
-    "selu": (
-        lambda x: 1.0507009873554805 * np.where(x > 0, x, _ALPHA * np.expm1(x.clip(max=0))),
-        lambda x: 1.0507009873554805 * np.where(x > 0, 1, _ALPHA * np.exp(x.clip(max=0))),
-        (0.0,),
+def _selu_slope(x: Any) -> Any:
+    return _SELU_SCALE * np.where(x > 0, 1, _SELU_ALPHA * np.exp(x.clip(max=0)))
+
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+_IDENTITY = Activation(lambda x: x, np.ones_like)
+_NAMED = {
+    "identity": _IDENTITY,
+    "linear": _IDENTITY,
+    "tanh": Activation(np.tanh, lambda x: np.cosh(x.clip(-350, 350)) ** -2.0),
+    "hard_tanh": Activation(
+        lambda x: x.clip(-1, 1), lambda x: 1.0 * (np.abs(x) < 1), kinks=(-1.0, 1.0)
     ),
-    "gelu": (lambda x: x * special.ndtr(x), lambda x: special.ndtr(x) + x * _normal(x)),
+    "relu": Activation(lambda x: x.clip(0), lambda x: 1.0 * (x > 0), kinks=(0.0,)),
+    "leaky_relu": Activation(
+        lambda x: np.maximum(x, x / 100), lambda x: np.where(x > 0, 1, 0.01), kinks=(0.0,)
+    ),
+    "selu": Activation(_selu, _selu_slope, kinks=(0.0,)),
+    "gelu": Activation(
+        lambda x: x * special.ndtr(x), lambda x: special.ndtr(x) + x * _normal_density(x)
+    ),
 }

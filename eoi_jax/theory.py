@@ -1,8 +1,10 @@
 """How dense a product of random Givens rotations is: density ↔ number of rotations.
 
+Use it to know a density before drawing, or how many rotations a density takes.
+
 Each rotation mixes a plane of two coordinates drawn uniformly among ``N``, the larger side of
-the matrix. A vector of the smaller side starts with one nonzero, and one that has ``k`` gains
-another exactly when the plane joins a zero and a nonzero coordinate:
+the matrix. A vector of the smaller side starts with one non-zero, and one that has ``k`` gains
+another exactly when the plane joins a zero and a non-zero coordinate:
 
     P(k → k + 1) = 2 k (N − k) / (N (N − 1)),    k₀ = 1.
 
@@ -10,8 +12,8 @@ So the expected density ``E[k_t] / N`` after ``t`` rotations depends on ``N`` al
 same for square, wide and tall matrices, and for every continuous law of the angles. Planes are
 drawn independently, as in the paper; other laws of the planes have other densities.
 
-Nothing here is traced: sizes and densities are Python numbers, results are NumPy and Python
-numbers, and they are ready when a program is being built.
+Nothing here is traced: sizes and densities are Python numbers, and results are NumPy or Python
+numbers, so that they can be shapes of a compiled program.
 """
 
 from __future__ import annotations
@@ -32,21 +34,21 @@ from eoi_jax.typing import Shape
 
 __all__ = ["expected_density", "min_density", "nonzeros_distribution", "num_rotations"]
 
-# The largest size that "auto" iterates the chain for: its whole curve costs 0.15 s, once.
+# The largest size for which "auto" iterates the chain: its whole curve costs 0.15 s, once.
 _EXACT_SIZE = 1024
 # The largest number of updated probabilities that one call of the exact chain may cost: seconds.
 _MAX_UPDATES = 2e9
 
 
 def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
-    r"""Distribution of the number of nonzeros of one vector after so many rotations.
+    r"""Distribution of the number of non-zeros of one vector after so many rotations.
 
     With :math:`b_k = 2k(N-k) / (N(N-1))` and :math:`p_0(k) = [k = 1]`,
 
     .. math:: p_{t+1}(k) = (1 - b_k)\, p_t(k) + b_{k-1}\, p_t(k-1).
 
     The cost is O(size · num_rotations): 10 ms for 784 and 1800, 0.2 s for 4096 and 12 700. The
-    chain is left where it is absorbed, with less than 1e-17 outside of ``k = size``, which is
+    chain stops where it is absorbed, with less than 1e-17 outside of ``k = size``, which is
     after some ``30 * size`` rotations.
 
     Args:
@@ -55,10 +57,10 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
 
     Returns:
         A float64 array of ``size + 1`` probabilities: entry ``k`` is the probability of exactly
-        ``k`` nonzeros among ``size`` coordinates.
+        ``k`` non-zeros among ``size`` coordinates.
 
     Raises:
-        ValueError: for a size or a number outside its range, or for more than 2e9 updates.
+        ValueError: For a size or a number outside its range, or for more than 2e9 updates.
 
     Example:
         >>> from eoi_jax import theory
@@ -66,8 +68,8 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
         array([0.   , 0.333, 0.667, 0.   ])
 
     Reference:
-        The law of the planes is that of Nowak et al., "Sparser, Better, Deeper, Stronger:
-        Improving Static Sparse Training with Exact Orthogonal Initialization", ICML 2024.
+        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
+        Exact Orthogonal Initialization", ICML 2024, whose planes these are.
     """
     size = checks.integer(size, low=1, name="size")
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
@@ -89,7 +91,7 @@ def expected_density(
     *,
     method: Literal["auto", "exact", "closed_form"] = "auto",
 ) -> float:
-    r"""Expected fraction of nonzeros after so many rotations.
+    r"""Expected fraction of non-zeros after so many rotations.
 
     The exact value is the mean of :func:`nonzeros_distribution`, divided by ``size``. The closed
     form treats the early growth as a Yule process, whose size is exponential, and lets that size
@@ -117,7 +119,7 @@ def expected_density(
         The expected density, in [1 / size, 1].
 
     Raises:
-        ValueError: for an argument outside its range, or if the exact chain is asked for more
+        ValueError: For an argument outside its range, or if the exact chain is asked for more
             than 2e9 updates.
 
     Example:
@@ -128,8 +130,9 @@ def expected_density(
         0.1
 
     Reference:
-        The chain follows from the algorithm of Nowak et al., ICML 2024; the closed form is
-        derived in this library.
+        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
+        Exact Orthogonal Initialization", ICML 2024, from whose algorithm the chain follows; the
+        closed form is derived in this library.
     """
     size = checks.integer(size, low=1, name="size")
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
@@ -162,7 +165,7 @@ def num_rotations(
 
     Args:
         size: ``N``, the larger side of the matrix, at least 1.
-        density: the wanted fraction of nonzeros, in [1 / size, 1].
+        density: The wanted fraction of non-zeros, in [1 / size, 1].
         method: ``"exact"``, ``"closed_form"``, or ``"auto"``: exact up to size 1024 (the curve of
             a size is computed once and kept), the closed form above.
 
@@ -170,7 +173,7 @@ def num_rotations(
         The number of rotations; of two that are equally close, the smaller.
 
     Raises:
-        ValueError: for a size, a density or a method outside its range, for a traced density, or
+        ValueError: For a size, a density or a method outside its range, for a traced density, or
             if the exact chain is asked for more than 2e9 updates.
 
     Example:
@@ -181,7 +184,9 @@ def num_rotations(
         294573
 
     Reference:
-        Nowak et al., ICML 2024, whose loop stops at the density closest to the wanted one.
+        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
+        Exact Orthogonal Initialization", ICML 2024, whose loop stops at the density closest to the
+        wanted one.
     """
     size = checks.integer(size, low=1, name="size")
     _check_method(method)
@@ -195,7 +200,7 @@ def num_rotations(
     target = checks.density(
         density,
         minimum=1.0 / size,
-        why=f"An orthogonal matrix of larger side {size} has at least one nonzero of {size}.",
+        why=f"An orthogonal matrix of larger side {size} has at least one non-zero of {size}.",
     )
     if size == 1:
         return 0
@@ -213,20 +218,20 @@ def num_rotations(
 def min_density(shape: Shape, *, column_axis: int = -1) -> float:
     r"""Smallest density that an orthogonal matrix of this shape can have.
 
-    An ``n × m`` matrix with orthonormal rows or columns has at least one nonzero in each vector
+    An ``n × m`` matrix with orthonormal rows or columns has at least one non-zero in each vector
     of its smaller side, so its density is at least :math:`\min(n, m) / (nm) = 1 / \max(n, m)`.
     A shape of more axes is flattened to a matrix as :func:`jax.nn.initializers.orthogonal` does:
     all axes but one are merged.
 
     Args:
-        shape: at least two non-negative ints.
-        column_axis: the axis that is not merged.
+        shape: At least two non-negative ints.
+        column_axis: The axis that is not merged.
 
     Returns:
         The smallest density, in (0, 1]; 1 if the flattened matrix is empty.
 
     Raises:
-        ValueError: for a shape of fewer than two axes or an axis that it does not have.
+        ValueError: For a shape of fewer than two axes or an axis that it does not have.
 
     Example:
         >>> from eoi_jax import theory
@@ -236,7 +241,8 @@ def min_density(shape: Shape, *, column_axis: int = -1) -> float:
         True
 
     Reference:
-        Nowak et al., ICML 2024.
+        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
+        Exact Orthogonal Initialization", ICML 2024.
     """
     dims = checks.shape(shape)
     columns = dims[checks.axis(column_axis, len(dims), name="column_axis")]
@@ -280,7 +286,7 @@ def _exact_curve(size: int) -> NDArray[np.float64]:
             "Use method='closed_form'.",
         )
     zeros = np.arange(size, -1, -1) / size
-    # One minus the zeros, rather than the nonzeros: the last densities differ from 1 by little.
+    # One minus the zeros, rather than the non-zeros: the last densities differ from 1 by little.
     curve = 1.0 - np.fromiter((p @ zeros for p in _birth_chain(size)), np.float64)
     curve = np.maximum.accumulate(curve)
     curve.flags.writeable = False
@@ -311,6 +317,9 @@ def _closed_form_inverse(size: int, density: float) -> int:
     """Solve the closed form for the number of rotations."""
     density = max(density, 1.0 / size)
     low, high = -60.0, math.log(2.0 * size)
-    excess = lambda log_z: _saturation(math.exp(log_z)) - density  # noqa: E731
+
+    def excess(log_z: float) -> float:
+        return _saturation(math.exp(log_z)) - density
+
     log_z = float(optimize.brentq(excess, low, high, xtol=1e-13))
     return max(round((size - 1) / 2.0 * (math.log(size) - log_z) - 1.0 - density / 2.0), 0)

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from helpers import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special
@@ -384,27 +385,27 @@ def test_tanh_network_has_the_predicted_singular_values():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda: mean_field.fixed_point("tanh", 0.0, 0.1), r"sigma_w=0\.0 is outside .*\(0, inf"),
-        (lambda: mean_field.fixed_point("tanh", 1.0, -0.1), r"sigma_b=-0\.1 is outside .*\[0, inf"),
-        (lambda: mean_field.fixed_point("swish", 1.0, 0.1), r"activation='swish' is outside"),
-        (lambda: mean_field.fixed_point("relu", 1.5, 0.1), r"sigma_w=1\.5 lets q grow"),
-        (lambda: mean_field.fixed_point("relu", SQRT2, 0.1), r"sigma_w=1\.41.* lets q grow"),
-        (lambda: mean_field.fixed_point("relu", SQRT2, 0.0), r"sigma_w=1\.41.* every q"),
-        (lambda: mean_field.fixed_point("linear", 1.0, 0.0), r"sigma_w=1\.0 has every q"),
-        (lambda: mean_field.chi("tanh", 1.0, -1.0), r"q=-1\.0 is outside"),
-        (lambda: mean_field.chi(np.zeros_like, 1.0, 1.0), r"q=1\.0 is outside .* a slope"),
-        (lambda: mean_field.critical_line("tanh", 0.0), r"q=0\.0 is outside .*\(0, inf"),
-        (lambda: mean_field.critical_line(lambda x: x + 2, 1.0), r"q=1\.0 is outside .* critical"),
-        (lambda: mean_field.predicted_moments("tanh", 0, 1.0, 1.0), r"depth=0 is outside"),
-        (lambda: mean_field.predicted_moments("tanh", 1, 1.0, 1.0, 13), r"count=13 is outside"),
-        (lambda: mean_field.predicted_singular_values("tanh", 2.5, 1.0, 1.0), r"depth=2\.5 is not"),
-        (lambda: mean_field.predicted_singular_values("tanh", 2, math.nan, 1.0), r"sigma_w=nan"),
-        (lambda: mean_field.predicted_singular_values("tanh", 999, 9.0, 1.0), r"sigma_w=9\.0 puts"),
-        (lambda: jax.jit(lambda q: mean_field.chi("tanh", 1.0, q))(0.5), r"q=.*static"),
+        (lambda: mean_field.fixed_point("tanh", 0.0, 0.1), ["sigma_w=0.0", "(0, inf)"]),
+        (lambda: mean_field.fixed_point("tanh", 1.0, -0.1), ["sigma_b=-0.1", "[0, inf)"]),
+        (lambda: mean_field.fixed_point("swish", 1.0, 0.1), ["activation='swish'"]),
+        (lambda: mean_field.fixed_point("relu", 1.5, 0.1), ["sigma_w=1.5", "relu", "grow"]),
+        (lambda: mean_field.fixed_point("relu", SQRT2, 0.1), ["sigma_w=1.41", "relu", "grow"]),
+        (lambda: mean_field.fixed_point("relu", SQRT2, 0.0), ["sigma_w=1.41", "every q"]),
+        (lambda: mean_field.fixed_point("linear", 1.0, 0.0), ["sigma_w=1.0", "every q"]),
+        (lambda: mean_field.chi("tanh", 1.0, -1.0), ["q=-1.0"]),
+        (lambda: mean_field.chi(np.zeros_like, 1.0, 1.0), ["q=1.0", "slope"]),
+        (lambda: mean_field.critical_line("tanh", 0.0), ["q=0.0", "(0, inf)"]),
+        (lambda: mean_field.critical_line(lambda x: x + 2, 1.0), ["q=1.0", "critical"]),
+        (lambda: mean_field.predicted_moments("tanh", 0, 1.0, 1.0), ["depth=0"]),
+        (lambda: mean_field.predicted_moments("tanh", 1, 1.0, 1.0, 13), ["count=13"]),
+        (lambda: mean_field.predicted_singular_values("tanh", 2.5, 1.0, 1.0), ["depth=2.5"]),
+        (lambda: mean_field.predicted_singular_values("tanh", 2, math.nan, 1.0), ["sigma_w=nan"]),
+        (lambda: mean_field.predicted_singular_values("tanh", 999, 9.0, 1.0), ["sigma_w=9.0"]),
+        (lambda: jax.jit(lambda q: mean_field.chi("tanh", 1.0, q))(0.5), ["q=", "static"]),
     ],
 )
-def test_what_has_no_meaning_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_has_no_meaning_is_refused(call, named):
+    with refuses(*named):
         call()

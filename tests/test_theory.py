@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from helpers import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special
@@ -213,10 +214,8 @@ def test_inverse_undoes_forward(size):
 def test_closed_form_inverse_differs_from_the_exact_one_at_near_ties_only(size):
     curve = exact_curve(size, 8 * size)
     for density in np.linspace(1 / size, 0.99, 200):
-        exact, closed = (
-            theory.num_rotations(size, density),
-            theory._closed_form_inverse(size, density),
-        )
+        exact = theory.num_rotations(size, density)
+        closed = theory.num_rotations(size, density, method="closed_form")
         # Where the wanted density falls among the exact ones, in rotations.
         position = np.interp(density, curve, np.arange(len(curve)))
         assert abs(closed - position) < 0.57
@@ -272,7 +271,7 @@ def test_min_density_is_one_nonzero_for_each_vector(shape, column_axis):
 def test_min_density_is_accepted_and_less_is_not():
     smallest = theory.min_density((30, 70))
     assert theory.num_rotations(70, smallest) == 0
-    with pytest.raises(ValueError, match=r"density=0\.01.* is outside \[0\.0142857, 1\]"):
+    with refuses("density=0.01", "[0.0142857, 1]"):
         theory.num_rotations(70, 0.7 * smallest + 1e-9)
 
 
@@ -284,31 +283,35 @@ def test_min_density_of_an_empty_matrix_is_one():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda: theory.num_rotations(0, 0.5), r"size=0 is outside \[1"),
-        (lambda: theory.num_rotations(10, 0.0), r"density=0\.0 is outside \(0, 1\]"),
-        (lambda: theory.num_rotations(10, 1.5), r"density=1\.5 is outside \(0, 1\]"),
-        (lambda: theory.num_rotations(10, math.nan), r"density=nan is outside \(0, 1\]"),
-        (lambda: theory.num_rotations(10, 0.05), r"density=0\.05 is outside \[0\.1, 1\]"),
-        (lambda: theory.expected_density(10, -1), r"num_rotations=-1 is outside \[0"),
-        (lambda: theory.expected_density(10, 2.5), r"num_rotations=2\.5 is not an integer"),
-        (lambda: theory.expected_density(10, 2, method="fast"), r"method='fast' is outside"),
-        (lambda: theory.nonzeros_distribution(0, 3), r"size=0 is outside \[1"),
-        (lambda: theory.nonzeros_distribution(65_536, 10**6), r"method='closed_form'"),
-        (lambda: theory.expected_density(65_536, 10**6, method="exact"), r"'closed_form'"),
-        (lambda: theory.min_density((5,)), r"shape=\(5,\) has 1 axes"),
-        (lambda: theory.min_density((5, 4), column_axis=2), r"column_axis=2 is outside \[-2, 1\]"),
+        (lambda: theory.num_rotations(0, 0.5), ["size=0"]),
+        (lambda: theory.num_rotations(10, 0.0), ["density=0.0"]),
+        (lambda: theory.num_rotations(10, 1.5), ["density=1.5"]),
+        (lambda: theory.num_rotations(10, math.nan), ["density=nan"]),
+        (lambda: theory.num_rotations(10, 0.05), ["density=0.05", "[0.1, 1]"]),
+        (lambda: theory.num_rotations(10, 0.5, method="simple"), ["method='simple'"]),
+        (lambda: theory.expected_density(10, -1), ["num_rotations=-1"]),
+        (lambda: theory.expected_density(10, 2.5), ["num_rotations=2.5"]),
+        (lambda: theory.expected_density(10, 2, method="fast"), ["method='fast'"]),
+        (lambda: theory.nonzeros_distribution(0, 3), ["size=0"]),
+        (
+            lambda: theory.nonzeros_distribution(65_536, 10**6),
+            ["num_rotations=1000000", "size=65536", "method='closed_form'"],
+        ),
+        (
+            lambda: theory.expected_density(65_536, 10**6, method="exact"),
+            ["num_rotations=1000000", "method='closed_form'"],
+        ),
+        (lambda: theory.num_rotations(100_000, 0.1, method="exact"), ["size=100000"]),
+        (lambda: theory.min_density((5,)), ["shape=(5,)"]),
+        (lambda: theory.min_density((5, 4), column_axis=2), ["column_axis=2"]),
+        (lambda: jax.jit(lambda d: theory.num_rotations(10, d))(0.5), ["density=", "traced"]),
     ],
 )
-def test_what_has_no_meaning_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_has_no_meaning_is_refused(call, named):
+    with refuses(*named):
         call()
-
-
-def test_traced_density_is_refused():
-    with pytest.raises(ValueError, match=r"density=.* is traced"):
-        jax.jit(lambda density: theory.num_rotations(10, density))(0.5)
 
 
 @pytest.mark.parametrize("size", [64, 300, 1024])
@@ -316,7 +319,3 @@ def test_both_methods_invert_alike(size):
     for density in (2 / size, 0.1, 0.5, 0.95):
         exact = theory.num_rotations(size, density, method="exact")
         assert abs(theory.num_rotations(size, density, method="closed_form") - exact) <= 1
-    with pytest.raises(ValueError, match="method='simple' is outside"):
-        theory.num_rotations(size, 0.1, method="simple")
-    with pytest.raises(ValueError, match="size=100000 costs"):
-        theory.num_rotations(100_000, 0.1, method="exact")
