@@ -1,5 +1,8 @@
 r"""Approximated isometry: the values on a given mask that make a matrix as orthogonal as possible.
 
+Use it for a mask that is given, such as one of a pruning method; for a mask that may be chosen,
+:func:`eoi_jax.orthogonal` draws an exactly orthogonal matrix.
+
 Pruning leaves a mask that no orthogonal matrix was built for. Approximated isometry (AI) keeps the
 mask and moves only the values. What any method can reach is told by the mask alone: no values have
 a rank above its :func:`structural_rank` :math:`r`, and since :math:`r` entries of the mask lie in
@@ -15,8 +18,9 @@ become nearly isometric by sending most of its weights towards zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +53,8 @@ def approximate_isometry(
     r"""Move the values of a masked kernel towards an isometry.
 
     The kernel is read as a matrix :math:`s V` of scale :math:`s`, and :math:`G` is the Gram matrix
-    of the smaller side of :math:`V`: :math:`G = V V^\top` for a wide one. Descent starts from the
-    kernel's own values on the mask; it is deterministic.
+    of the smaller side of :math:`V`: :math:`G = V V^\top` if it has no more rows than columns.
+    Descent starts from the kernel's values on the mask; it is deterministic.
 
     ``"frobenius"`` is the method as published: plain gradient descent on
     :math:`\lVert s^2 G - s^2 I \rVert_F`, the norm not squared. Two things keep it from isometry.
@@ -78,34 +82,34 @@ def approximate_isometry(
     a network's loss is descent on each kernel, and this function is all of it.
 
     Args:
-        kernel: floating array of at least 2 axes besides the batch axes: the values to start
+        kernel: Floating array of at least 2 axes besides the batch axes: the values to start
             from, and not all zero, where descent stays for good. Those off the mask are ignored.
-        mask: boolean array of the kernel's shape, True where a weight may be non-zero.
+        mask: Boolean array of the kernel's shape, True where a weight may be non-zero.
         scale: ``s > 0``, the singular value aimed at.
         objective: ``"frobenius"`` or ``"log_det"``.
-        num_steps: how many steps are taken, or the most of them with ``"log_det"``; at least 1.
+        num_steps: How many steps are taken, or the most of them with ``"log_det"``; at least 1.
             The reference for sparse training takes 10 000, and 1000 for networks of a thousand
             layers; ``"log_det"`` often stops within a few hundred.
-        learning_rate: a positive number that does not depend on the scale. For ``"frobenius"``
+        learning_rate: A positive number that does not depend on the scale. For ``"frobenius"``
             the step in units of the gradient with respect to the kernel, 0.1 by default. For
             ``"log_det"`` the first step of a weight in units of the root mean square weight of an
             isometry on the mask, 0.05 by default; it falls with the square root of the error
             below, and linearly to 0 at ``num_steps``.
-        tolerance: only for ``"log_det"``: stop as soon as :math:`\max_{ij} |G - I|_{ij}` is no
-            larger than this, a positive number. By default 1e-5. Each layer of a stack stops on
-            its own.
-        column_axis: the axis of the kernel, counted with the batch axes, that holds the columns;
+        tolerance: Only for ``"log_det"``: stop as soon as :math:`\max_{ij} |G - I|_{ij}` is no
+            larger than this, a positive number. By default 1e-5. Each layer of a stack stops
+            independently.
+        column_axis: The axis of the kernel, counted with the batch axes, that holds the columns;
             all others but the batch axes together are the rows. A convolution of Flax becomes
             (k·k·c_in) × c_out, as published: what nears isometry is that matrix and **not** the
             convolution, whose singular values are others.
-        batch_axes: how many leading axes stack layers. Each layer is a problem of its own.
+        batch_axes: How many leading axes stack layers. Each layer is a separate problem.
 
     Returns:
         An array of the kernel's shape and dtype, exactly 0 off the mask. It is computed in
         float32, or float64 for a float64 kernel, and cast last.
 
     Raises:
-        ValueError: if an argument is out of range, if the mask does not fit the kernel, if the
+        ValueError: If an argument is out of range, if the mask does not fit the kernel, if the
             kernel has values that are not finite, or for a tolerance with ``"frobenius"``.
 
     Example:
@@ -131,33 +135,35 @@ def approximate_isometry(
     _finite_values(kernel)
     scale = _positive_scalar(scale, "scale")
     remedy = "Use 'log_det' where exact isometry matters, 'frobenius' to reproduce the paper."
-    checks.one_of(objective, ("frobenius", "log_det"), name="objective", remedy=remedy)
+    checks.one_of(objective, tuple(_OBJECTIVES), name="objective", remedy=remedy)
+    descend, default_rate = _OBJECTIVES[objective]
     # Steps are counted by 32-bit integers.
     num_steps = checks.integer(num_steps, low=1, high=2**31 - 1, name="num_steps")
-    if learning_rate is None:
-        learning_rate = 0.1 if objective == "frobenius" else 0.05
-    learning_rate = _positive_scalar(learning_rate, "learning_rate")
     if tolerance is not None and objective == "frobenius":
-        problem = "is outside {None}: 'frobenius' takes all of num_steps"
         raise checks.value_error(
-            "tolerance", tolerance, problem, "Use it with objective='log_det'."
+            "tolerance",
+            tolerance,
+            "has no meaning for objective='frobenius', which takes all of num_steps",
+            "Leave it out, or stop early with objective='log_det'.",
         )
+    learning_rate = default_rate if learning_rate is None else learning_rate
+    learning_rate = _positive_scalar(learning_rate, "learning_rate")
     tolerance = _positive_scalar(1e-5 if tolerance is None else tolerance, "tolerance")
     if kernel.size == 0:
         return kernel
 
     dtype = checks.compute_dtype(kernel.dtype)
-    scale, learning_rate, tolerance = (
-        jnp.asarray(number, dtype) for number in (scale, learning_rate, tolerance)
+    options = _Options(
+        jnp.asarray(scale, dtype),
+        jnp.asarray(learning_rate, dtype),
+        jnp.asarray(tolerance, dtype),
+        jnp.asarray(num_steps, jnp.int32),
     )
     return _solve(
         kernel,
         jnp.asarray(mask),
-        scale,
-        learning_rate,
-        tolerance,
-        jnp.asarray(num_steps, jnp.int32),
-        descend=_frobenius if objective == "frobenius" else _log_det,
+        options,
+        descend=descend,
         batch_axes=batch_axes,
         column_axis=column_axis,
     )
@@ -170,15 +176,16 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
     matching of rows with columns), and the rank of almost all values on the mask.
 
     Args:
-        mask: boolean array of at least 2 axes besides the batch axes. It is read on the host.
-        column_axis: as in :func:`approximate_isometry`.
-        batch_axes: how many leading axes stack layers.
+        mask: Boolean array of at least 2 axes besides the batch axes. It is read on the host.
+        column_axis: The axis, counted with the batch axes, that holds the columns; all others but
+            the batch axes together are the rows.
+        batch_axes: How many leading axes stack layers.
 
     Returns:
         An int; with batch axes a NumPy array of ints of their shape.
 
     Raises:
-        ValueError: if the mask is not boolean, is being traced, or an axis is out of range.
+        ValueError: If the mask is not boolean, is being traced, or an axis is out of range.
 
     Example:
         >>> import numpy as np
@@ -218,13 +225,11 @@ def _kernel_mask(mask: Any, shape: tuple[int, ...]) -> None:
     """Require a boolean array of the kernel's shape."""
     dtype = jnp.result_type(mask)
     if dtype != jnp.bool_:
-        raise ValueError(
-            f"mask has dtype {dtype}, outside {{bool}}. Convert it with `kernel != 0`."
-        )
+        raise ValueError(f"mask has dtype {dtype}, but is boolean. Convert it with `kernel != 0`.")
     if np.shape(mask) != shape:
         raise ValueError(
-            f"mask has shape {np.shape(mask)}, outside {{{shape}}}. "
-            "Use the kernel's own shape; a mask of all True keeps every weight."
+            f"mask has shape {np.shape(mask)}, but the kernel has {shape}. "
+            "Use the shape of the kernel; a mask of all True keeps every weight."
         )
 
 
@@ -254,95 +259,115 @@ def _matrix_axes(
     )
 
 
+class _Options(NamedTuple):
+    """The numbers of a descent, which a compiled program takes as arguments."""
+
+    scale: Array
+    learning_rate: Array
+    tolerance: Array
+    num_steps: Array
+
+
 @partial(jax.jit, static_argnames=("descend", "batch_axes", "column_axis"))
 def _solve(
     kernel: Array,
     mask: Array,
-    scale: Array,
-    learning_rate: Array,
-    tolerance: Array,
-    num_steps: Array,
+    options: _Options,
     *,
-    descend: Any,
+    descend: Callable[[Array, Array, _Options], Array],
     batch_axes: int,
     column_axis: int,
 ) -> Array:
-    """Descend for each layer of a kernel, as matrices that are at least as wide as tall."""
+    """Descend for each layer of a kernel, as matrices of no more rows than columns."""
     columns = kernel.shape[column_axis]
-    tall = kernel.size // columns > columns * math.prod(kernel.shape[:batch_axes])
+    is_tall = kernel.size // columns > columns * math.prod(kernel.shape[:batch_axes])
 
-    def to_wide(array: Array) -> Array:
+    def as_rows(array: Array) -> Array:
         array = jnp.moveaxis(array, column_axis, -1)
         array = array.reshape(math.prod(array.shape[:batch_axes]), -1, columns)
-        return jnp.swapaxes(array, 1, 2) if tall else array
+        return jnp.swapaxes(array, 1, 2) if is_tall else array
 
-    start = jnp.where(mask, kernel, jnp.zeros((), kernel.dtype)).astype(scale.dtype) / scale
+    zero = jnp.zeros((), kernel.dtype)
     # Both objectives move V = W / s in the same way for every s.
-    wide = jax.vmap(descend, in_axes=(0, 0, None, None, None))(
-        to_wide(start), to_wide(mask), learning_rate, tolerance, num_steps
-    )
-    matrix = jnp.swapaxes(wide, 1, 2) if tall else wide
-    moved = jnp.moveaxis(kernel, column_axis, -1).shape
-    values = jnp.moveaxis(matrix.reshape(moved), -1, column_axis) * scale
+    start = jnp.where(mask, kernel, zero).astype(options.scale.dtype) / options.scale
+    rows = jax.vmap(descend, in_axes=(0, 0, None))(as_rows(start), as_rows(mask), options)
+
+    matrix = jnp.swapaxes(rows, 1, 2) if is_tall else rows
+    moved_shape = jnp.moveaxis(kernel, column_axis, -1).shape
+    values = jnp.moveaxis(matrix.reshape(moved_shape), -1, column_axis) * options.scale
     return jnp.where(mask, values, jnp.zeros((), values.dtype)).astype(kernel.dtype)
 
 
-def _gram_error(wide: Array) -> Array:
+def _gram_error(matrix: Array) -> Array:
     """Return ``V Vᵀ − I``."""
-    gram = jnp.matmul(wide, wide.T, precision=jax.lax.Precision.HIGHEST)
-    return gram - jnp.eye(len(wide), dtype=wide.dtype)
+    gram = jnp.matmul(matrix, matrix.T, precision=jax.lax.Precision.HIGHEST)
+    return gram - jnp.eye(len(matrix), dtype=matrix.dtype)
 
 
-def _frobenius(wide: Array, mask: Array, learning_rate: Array, _: Array, num_steps: Array) -> Array:
+def _frobenius(matrix: Array, mask: Array, options: _Options) -> Array:
     """Take plain gradient steps on ``‖V Vᵀ − I‖_F``."""
 
-    def step(_: Any, wide: Array) -> Array:
-        error = _gram_error(wide)
+    def step(_: Any, matrix: Array) -> Array:
+        error = _gram_error(matrix)
         squared = jnp.sum(error * error)
         is_zero = squared == 0
         norm = jnp.sqrt(jnp.where(is_zero, jnp.ones_like(squared), squared))
-        gradient = 2 * jnp.matmul(error / norm, wide, precision=jax.lax.Precision.HIGHEST)
-        return wide - learning_rate * jnp.where(mask, gradient, jnp.zeros_like(gradient))
+        gradient = 2 * jnp.matmul(error / norm, matrix, precision=jax.lax.Precision.HIGHEST)
+        masked = jnp.where(mask, gradient, jnp.zeros_like(gradient))
+        return matrix - options.learning_rate * masked
 
-    return jax.lax.fori_loop(0, num_steps, step, wide)
+    return jax.lax.fori_loop(0, options.num_steps, step, matrix)
 
 
-def _log_det(
-    wide: Array, mask: Array, learning_rate: Array, tolerance: Array, num_steps: Array
-) -> Array:
+class _LogDetState(NamedTuple):
+    """What a descent on the log-determinant carries from step to step."""
+
+    taken: Array  # steps
+    matrix: Array
+    mean: Array  # of the gradients, decaying
+    square: Array  # mean of their squares, decaying
+    error: Array  # the largest entry of V Vᵀ − I
+
+
+def _log_det(matrix: Array, mask: Array, options: _Options) -> Array:
     """Take Adam's steps on ``tr G − (1 + ε) log det(G + ε I)`` until G is I."""
-    size, dtype = len(wide), wide.dtype
+    size, dtype = len(matrix), matrix.dtype
     identity = jnp.eye(size, dtype=dtype)
-    weights = jnp.maximum(jnp.sum(mask, dtype=dtype), 1)
-    rate = learning_rate * jnp.sqrt(size / weights)
+    num_weights = jnp.maximum(jnp.sum(mask, dtype=dtype), 1)
+    rate = options.learning_rate * jnp.sqrt(size / num_weights)
     # The best multiple of the start has tr G = size.
-    squared = jnp.sum(wide * wide)
+    squared = jnp.sum(matrix * matrix)
     is_zero = squared == 0
-    wide = wide * jnp.where(is_zero, 1, jnp.sqrt(size / jnp.where(is_zero, 1, squared)))
+    matrix = matrix * jnp.where(is_zero, 1, jnp.sqrt(size / jnp.where(is_zero, 1, squared)))
     # Adam's usual memory of 1000 squared gradients would keep the first, largest ones throughout.
     decay = jnp.asarray(0.9, dtype)
 
-    def go_on(state: Any) -> Array:
-        step, _, _, error = state
-        return (step < num_steps) & (error > tolerance)
+    def is_unfinished(state: _LogDetState) -> Array:
+        return (state.taken < options.num_steps) & (state.error > options.tolerance)
 
-    def step(state: Any) -> Any:
-        count, wide, (mean, square), error = state
-        done = count.astype(dtype) / num_steps.astype(dtype)
+    def step(state: _LogDetState) -> _LogDetState:
+        taken, matrix, mean, square, error = state
+        done = taken.astype(dtype) / options.num_steps.astype(dtype)
         floor = _FIRST_FLOOR * (_LAST_FLOOR / _FIRST_FLOOR) ** done
         # QR of [Vᵀ; √ε I] gives the Cholesky factor of G + ε I without squaring V, which would
         # lose singular values below 3e-4 in float32, and never fails.
-        factor = jnp.linalg.qr(jnp.concatenate([wide.T, floor * identity]), mode="r")
-        inverse_times_wide = jax.scipy.linalg.cho_solve((factor, False), wide)
-        gradient = 2 * (wide - (1 + floor**2) * inverse_times_wide)
+        factor = jnp.linalg.qr(jnp.concatenate([matrix.T, floor * identity]), mode="r")
+        inverse_times_matrix = jax.scipy.linalg.cho_solve((factor, False), matrix)
+        gradient = 2 * (matrix - (1 + floor**2) * inverse_times_matrix)
         gradient = jnp.where(mask, gradient, jnp.zeros_like(gradient))
+
         mean = decay * mean + (1 - decay) * gradient
         square = decay * square + (1 - decay) * gradient**2
-        unbias = 1 / (1 - decay ** (count + 1).astype(dtype))
+        unbias = 1 / (1 - decay ** (taken + 1).astype(dtype))
         update = unbias * mean / (jnp.sqrt(unbias * square) + 1e-8)
-        wide = wide - rate * jnp.sqrt(jnp.minimum(error, 1)) * (1 - done) * update
-        return count + 1, wide, (mean, square), jnp.max(jnp.abs(_gram_error(wide)))
+        matrix = matrix - rate * jnp.sqrt(jnp.minimum(error, 1)) * (1 - done) * update
+        return _LogDetState(taken + 1, matrix, mean, square, jnp.max(jnp.abs(_gram_error(matrix))))
 
-    moments = (jnp.zeros_like(wide), jnp.zeros_like(wide))
-    start = (jnp.int32(0), wide, moments, jnp.max(jnp.abs(_gram_error(wide))))
-    return jax.lax.while_loop(go_on, step, start)[1]
+    zeros = jnp.zeros_like(matrix)
+    error = jnp.max(jnp.abs(_gram_error(matrix)))
+    start = _LogDetState(jnp.int32(0), matrix, zeros, zeros, error)
+    return jax.lax.while_loop(is_unfinished, step, start).matrix
+
+
+# How an objective descends, and its learning rate by default.
+_OBJECTIVES = {"frobenius": (_frobenius, 0.1), "log_det": (_log_det, 0.05)}

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from eoi_jax import isometry
 from eoi_jax.isometry import approximate_isometry, structural_rank
 
 OBJECTIVES = ["frobenius", "log_det"]
@@ -366,60 +366,48 @@ def test_structural_rank_of_a_stack_is_that_of_its_layers():
 KERNEL, MASK = np.ones((4, 6), np.float32), np.ones((4, 6), bool)
 WITH_NAN = np.where(np.arange(6) == 2, np.nan, KERNEL)
 BAD_CALLS = [
-    ((KERNEL, MASK[:3]), {}, r"mask has shape \(3, 6\), outside \{\(4, 6\)\}"),
-    ((KERNEL, True), {}, r"mask has shape \(\), outside \{\(4, 6\)\}"),
-    ((KERNEL, KERNEL), {}, r"mask has dtype float32, outside \{bool\}"),
-    ((KERNEL.astype(int), MASK), {}, r"kernel.dtype='int\d+' is outside the real floating"),
-    ((KERNEL.astype(np.complex64), MASK), {}, "kernel.dtype='complex64' is outside"),
-    ((WITH_NAN, MASK), {}, "kernel has 4 of 24 entries outside the finite numbers"),
-    ((KERNEL[0], MASK[0]), {}, r"kernel.shape=\(6,\) has 1 axes, outside \[2, ...\)"),
-    ((KERNEL, MASK), {"batch_axes": 1}, r"has 2 axes, outside \[3, ...\)"),
-    ((KERNEL, MASK), {"batch_axes": -1}, r"batch_axes=-1 is outside \[0, ...\)"),
-    ((KERNEL, MASK), {"column_axis": 2}, r"column_axis=2 is outside \[-2, 1\]"),
-    ((KERNEL, MASK), {"scale": 0.0}, r"scale=0.0 is outside \(0, inf\)"),
-    ((KERNEL, MASK), {"scale": -1.0}, r"scale=-1.0 is outside \(0, inf\)"),
-    ((KERNEL, MASK), {"scale": np.inf}, "scale=inf is outside the finite numbers"),
-    ((KERNEL, MASK), {"objective": "l2"}, "objective='l2' is outside {'frobenius', 'log_det'}"),
-    ((KERNEL, MASK), {"num_steps": 0}, r"num_steps=0 is outside \[1, "),
-    ((KERNEL, MASK), {"num_steps": 1.5}, "num_steps=1.5 is not an integer"),
-    ((KERNEL, MASK), {"learning_rate": 0}, r"learning_rate=0.0 is outside \(0, inf\)"),
-    ((KERNEL, MASK), {"tolerance": 1e-3}, "tolerance=0.001 is outside {None}.*log_det"),
-    (
-        (KERNEL, MASK),
-        {"tolerance": -1.0, "objective": "log_det"},
-        r"tolerance=-1.0 is outside \(0, inf\)",
-    ),
+    ((KERNEL, MASK[:3]), {}, ["mask", "(3, 6)", "(4, 6)"]),
+    ((KERNEL, True), {}, ["mask", "()", "(4, 6)"]),
+    ((KERNEL, KERNEL), {}, ["mask", "float32"]),
+    ((KERNEL.astype(int), MASK), {}, ["kernel.dtype='int"]),
+    ((KERNEL.astype(np.complex64), MASK), {}, ["kernel.dtype='complex64'"]),
+    ((WITH_NAN, MASK), {}, ["kernel", "4 of 24"]),
+    ((KERNEL[0], MASK[0]), {}, ["kernel.shape=(6,)"]),
+    ((KERNEL, MASK), {"batch_axes": 1}, ["kernel.shape=(4, 6)"]),
+    ((KERNEL, MASK), {"batch_axes": -1}, ["batch_axes=-1"]),
+    ((KERNEL, MASK), {"column_axis": 2}, ["column_axis=2", "[-2, 1]"]),
+    ((KERNEL[None], MASK[None]), {"batch_axes": 1, "column_axis": 0}, ["column_axis=0", "[1, 2]"]),
+    ((KERNEL, MASK), {"scale": 0.0}, ["scale=0.0", "(0, inf)"]),
+    ((KERNEL, MASK), {"scale": -1.0}, ["scale=-1.0", "(0, inf)"]),
+    ((KERNEL, MASK), {"scale": np.inf}, ["scale=inf"]),
+    ((KERNEL, MASK), {"objective": "l2"}, ["objective='l2'", "'frobenius'", "'log_det'"]),
+    ((KERNEL, MASK), {"num_steps": 0}, ["num_steps=0"]),
+    ((KERNEL, MASK), {"num_steps": 1.5}, ["num_steps=1.5"]),
+    ((KERNEL, MASK), {"learning_rate": 0}, ["learning_rate=0.0"]),
+    ((KERNEL, MASK), {"tolerance": 1e-3}, ["tolerance=0.001", "'frobenius'", "'log_det'"]),
+    ((KERNEL, MASK), {"tolerance": -1.0, "objective": "log_det"}, ["tolerance=-1.0", "(0, inf)"]),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "options", "message"), BAD_CALLS)
-def test_errors_name_the_argument_its_value_and_the_range(arguments, options, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("arguments", "options", "named"), BAD_CALLS)
+def test_errors_name_the_argument_its_value_and_the_range(arguments, options, named):
+    with refuses(*named):
         approximate_isometry(*arguments, **options)
 
 
-def test_the_column_axis_is_no_batch_axis():
-    with pytest.raises(ValueError, match=r"column_axis=0 is outside \[1, 2\]"):
-        approximate_isometry(KERNEL[None], MASK[None], batch_axes=1, column_axis=0)
-
-
 def test_structural_rank_refuses_what_it_cannot_read():
-    with pytest.raises(ValueError, match=r"mask has dtype float32, outside \{bool\}"):
+    with refuses("mask", "float32"):
         structural_rank(KERNEL)
-    with pytest.raises(ValueError, match=r"mask=.* is outside the arrays with known values"):
+    with refuses("mask="):
         jax.jit(structural_rank)(MASK)
-    with pytest.raises(ValueError, match=r"mask.shape=\(6,\) has 1 axes"):
+    with refuses("mask.shape=(6,)"):
         structural_rank(MASK[0])
 
 
 def test_static_values_are_checked_while_tracing_and_traced_ones_left_alone():
-    with pytest.raises(ValueError, match=r"scale=-1\.0"):
+    with refuses("scale=-1.0"):
         jax.jit(lambda k: approximate_isometry(k, MASK, scale=-1.0))(KERNEL)
     mask = np.arange(24).reshape(4, 6) % 5 != 0
     traced = jax.jit(lambda k: approximate_isometry(k, mask, num_steps=2))(WITH_NAN)
     assert np.isnan(traced).any(), "what cannot be checked is not hidden"
     assert not np.asarray(traced)[~mask].any()
-
-
-def test_the_public_list():
-    assert isometry.__all__ == ["approximate_isometry", "structural_rank"]
