@@ -26,4 +26,4 @@ def refuses(name, *values, error=ValueError):
     message = str(raised.value)
     for part in (name, *map(str, values)):
         assert part in message, f"{part!r} is not named in: {message}"
-    assert message.rstrip().endswith((".", ".)")), f"no sentence: {message}"
+    assert message.rstrip().endswith((".", ".)", "?")), f"no sentence: {message}"

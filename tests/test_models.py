@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refuses
 from jax.tree_util import tree_leaves_with_path
 
 import eoi_jax as eoi
@@ -215,10 +216,10 @@ def test_widths_scale_all_stages():
                 assert leaf.shape[-1] * own == whole.shape[-1] * 8, path_of(path)
 
 
-def test_depths_that_no_residual_network_has():
-    for depth in (2, 7, 30, 33):
-        with pytest.raises(ValueError, match=rf"depth={depth} is outside \{{8, 14, 20"):
-            models.ResNet(depth)
+@pytest.mark.parametrize("depth", [2, 7, 30, 33])
+def test_depths_that_no_residual_network_has(depth):
+    with refuses("depth", f"depth={depth}", "{8, 14, 20, ...}"):
+        models.ResNet(depth)
 
 
 def slope(x):
@@ -305,49 +306,40 @@ def test_default_kernels_of_the_transformer():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "parts"),
     [
-        (lambda: models.create("mpl7"), r"name='mpl7' is outside .*Did you mean 'mlp7'\?"),
-        (lambda: models.input_shape("resnet-32"), r"Did you mean 'resnet32'\?"),
-        (lambda: models.where("deit"), r"Did you mean 'deit_s'\?"),
-        (
-            lambda: models.choose("vgg", ("mlp7", "resnet32")),
-            r"name='vgg' is outside \{'mlp7', 'resnet32'\}\. Choose one of them\.",
-        ),
+        (lambda: models.create("mpl7"), ("name='mpl7'", "Did you mean 'mlp7'?")),
+        (lambda: models.input_shape("resnet-32"), ("name='resnet-32'", "mean 'resnet32'?")),
+        (lambda: models.where("deit"), ("name='deit'", "Did you mean 'deit_s'?")),
+        (lambda: models.choose("vgg", ("mlp7", "resnet32")), ("name='vgg'", "'mlp7', 'resnet32'")),
         (
             lambda: models.create("mlp7", activation="hardtanh"),
-            r"activation='hardtanh' is outside .*Did you mean 'hard_tanh'\?",
+            ("activation='hardtanh'", "Did you mean 'hard_tanh'?"),
         ),
-        (lambda: models.create("mlp7", 0), r"num_classes=0 is outside \[1, \.\.\.\)"),
-        (lambda: models.create("mlp7", depth=1), r"depth=1 is outside \[2, \.\.\.\)"),
-        (lambda: models.create("mlp7", width=0), r"width=0 is outside \[1, \.\.\.\)"),
-        (lambda: models.create("cnn1000", depth=3), r"depth=3 is outside \[4, \.\.\.\)"),
-        (lambda: models.create("cnn1000", width=0), r"width=0 is outside \[1"),
-        (lambda: models.create("resnet32", depth=33), r"depth=33 is outside \{8, 14, 20"),
-        (lambda: models.create("resnet32", width=0), r"width=0 is outside \[1"),
-        (lambda: models.create("vgg16", depth=13), r"depth=13 .*vgg16 has but one\. Leave it out"),
-        (lambda: models.create("vgg16", width=0), r"width=0 is outside \[1"),
-        (lambda: models.create("efficientnet_b0", depth=17), r"depth=17 is outside \{1, 2, .*16\}"),
-        (lambda: models.create("efficientnet_b0", width=0), r"width=0 is outside \[1"),
-        (
-            lambda: models.create("resnet50", depth=18),
-            r"depth=18 is outside \{14, 26, 50, 101, 152",
-        ),
-        (lambda: models.create("resnet50", width=0), r"width=0 is outside \[1"),
-        (lambda: models.create("deit_s", width=100), r"width=100 .*multiples of 6 heads"),
-        (lambda: models.create("deit_s", depth=0), r"depth=0 is outside \[1"),
+        (lambda: models.create("mlp7", 0), ("num_classes=0", "[1, ...)")),
+        (lambda: models.create("mlp7", depth=1), ("depth=1", "[2, ...)")),
+        (lambda: models.create("mlp7", width=0), ("width=0", "[1, ...)")),
+        (lambda: models.create("cnn1000", depth=3), ("depth=3", "[4, ...)")),
+        (lambda: models.create("cnn1000", width=0), ("width=0", "[1, ...)")),
+        (lambda: models.create("resnet32", depth=33), ("depth=33", "{8, 14, 20, ...}")),
+        (lambda: models.create("resnet32", width=0), ("width=0", "[1, ...)")),
+        (lambda: models.create("vgg16", depth=13), ("depth=13", "vgg16")),
+        (lambda: models.create("vgg16", width=0), ("width=0", "[1, ...)")),
+        (lambda: models.create("efficientnet_b0", depth=17), ("depth=17", "{1, 2,", "16}")),
+        (lambda: models.create("efficientnet_b0", width=0), ("width=0", "[1, ...)")),
+        (lambda: models.create("resnet50", depth=18), ("depth=18", "{14, 26, 50, 101, 152}")),
+        (lambda: models.create("resnet50", width=0), ("width=0", "[1, ...)")),
+        (lambda: models.create("deit_s", width=100), ("width=100", "multiples of 6")),
+        (lambda: models.create("deit_s", depth=0), ("depth=0", "[1, ...)")),
         (
             lambda: shapes_of(models.create("deit_s"), (225, 224, 3)),
-            r"225 x 224 pixels .*multiples of patch=16\. Resize or crop",
+            ("images", "225 x 224", "patch=16"),
         ),
-        (
-            lambda: models.where("vgg16", attention=True),
-            r"attention=True is outside \{False\}: vgg16 has none",
-        ),
+        (lambda: models.where("vgg16", attention=True), ("attention=True", "vgg16")),
     ],
 )
-def test_bad_names_and_sizes_are_answered(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_names_and_sizes_are_answered(call, parts):
+    with refuses(*parts):
         call()
 
 
@@ -371,13 +363,13 @@ def test_layout_reads_the_stacks_and_groups_alone(name):
     mask = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "bool"), params)
     expected = {f"{layer}/kernel": own for layer, own in STACKS.get(name, {}).items()}
     if name == "efficientnet_b0":
-        wide = {
+        channels_of = {
             path_of(path): leaf.shape[-1]
             for path, leaf in tree_leaves_with_path(params)
             if leaf.ndim == 4 and leaf.shape[0] > 1 and leaf.shape[-2] == 1
         }
-        assert len(wide) == 16
-        expected = {path: Layout(groups=channels) for path, channels in wide.items()}
+        assert len(channels_of) == 16
+        expected = {path: Layout(groups=channels) for path, channels in channels_of.items()}
     for tree in (params, mask):
         found = {
             path_of(path): models.layout(path, leaf)
@@ -407,8 +399,34 @@ def test_budgets_count_the_layers_that_layout_tells(name):
     assert round(kept) == math.floor(0.1 * weights + 0.5)
 
 
+@pytest.mark.parametrize("name", models.NAMES)
+def test_no_network_means_something_else_by_a_name(name):
+    """What all networks state together reads each network as it states it alone."""
+    spec = models.SPECS[name]
+    for path, leaf in tree_leaves_with_path(built(name)[1]["params"]):
+        if path[-1].key == "kernel":
+            names = {key.key for key in path}
+            stacked, depthwise = names & set(spec.stacked), names & set(spec.depthwise)
+            expected = Layout(len(stacked), leaf.shape[-1] if depthwise else 1)
+            assert models.layout(path, leaf) == expected
+
+
+def test_networks_that_are_fast_in_a_loop_compute_the_same():
+    """On CPUs convolutions without residuals get other gradients, and those with them no loop."""
+    looped = {name for name in models.NAMES if models.in_cpu_loop(name, models.create(name))}
+    assert looped == {"mlp7", "mlp1000", "cnn1000"}
+    model = models.create("cnn1000", 3, depth=5, width=4)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    variables = model.init(jax.random.key(1), images)
+    adapted = models.in_cpu_loop("cnn1000", model)
+    assert adapted.convolve is not model.convolve
+    np.testing.assert_allclose(
+        adapted.apply(variables, images), model.apply(variables, images), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_what_is_pruned():
-    for name in models.NAMES[:-1]:
+    for name in set(models.NAMES) - {"deit_s"}:
         assert models.where(name) is eoi.masks.is_kernel
     params = built("deit_s")[1]["params"]
     for attention in (False, True):

@@ -555,7 +555,7 @@ def test_smaller_networks_are_planned(capsys):
         (["--density", "0"], r"density=0\.0 is outside \(0, 1\]"),
         (["--model", "mlp7", "--num-classes", "-1"], r"num_classes=-1 is outside \[1"),
         (["--model", "mlp7", "--depth", "1"], r"depth=1 is outside \[2"),
-        (["--model", "vgg16", "--attention"], r"attention=True is outside .*vgg16 has none"),
+        (["--model", "vgg16", "--attention"], r"attention=True .*vgg16 has no attention"),
         (["--densty", "0.1"], r"(?s)densty.*--density"),
     ],
 )

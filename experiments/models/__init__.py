@@ -1,4 +1,4 @@
-"""The networks of the experiments, in Flax Linen. All return logits.
+"""The networks of the experiments by name, in Flax Linen. All return logits.
 
 ================ ============= =====================================================================
 name             input         network
@@ -10,9 +10,9 @@ cnn1000          32 x 32 x 3   997 convolutions of width 128, circular padding, 
 resnet32         32 x 32 x 3   residual, 32 layers of 16, 32 and 64 channels, ReLU
 resnet56         32 x 32 x 3   the same of 56 layers
 resnet110        32 x 32 x 3   the same of 110 layers
+resnet50         224 x 224 x 3 residual, bottlenecks of three convolutions, ReLU
 vgg16            32 x 32 x 3   configuration C with batch normalization, ReLU
 efficientnet_b0  64 x 64 x 3   inverted residuals with depthwise convolutions, SiLU
-resnet50         224 x 224 x 3 residual, bottlenecks of three convolutions, ReLU
 deit_s           224 x 224 x 3 DeiT III, small: 12 blocks of width 384 with 6 heads, GELU
 ================ ============= =====================================================================
 
@@ -25,23 +25,27 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from eoi_jax import masks
 from eoi_jax.typing import Array, Initializer, Layout, Where
+from experiments.models import deit, efficientnet, plain, resnet, vgg
 from experiments.models.deit import Deit, HeadProjection, gelu
 from experiments.models.efficientnet import EfficientNet
 from experiments.models.plain import Cnn, Mlp
 from experiments.models.resnet import BottleneckResNet, ResNet
+from experiments.models.spec import Spec
 from experiments.models.vgg import Vgg
 
 __all__ = [
     "ACTIVATIONS",
     "NAMES",
+    "SPECS",
     "BottleneckResNet",
     "Cnn",
     "Deit",
@@ -52,10 +56,23 @@ __all__ = [
     "Vgg",
     "choose",
     "create",
+    "in_cpu_loop",
     "input_shape",
     "layout",
     "where",
 ]
+
+# Adding a network takes its file and one line.
+SPECS: dict[str, Spec] = {
+    **plain.SPECS,
+    **resnet.SPECS,
+    **vgg.SPECS,
+    **efficientnet.SPECS,
+    **deit.SPECS,
+}
+NAMES = tuple(SPECS)
+_STACKED = {name for spec in SPECS.values() for name in spec.stacked}
+_DEPTHWISE = {name for spec in SPECS.values() for name in spec.depthwise}
 
 
 def _identity(x: Array) -> Array:
@@ -72,30 +89,6 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "gelu": gelu,
 }
-
-
-class _Entry(NamedTuple):
-    module: Any
-    sizes: dict[str, int]  # those that create() may override
-    input_shape: tuple[int, int, int]
-    num_classes: int
-    activation: str
-
-
-_MNIST, _CIFAR, _TINY, _IMAGENET = (28, 28, 1), (32, 32, 3), (64, 64, 3), (224, 224, 3)
-_MODELS = {
-    "mlp7": _Entry(Mlp, {"depth": 7, "width": 100}, _MNIST, 10, "tanh"),
-    "mlp1000": _Entry(Mlp, {"depth": 1000, "width": 128}, _MNIST, 10, "tanh"),
-    "cnn1000": _Entry(Cnn, {"depth": 998, "width": 128}, _CIFAR, 10, "tanh"),
-    "resnet32": _Entry(ResNet, {"depth": 32, "width": 16}, _CIFAR, 10, "relu"),
-    "resnet56": _Entry(ResNet, {"depth": 56, "width": 16}, _CIFAR, 10, "relu"),
-    "resnet110": _Entry(ResNet, {"depth": 110, "width": 16}, _CIFAR, 10, "relu"),
-    "vgg16": _Entry(Vgg, {"width": 64}, _CIFAR, 10, "relu"),
-    "efficientnet_b0": _Entry(EfficientNet, {"depth": 16, "width": 32}, _TINY, 200, "silu"),
-    "resnet50": _Entry(BottleneckResNet, {"depth": 50, "width": 64}, _IMAGENET, 1000, "relu"),
-    "deit_s": _Entry(Deit, {"depth": 12, "width": 384}, _IMAGENET, 1000, "gelu"),
-}
-NAMES = tuple(_MODELS)
 
 
 def create(
@@ -145,31 +138,31 @@ def create(
         >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
-    entry = _MODELS[choose(name, NAMES)]
+    spec = SPECS[choose(name, NAMES)]
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes={num_classes} is outside [1, ...). Give a larger number.")
     sizes = {"depth": depth, "width": width}
     sizes = {size: value for size, value in sizes.items() if value is not None}
     for size, value in sizes.items():
-        if size not in entry.sizes:
+        if size not in spec.sizes:
             raise ValueError(
-                f"{size}={value} is outside {{None}}: {name} has but one. Leave it out."
+                f"{size}={value} is given, but {name} has one {size} only. Leave {size} out."
             )
-    function = entry.activation if activation is None else activation
+    function = spec.activation if activation is None else activation
     if not callable(function):
         function = ACTIVATIONS[choose(function, ACTIVATIONS, "activation")]
     rectifies = function in (nn.relu, nn.leaky_relu)
     default = nn.initializers.he_normal() if rectifies else nn.initializers.lecun_normal()
     options = {
-        "num_classes": entry.num_classes if num_classes is None else num_classes,
+        "num_classes": spec.num_classes if num_classes is None else num_classes,
         "activation": function,
-        "kernel_init": kernel_init or (Deit.kernel_init if entry.module is Deit else default),
+        "kernel_init": kernel_init or spec.kernel_init or default,
         "conv_init": conv_init or default,
         "bias_init": bias_init or nn.initializers.zeros,
     }
-    fields = {field.name for field in dataclasses.fields(entry.module)}
-    own = {option: value for option, value in options.items() if option in fields}
-    model: nn.Module = entry.module(**entry.sizes | sizes, **own)
+    fields = {field.name for field in dataclasses.fields(spec.module)}
+    options = {option: value for option, value in options.items() if option in fields}
+    model: nn.Module = spec.module(**{**spec.sizes, **sizes}, **options)
     return model
 
 
@@ -190,22 +183,22 @@ def input_shape(name: str) -> tuple[int, int, int]:
         >>> models.input_shape("resnet32")
         (32, 32, 3)
     """
-    return _MODELS[choose(name, NAMES)].input_shape
+    return SPECS[choose(name, NAMES)].input_shape
 
 
 def layout(path: tuple[Any, ...], leaf: Any) -> Layout:
     """Tell which axes of a kernel stack layers or heads, and which kernels are depthwise.
 
-    Scanned layers are named ``hidden``, the projections of heads are within ``attention``, and
-    depthwise convolutions are named ``depthwise``; one function reads every network's kernels.
+    The networks' files declare which of their submodules stack kernels or convolve each channel by
+    itself; one function reads the kernels of all networks.
 
     Args:
         path: the key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
         leaf: the leaf, anything with a shape; weights and masks have one layout.
 
     Returns:
-        One batch axis for a scan and one for heads, so that each head of each block has a matrix of
-        its own; a group for each channel of a depthwise kernel; ``Layout()`` for other leaves.
+        One batch axis for a scan and one for heads, so that each head of each block has its matrix;
+        a group for each channel of a depthwise kernel; ``Layout()`` for other leaves.
 
     Example:
         >>> import jax
@@ -220,11 +213,12 @@ def layout(path: tuple[Any, ...], leaf: Any) -> Layout:
     if names[-1:] != ["kernel"] or len(leaf.shape) < 2:
         return Layout()
     return Layout(
-        batch_axes=("hidden" in names) + ("attention" in names),
-        groups=leaf.shape[-1] if "depthwise" in names else 1,
+        batch_axes=len(_STACKED.intersection(names)),
+        groups=leaf.shape[-1] if _DEPTHWISE.intersection(names) else 1,
     )
 
 
+@functools.cache
 def where(name: str, *, attention: bool = False) -> Where:
     """Return which leaves of a network are pruned: the predicate that tree functions take.
 
@@ -236,7 +230,8 @@ def where(name: str, *, attention: bool = False) -> Where:
         attention: whether the heads of attention are pruned too. Beyond the paper.
 
     Returns:
-        ``(path, leaf) -> bool``.
+        ``(path, leaf) -> bool``, one object for equal arguments: programs that take it as a static
+        argument compile once.
 
     Raises:
         ValueError: for another name, or for the attention of a network that has none.
@@ -254,16 +249,40 @@ def where(name: str, *, attention: bool = False) -> Where:
         >>> pruned(models.where("deit_s")), pruned(models.where("deit_s", attention=True))
         (14155776, 21233664)
     """
-    if _MODELS[choose(name, NAMES)].module is not Deit:
-        if attention:
-            raise ValueError(f"attention=True is outside {{False}}: {name} has none. Leave it out.")
+    spec = SPECS[choose(name, NAMES)]
+    if attention and not spec.attention:
+        raise ValueError(f"attention=True is given, but {name} has no attention. Leave it out.")
+    if spec.pruned is None:
         return masks.is_kernel
-    pruned = {"mlp_in", "mlp_out", "attention"} if attention else {"mlp_in", "mlp_out"}
+    pruned = {*spec.pruned, *(spec.attention if attention else ())}
 
     def selected(path: tuple[Any, ...], leaf: Any) -> bool:
         return masks.is_kernel(path, leaf) and not pruned.isdisjoint(_names(path))
 
     return selected
+
+
+def in_cpu_loop(name: str, model: Any) -> Any:
+    """Return a network with gradients that are fast in a loop on CPUs.
+
+    Args:
+        name: One of :data:`NAMES`.
+        model: The network, as :func:`create` builds it.
+
+    Returns:
+        A network of the same parameters and outputs; None if there is no such form, so that steps
+        are better dispatched one by one.
+
+    Raises:
+        ValueError: For another name.
+
+    Example:
+        >>> from experiments import models
+        >>> models.in_cpu_loop("resnet32", models.create("resnet32")) is None
+        True
+    """
+    adapt = SPECS[choose(name, NAMES)].in_cpu_loop
+    return None if adapt is None else adapt(model)
 
 
 def _names(path: tuple[Any, ...]) -> list[Any]:

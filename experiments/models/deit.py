@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer, Shape
-from experiments.models.layers import at_least
+from experiments.models.layers import at_least, logits
+from experiments.models.spec import IMAGENET, Spec
 
-__all__ = ["Deit", "HeadProjection", "gelu"]
+__all__ = ["SPECS", "Deit", "HeadProjection", "gelu"]
 
 _NORM_EPSILON = 1e-6
 _LAYER_SCALE = 1e-4
@@ -103,10 +104,7 @@ class Deit(nn.Module):
         inits = (self.kernel_init, self.bias_init)
         x, _ = hidden(self.heads, self.activation, *inits, name="hidden")(x, None)
         x = nn.LayerNorm(_NORM_EPSILON, name="norm")(x)[..., 0, :]
-        last = nn.Dense(
-            self.num_classes, kernel_init=self.kernel_init, bias_init=self.bias_init, name="last"
-        )
-        return last(x)
+        return logits(self, x)
 
 
 class _Block(nn.Module):
@@ -182,3 +180,18 @@ class HeadProjection(nn.Module):
         """Draw each head by itself: as one kernel, fans would count all of them."""
         keys = jax.random.split(key, shape[0])
         return jax.vmap(lambda key: self.kernel_init(key, tuple(shape[1:]), dtype))(keys)
+
+
+SPECS = {
+    "deit_s": Spec(
+        Deit,
+        {"depth": 12, "width": 384},
+        IMAGENET,
+        num_classes=1000,
+        activation="gelu",
+        stacked=("hidden", "attention"),
+        pruned=("mlp_in", "mlp_out"),  # as in the paper
+        attention=("attention",),
+        kernel_init=_EMBEDDING,
+    )
+}

@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer
-from experiments.models.layers import at_least, conv_norm, one_of
+from experiments.models.layers import at_least, conv_norm, logits, one_of
+from experiments.models.spec import TINY_IMAGENET, Spec
 
-__all__ = ["EfficientNet"]
+__all__ = ["SPECS", "EfficientNet"]
 
 
 class _Stage(NamedTuple):
@@ -91,10 +92,7 @@ class EfficientNet(nn.Module):
             inits = (self.conv_init, self.bias_init)
             x = _Block(stage, features, self.activation, *inits, name=name)(x, train)
         x = self.activation(layer(x, 4 * self.channels(_STAGES[-1].channels), 1, "final"))
-        last = nn.Dense(
-            self.num_classes, kernel_init=self.kernel_init, bias_init=self.bias_init, name="last"
-        )
-        return last(jnp.mean(x, axis=(-3, -2)))
+        return logits(self, jnp.mean(x, axis=(-3, -2)))
 
     def channels(self, channels: int) -> int:
         """Scale a stage's channels with the width, to a multiple of 8, a tenth less at the most."""
@@ -131,3 +129,15 @@ class _Block(nn.Module):
         y = y * nn.sigmoid(gate(expanded, name="excite")(squeezed))
         y = layer(y, self.features, 1, "project")
         return x + y if x.shape == y.shape else y
+
+
+SPECS = {
+    "efficientnet_b0": Spec(
+        EfficientNet,
+        {"depth": _DEPTH, "width": _FIRST},
+        TINY_IMAGENET,
+        num_classes=200,
+        activation="silu",
+        depthwise=("depthwise",),
+    )
+}

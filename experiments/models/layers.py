@@ -1,14 +1,15 @@
-"""What several of the networks are built from."""
+"""What several networks are built from: convolutions with norms, the last layer, checked sizes."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 
 from eoi_jax.typing import Array, Initializer
 
-__all__ = ["NORM", "at_least", "conv_norm", "one_of"]
+__all__ = ["NORM", "at_least", "conv_norm", "logits", "one_of"]
 
 # PyTorch's momentum of 0.1 is Flax's of 0.9.
 NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
@@ -29,13 +30,13 @@ def conv_norm(
 
     Args:
         x: ``(..., height, width, channels)``.
-        features: channels of the output.
-        size: height and width of the window, odd.
-        name: name of the convolution in the module whose compact method calls.
-        train: whether the batch is normalized by its own statistics.
-        conv_init: initializer of the kernel; there is no bias.
-        stride: step in both directions.
-        groups: groups of channels.
+        features: Channels of the output.
+        size: Height and width of the window, odd.
+        name: Name of the convolution in the module whose compact method calls.
+        train: Whether the batch is normalized by its own statistics.
+        conv_init: Initializer of the kernel; there is no bias.
+        stride: Step in both directions.
+        groups: Groups of channels.
 
     Returns:
         The normalized output.
@@ -53,6 +54,22 @@ def conv_norm(
         name=name,
     )
     return NORM(use_running_average=not train, name=f"{name}_norm")(conv(x))
+
+
+def logits(network: Any, x: Array) -> Array:
+    """Apply the linear layer ``last`` that every network ends in.
+
+    Args:
+        network: The module whose compact method calls, with fields ``num_classes``,
+            ``kernel_init`` and ``bias_init``.
+        x: ``(..., features)``.
+
+    Returns:
+        ``(..., num_classes)``.
+    """
+    inits = {"kernel_init": network.kernel_init, "bias_init": network.bias_init}
+    last: Array = nn.Dense(network.num_classes, **inits, name="last")(x)
+    return last
 
 
 def at_least(low: int, **sizes: int) -> None:

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer
-from experiments.models.layers import at_least
+from experiments.models.convolve import valid_convolution
+from experiments.models.layers import at_least, logits
+from experiments.models.spec import CIFAR, MNIST, Spec
 
-__all__ = ["Cnn", "Mlp"]
+__all__ = ["SPECS", "Cnn", "Mlp"]
 
 
 class Mlp(nn.Module):
@@ -56,7 +58,7 @@ class Mlp(nn.Module):
         x = self.activation(layer(self.width, name="first")(x))
         hidden = functools.partial(layer, self.width, name="linear")
         x = _scanned(x, hidden, self.activation, self.depth - 2)
-        return layer(self.num_classes, name="last")(x)
+        return logits(self, x)
 
 
 class Cnn(nn.Module):
@@ -117,10 +119,7 @@ class Cnn(nn.Module):
         x = _scanned(x, functools.partial(conv, name="conv"), self.activation, self.depth - 4)
         x = nn.avg_pool(x, (2, 2), (2, 2))
         x = x.reshape(*x.shape[:-3], -1)
-        last = nn.Dense(
-            self.num_classes, kernel_init=self.kernel_init, bias_init=self.bias_init, name="last"
-        )
-        return last(x)
+        return logits(self, x)
 
 
 def _scanned(
@@ -145,3 +144,27 @@ class _Hidden(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: None) -> tuple[Array, None]:
         return self.activation(self.layer()(x)), None
+
+
+_MLP = Spec(
+    Mlp,
+    {"depth": 7, "width": 100},
+    MNIST,
+    num_classes=10,
+    activation="tanh",
+    stacked=("hidden",),
+    in_cpu_loop=lambda mlp: mlp,
+)
+SPECS = {
+    "mlp7": _MLP,
+    "mlp1000": _MLP._replace(sizes={"depth": 1000, "width": 128}),
+    "cnn1000": Spec(
+        Cnn,
+        {"depth": 998, "width": 128},
+        CIFAR,
+        num_classes=10,
+        activation="tanh",
+        stacked=("hidden",),
+        in_cpu_loop=lambda cnn: cnn.clone(convolve=valid_convolution),
+    ),
+}

@@ -6,15 +6,17 @@ identity, or a 1 x 1 convolution with batch normalization where the shape change
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer
-from experiments.models.layers import at_least, conv_norm, one_of
+from experiments.models.layers import at_least, conv_norm, logits, one_of
+from experiments.models.spec import CIFAR, IMAGENET, Spec
 
-__all__ = ["BottleneckResNet", "ResNet"]
+__all__ = ["SPECS", "BottleneckResNet", "ResNet"]
 
 
 class ResNet(nn.Module):
@@ -61,19 +63,8 @@ class ResNet(nn.Module):
         ``batch_stats`` has to be mutable; with ``train=False`` by the running ones.
         """
         x = conv_norm(images, self.width, 3, "first", train=train, conv_init=self.conv_init)
-        x = self.activation(x)
         blocks = (self.depth - 2) // 6
-        for stage in (1, 2, 3):
-            for number in range(1, blocks + 1):
-                stride = 2 if stage > 1 and number == 1 else 1
-                features = self.width * 2 ** (stage - 1)
-                name = f"block{stage}_{number}"
-                block = _Block(features, stride, self.activation, self.conv_init, name=name)
-                x = block(x, train)
-        last = nn.Dense(
-            self.num_classes, kernel_init=self.kernel_init, bias_init=self.bias_init, name="last"
-        )
-        return last(jnp.mean(x, axis=(-3, -2)))
+        return _stages(self, _Block, (blocks,) * 3, self.activation(x), train)
 
 
 class BottleneckResNet(nn.Module):
@@ -121,17 +112,7 @@ class BottleneckResNet(nn.Module):
         conv_init = self.conv_init
         x = conv_norm(images, self.width, 7, "first", train=train, conv_init=conv_init, stride=2)
         x = nn.max_pool(self.activation(x), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for stage, blocks in enumerate(_BLOCKS[self.depth], 1):
-            for number in range(1, blocks + 1):
-                stride = 2 if stage > 1 and number == 1 else 1
-                features = self.width * 2 ** (stage - 1)
-                name = f"block{stage}_{number}"
-                block = _Bottleneck(features, stride, self.activation, conv_init, name=name)
-                x = block(x, train)
-        last = nn.Dense(
-            self.num_classes, kernel_init=self.kernel_init, bias_init=self.bias_init, name="last"
-        )
-        return last(jnp.mean(x, axis=(-3, -2)))
+        return _stages(self, _Bottleneck, _BLOCKS[self.depth], x, train)
 
 
 _BLOCKS = {
@@ -141,6 +122,22 @@ _BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
+
+
+def _stages(
+    network: ResNet | BottleneckResNet,
+    block: type[_Block],
+    blocks: tuple[int, ...],
+    x: Array,
+    train: bool,
+) -> Array:
+    """Apply so many blocks a stage, the mean over all pixels and the last layer."""
+    for stage, number_of_blocks in enumerate(blocks):
+        for number in range(number_of_blocks):
+            stride = 2 if stage > 0 and number == 0 else 1
+            options = (network.width * 2**stage, stride, network.activation, network.conv_init)
+            x = block(*options, name=f"block{stage + 1}_{number + 1}")(x, train)
+    return logits(network, jnp.mean(x, axis=(-3, -2)))
 
 
 class _Block(nn.Module):
@@ -153,36 +150,38 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        def layer(name: str, x: Array, size: int, stride: int = 1) -> Array:
-            init = self.conv_init
-            return conv_norm(
-                x, self.features, size, name, train=train, conv_init=init, stride=stride
-            )
-
-        y = self.activation(layer("conv1", x, 3, self.stride))
-        y = layer("conv2", y, 3)
+        layer = functools.partial(conv_norm, train=train, conv_init=self.conv_init)
+        y = self.activation(layer(x, self.features, 3, "conv1", stride=self.stride))
+        y = layer(y, self.features, 3, "conv2")
         if x.shape != y.shape:
-            x = layer("shortcut", x, 1, self.stride)
+            x = layer(x, self.features, 1, "shortcut", stride=self.stride)
         return self.activation(x + y)
 
 
-class _Bottleneck(nn.Module):
+class _Bottleneck(_Block):
     """Three convolutions, the last to four times as many channels, and a shortcut around them."""
-
-    features: int
-    stride: int
-    activation: Callable[[Array], Array]
-    conv_init: Initializer
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        def layer(name: str, x: Array, features: int, size: int, stride: int = 1) -> Array:
-            init = self.conv_init
-            return conv_norm(x, features, size, name, train=train, conv_init=init, stride=stride)
-
-        y = self.activation(layer("conv1", x, self.features, 1))
-        y = self.activation(layer("conv2", y, self.features, 3, self.stride))
-        y = layer("conv3", y, 4 * self.features, 1)
+        layer = functools.partial(conv_norm, train=train, conv_init=self.conv_init)
+        y = self.activation(layer(x, self.features, 1, "conv1"))
+        y = self.activation(layer(y, self.features, 3, "conv2", stride=self.stride))
+        y = layer(y, 4 * self.features, 1, "conv3")
         if x.shape != y.shape:
-            x = layer("shortcut", x, 4 * self.features, 1, self.stride)
+            x = layer(x, 4 * self.features, 1, "shortcut", stride=self.stride)
         return self.activation(x + y)
+
+
+_CIFAR = Spec(ResNet, {"depth": 32, "width": 16}, CIFAR, num_classes=10, activation="relu")
+SPECS = {
+    "resnet32": _CIFAR,
+    "resnet56": _CIFAR._replace(sizes={"depth": 56, "width": 16}),
+    "resnet110": _CIFAR._replace(sizes={"depth": 110, "width": 16}),
+    "resnet50": Spec(
+        BottleneckResNet,
+        {"depth": 50, "width": 64},
+        IMAGENET,
+        num_classes=1000,
+        activation="relu",
+    ),
+}

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from eoi_jax.typing import Array, Initializer
-from experiments.models.layers import NORM, at_least
+from experiments.models.layers import NORM, at_least, logits
+from experiments.models.spec import CIFAR, Spec
 
-__all__ = ["Vgg"]
+__all__ = ["SPECS", "Vgg"]
 
 # Of each stage: channels in widths, and the windows of its convolutions (configuration C).
 _STAGES = ((1, (3, 3)), (2, (3, 3)), (4, (3, 3, 1)), (8, (3, 3, 1)), (8, (3, 3, 1)))
@@ -76,4 +77,7 @@ class Vgg(nn.Module):
         linear = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
         x = normalized(linear(8 * self.width, name="linear1"), x)
         x = normalized(linear(8 * self.width, name="linear2"), x)
-        return linear(self.num_classes, name="last")(x)
+        return logits(self, x)
+
+
+SPECS = {"vgg16": Spec(Vgg, {"width": 64}, CIFAR, num_classes=10, activation="relu")}
