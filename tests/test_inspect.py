@@ -15,7 +15,7 @@ from eoi_jax.typing import Layout
 from experiments import __main__ as commands
 from experiments import config, models
 from experiments.tools import show
-from experiments.training import programs, train
+from experiments.training import steps, train
 from experiments.training.checkpoints import Checkpoints
 
 RNG = np.random.default_rng(0)
@@ -151,7 +151,7 @@ def run_of(folder, seeds, transformation, spoil=lambda params: params):
         optimizer = transformation(mask).init(params)
         params = spoil(params)
         others = {"batch_stats": {"norm": {"mean": jnp.ones(3)}}}
-        states.append(programs.State(jnp.zeros(2, jnp.uint32), params, others, optimizer))
+        states.append(steps.State(jnp.zeros(2, jnp.uint32), params, others, optimizer))
         networks.append((params, mask))
     state = states[0] if len(seeds) == 1 else jax.tree.map(lambda *own: jnp.stack(own), *states)
     with Checkpoints(folder / "checkpoints") as checkpoints:

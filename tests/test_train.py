@@ -17,8 +17,9 @@ import pytest
 
 from experiments.config import Train
 from experiments.runs import Runtime
-from experiments.training import metrics, programs, pruning, starts, train
+from experiments.training import loops, metrics, pruning, starts, steps, train
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.loops import Epoch
 
 # 784 -> 8 -> 10, 13 steps. Of 576 training images 11 batches of 50 are an epoch, and neither 64
 # images for validation nor 128 for the test are whole batches.
@@ -41,14 +42,17 @@ DYNAMIC = dataclasses.replace(ONE, dynamic="set", seeds=(3, 5))
 
 def begin(config):
     """Return the functions of a config, its arrays on the device and its state at the start."""
-    dataset, arrays = programs.load(config, None)
-    own = programs.compiled(config, None)
-    states = []
-    for seed in config.seeds:
-        start = starts.make(config, seed, dataset)
-        key = jax.random.key_data(jax.random.key(seed))
-        states.append(own.begin(key, start.variables, start.mask))
-    return own, arrays, own.stack(states)
+    dataset, arrays = train.load(config, None)
+    step_fns = train.compiled(config, None)
+    states = [
+        step_fns.begin(jax.random.key(seed), *starts.make(config, seed, dataset))
+        for seed in config.seeds
+    ]
+    return step_fns, arrays, loops.stack(states)
+
+
+def epoch_of(order, arrays, learning_rate=0.05):
+    return Epoch(order, learning_rate, *arrays["train"])
 
 
 def leaves(tree):
@@ -97,7 +101,7 @@ class Hand:
 
 @pytest.fixture(scope="module")
 def made():
-    dataset, _ = programs.load(ONE, None)
+    dataset, _ = train.load(ONE, None)
 
     def split(name):
         own = getattr(dataset, name)
@@ -109,10 +113,10 @@ def made():
 
 def test_steps_by_hand(made):
     """SGD with Nesterov momentum and decay, its rate divided at steps 7 and 10."""
-    own, arrays, state = begin(ONE)
-    assert (own.steps, own.steps_of_epoch) == (13, 11)
+    step_fns, arrays, state = begin(ONE)
+    assert (step_fns.num_steps, step_fns.steps_of_epoch) == (13, 11)
     hand = Hand(state.params, optax.tree.get(state.optimizer, "mask"))
-    orders, (x, y) = [np.asarray(own.order(state, epoch)) for epoch in (0, 1)], made("train")
+    orders, (x, y) = [np.asarray(step_fns.order(state, epoch)) for epoch in (0, 1)], made("train")
     losses, right = [], []
     for step, rate in enumerate([0.05] * 7 + [0.005] * 3 + [0.0005] * 3):
         index = orders[step // 11][step % 11]
@@ -121,10 +125,9 @@ def test_steps_by_hand(made):
         hand.step(x[index], y[index], rate)
     loss = accuracy = 0.0
     for first, stop in itertools.pairwise((0, 1, 5, 11, 13)):
-        order = orders[first // 11]
-        state, sums = own.advance(state, order, first, stop, 0.05, *arrays["train"])
+        state, sums = step_fns.advance(state, first, stop, epoch_of(orders[first // 11], arrays))
         loss, accuracy = loss + float(sums.loss), accuracy + float(sums.accuracy)
-        assert int(sums.bad_step) == programs.NEVER
+        assert int(sums.bad_step) == steps.NEVER
     assert loss == pytest.approx(sum(losses), rel=1e-5)
     assert accuracy == pytest.approx(sum(right), rel=1e-6)
     names = itertools.product(("first", "last"), ("kernel", "bias"))
@@ -134,7 +137,7 @@ def test_steps_by_hand(made):
         assert kept.ndim == 0 or (leaf[~kept] == 0).all()
     for split in ("validation", "test"):
         x, y = made(split)
-        loss, accuracy = own.evaluate(state, *arrays[split])
+        loss, accuracy = step_fns.evaluate(state, *arrays[split])
         assert float(loss) == pytest.approx(hand.losses(x, y).mean(), rel=1e-5)
         assert float(accuracy) == pytest.approx(hand.right(x, y).mean(), rel=1e-6)
 
@@ -142,20 +145,20 @@ def test_steps_by_hand(made):
 def test_dispatches_change_no_bit():
     ends = []
     for bounds in ((0, 11), (0, 3, 4, 11)):
-        own, arrays, state = begin(ONE)
-        order = own.order(state, 0)
+        step_fns, arrays, state = begin(ONE)
+        epoch = epoch_of(step_fns.order(state, 0), arrays)
         for first, stop in itertools.pairwise(bounds):
-            state, _ = own.advance(state, order, first, stop, 0.05, *arrays["train"])
+            state, _ = step_fns.advance(state, first, stop, epoch)
         ends.append(state)
     assert equal(*ends)
 
 
 def test_the_order_of_the_images():
-    own = programs.compiled(ONE, None)
+    step_fns = train.compiled(ONE, None)
 
     def order(seed, epoch):
         key = jax.random.key_data(jax.random.key(seed))
-        return np.asarray(own.order(programs.State(key, None, {}, None), epoch))
+        return np.asarray(step_fns.order(steps.State(key, None, {}, None), epoch))
 
     for one in (order(3, 0), order(3, 1)):
         assert one.shape == (11, 50)
@@ -167,12 +170,12 @@ def test_the_order_of_the_images():
 
 def test_seeds_at_once_are_the_seeds_one_by_one(monkeypatch):
     """While SET exchanges weights, at steps 4 and 8 and no more after three quarters."""
-    monkeypatch.setattr(programs, "_EXCHANGE_EVERY", 4)
-    own, arrays, state = begin(DYNAMIC)
-    order, loss = own.order(state, 0), 0.0
+    monkeypatch.setattr(steps, "DROP_AND_GROW_EVERY", 4)
+    step_fns, arrays, state = begin(DYNAMIC)
+    order, loss = step_fns.order(state, 0), 0.0
     masks = [leaves(optax.tree.get(state.optimizer, "mask"))]
     for first, stop in itertools.pairwise((0, 4, 5, 8, 9)):
-        state, sums = own.advance(state, order, first, stop, 0.05, *arrays["train"])
+        state, sums = step_fns.advance(state, first, stop, epoch_of(order, arrays))
         masks.append(leaves(optax.tree.get(state.optimizer, "mask")))
         loss += float(sums.loss[1])
     changes = [not all(map(np.array_equal, *pair)) for pair in itertools.pairwise(masks)]
@@ -182,7 +185,7 @@ def test_seeds_at_once_are_the_seeds_one_by_one(monkeypatch):
             axes = tuple(range(1, leaf.ndim))
             np.testing.assert_array_equal(leaf.sum(axes), start.sum(axes))
     alone, _, single = begin(dataclasses.replace(DYNAMIC, seeds=(5,)))
-    single, sums = alone.advance(single, order[1], 0, 9, 0.05, *arrays["train"])
+    single, sums = alone.advance(single, 0, 9, epoch_of(order[1], arrays))
     assert float(sums.loss) == pytest.approx(loss, rel=1e-5)
     for found, expected in zip(leaves(single), leaves(state), strict=True):
         np.testing.assert_allclose(found, expected[1] if expected.ndim else expected, atol=1e-5)
@@ -202,9 +205,9 @@ class Normalized(nn.Module):
 def test_statistics_of_batches_are_kept_and_used(monkeypatch, made):
     network = functools.lru_cache(lambda config, num_classes: Normalized(num_classes))
     monkeypatch.setattr(pruning, "network", network)
-    own, arrays, state = begin(dataclasses.replace(ONE, width=9))
+    step_fns, arrays, state = begin(dataclasses.replace(ONE, width=9))
     order = np.arange(550).reshape(11, 50)
-    state, _ = own.advance(state, order, 0, 2, 0.0, *arrays["train"])
+    state, _ = step_fns.advance(state, 0, 2, epoch_of(order, arrays, learning_rate=0.0))
     mean = np.zeros(784)
     for index in order[:2]:
         mean = 0.5 * mean + 0.5 * made("train")[0][index].mean(0)
@@ -213,21 +216,21 @@ def test_statistics_of_batches_are_kept_and_used(monkeypatch, made):
     x, y = made("validation")
     x = (x - np.asarray(stats["mean"])) / np.sqrt(np.asarray(stats["var"]) + 1e-5)
     logits = x @ np.asarray(state.params["last"]["kernel"])
-    loss, accuracy = own.evaluate(state, *arrays["validation"])
+    loss, accuracy = step_fns.evaluate(state, *arrays["validation"])
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
     assert float(loss) == pytest.approx(losses.mean(), rel=1e-4)
     assert float(accuracy) == (logits.argmax(1) == y).mean()
 
 
 def test_functions_are_shared():
-    one = programs.compiled(ONE, None)
+    one = train.compiled(ONE, None)
     same = {"method": "eoi", "density": 0.2, "seeds": (9,), "experiment": "x"}
     same |= {"learning_rate": 1.0, "scale": 2.0}
-    assert programs.compiled(dataclasses.replace(ONE, **same), None) is one
+    assert train.compiled(dataclasses.replace(ONE, **same), None) is one
     for change in ({"epochs": 1.0}, {"seeds": (1, 2)}, {"width": 12}):
-        assert programs.compiled(dataclasses.replace(ONE, **change), None) is not one
+        assert train.compiled(dataclasses.replace(ONE, **change), None) is not one
     with pytest.raises(ValueError, match=r"batch_size=577 is outside \[1, 576\]"):
-        programs.compiled(dataclasses.replace(ONE, batch_size=577), None)
+        train.compiled(dataclasses.replace(ONE, batch_size=577), None)
 
 
 # ------------------------------------------------------------------ whole runs
@@ -250,7 +253,7 @@ def test_a_run_leaves_metrics_and_results(tmp_path, made):
     assert result["test_accuracy"] == rows[-1]["accuracy"] > 0.2
     assert result["validation_loss"] == rows[-2]["loss"]
     # Logits of the start are tanh(x W1) W2, whose Jacobian is explicit.
-    dataset, _ = programs.load(ONE, None)
+    dataset, _ = train.load(ONE, None)
     start = starts.make(ONE, 3, dataset)
     hand = Hand(start.variables["params"], start.mask)
     first, _, last, _ = hand.weights
@@ -269,7 +272,7 @@ def test_a_run_leaves_metrics_and_results(tmp_path, made):
 
 
 def test_a_run_of_set_goes_on_with_mask_momentum_and_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "_EXCHANGE_EVERY", 4)
+    monkeypatch.setattr(steps, "DROP_AND_GROW_EVERY", 4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     runtime = Runtime(runs=str(tmp_path), log_every=3, checkpoint_every=0.0)
     for folder in (whole, cut):

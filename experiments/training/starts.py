@@ -83,7 +83,7 @@ def make(
         own = eoi.SparseInit(params, jax.tree.map(lambda leaf: jnp.array(True), params))
     elif config.method == "sao":
         activation = pruning.network(config, dataset.num_classes).activation
-        options["form"] = "relu" if activation is models.ACTIVATIONS["relu"] else "tanh"
+        options["activation"] = "relu" if activation is models.ACTIVATIONS["relu"] else "tanh"
         own = eoi.sparsity_aware_orthogonal(key, params, config.density, where=pruned, **options)
     else:
         mask = pruning.find(config, seed, dataset, variables, cache)
@@ -101,7 +101,7 @@ def make(
                 eoi.masks.densities(mask, layout=models.layout),
                 center_density=_center(config),
                 infeasible="redistribute",
-                form=config.method,
+                variant=config.method,
                 angles=_angles(config.angles),
                 where=pruned,
                 **options,

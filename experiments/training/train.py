@@ -10,11 +10,13 @@ Example:
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +24,156 @@ import numpy as np
 import tyro
 
 import eoi_jax as eoi
+from eoi_jax.typing import Array
 from experiments import config as configs
 from experiments import data, models
 from experiments.runs import RunningElsewhere, Runtime, execute, write
 from experiments.studies import measure
 from experiments.tools import show
-from experiments.training import metrics, programs, pruning, starts
+from experiments.training import loops, metrics, pruning, starts, steps
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.loops import Epoch
+from experiments.training.steps import State
 
-__all__ = ["main", "run"]
+__all__ = ["StepFns", "compiled", "load", "main", "run"]
 
 _SAVE = "File for the trained network of the first seed, by eoi.save: net.safetensors."
+
+# Fields that the compiled functions depend on. Runs that differ in others share them.
+_FIELDS = (
+    *("model", "activation", "depth", "width", "data", "dynamic"),
+    *("epochs", "batch_size", "momentum", "weight_decay"),
+)
+
+
+class StepFns(NamedTuple):
+    """The compiled functions of training, of one seed or of several stacked ones.
+
+    Attributes:
+        begin: ``(key, variables, mask) -> State`` of one seed.
+        order: ``(state, epoch) -> indices`` of the training images of each of its steps.
+        advance: ``(state, first, stop, epoch) -> (state, Sums)``: trains from step ``first`` to
+            ``stop``, both of one :class:`Epoch`. The state passed is used up.
+        evaluate: ``(state, images, labels) -> (loss, accuracy)``, means over all images.
+        is_finite: ``(state) -> bool``: Whether all parameters are.
+        num_steps: Training steps in all.
+        steps_of_epoch: Those of one epoch; what is left of the images is dropped.
+    """
+
+    begin: Callable[..., State]
+    order: Callable[..., Array]
+    advance: loops.Advance
+    evaluate: Callable[..., tuple[Array, Array]]
+    is_finite: Callable[[State], Array]
+    num_steps: int
+    steps_of_epoch: int
+
+
+def load(
+    config: configs.Train, data_dir: str | None
+) -> tuple[data.Dataset, dict[str, tuple[Array, Array]]]:
+    """Load the data set of a config, and bring its splits to the device; kept for the next call.
+
+    Args:
+        config: Its data and model decide.
+        data_dir: Folder of prepared data sets.
+
+    Returns:
+        The data set, and images and labels of ``"train"``, ``"validation"`` and ``"test"``.
+
+    Raises:
+        ValueError: For a data set of another name, or a folder without it.
+
+    Example:
+        >>> from experiments import config
+        >>> from experiments.training import train
+        >>> _, arrays = train.load(config.Train(data="made"), None)
+        >>> arrays["test"][0].shape[1:]
+        (28, 28, 1)
+    """
+    any_shape = config.data in ("made", "imagenet2012")
+    return _load(config.data, data_dir, models.input_shape(config.model) if any_shape else None)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, data_dir: str | None, shape: Any) -> Any:
+    dataset = data.load(name, data_dir, image_shape=shape)
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    return dataset, {
+        name: (jnp.asarray(split.images), jnp.asarray(split.labels))
+        for name, split in splits.items()
+    }
+
+
+def compiled(config: configs.Train, data_dir: str | None) -> StepFns:
+    """Return the functions of a config; configs that need the same ones share them.
+
+    Args:
+        config: What to train.
+        data_dir: Folder of prepared data sets.
+
+    Returns:
+        The functions, each compiled at its first call.
+
+    Raises:
+        ValueError: For a batch larger than the training set, or data that cannot be loaded.
+
+    Example:
+        >>> from experiments import config
+        >>> from experiments.training import train
+        >>> step_fns = train.compiled(config.Train(data="made", epochs=3), None)
+        >>> step_fns.num_steps == 3 * step_fns.steps_of_epoch
+        True
+    """
+    fields = {name: getattr(config, name) for name in _FIELDS}
+    seeds = (0,) if len(config.seeds) == 1 else (0, 1)
+    return _compiled(configs.Train(seeds=seeds, **fields), data_dir)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(config: configs.Train, data_dir: str | None) -> StepFns:
+    dataset, _ = load(config, data_dir)
+    model = pruning.network(config, dataset.num_classes)
+    loop = loops.device_loop
+    # In a loop, XLA for CPUs takes tens of times as long for the gradient of a convolution.
+    if jax.default_backend() == "cpu":
+        in_loop = models.in_cpu_loop(config.model, model)
+        model, loop = (model, loops.python_loop) if in_loop is None else (in_loop, loop)
+    size, batch_size = len(dataset.train.labels), config.batch_size
+    if batch_size > size:
+        raise ValueError(
+            f"batch_size={batch_size} is outside [1, {size}], the training images of "
+            f"{config.data}. Give a smaller one."
+        )
+    steps_of_epoch = size // batch_size
+    num_steps = max(1, round(config.epochs * steps_of_epoch))
+    optimizer_of = steps.sparse_sgd(
+        num_steps,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        dynamic=config.dynamic,
+    )
+    begin = functools.partial(steps.init_state, optimizer_of)
+    order = loops.epoch_order(size, batch_size)
+    train_step = steps.train_step(model, dataset, optimizer_of)
+    step = loops.step_of_epoch(train_step, num_steps)
+    evaluate = steps.evaluation(model, dataset, batch_size)
+    is_finite = steps.is_finite
+    if len(config.seeds) > 1:
+        axes = loops.state_axes(dynamic=config.dynamic != "static")
+        order = jax.vmap(order, (axes, None))
+        step = jax.vmap(step, (axes, 0, None, Epoch(0, None, None, None)), (axes, 0))  # type: ignore[arg-type]
+        evaluate = jax.vmap(evaluate, (axes, None, None))
+        is_finite = jax.vmap(is_finite, (axes,))
+    return StepFns(
+        jax.jit(begin),
+        jax.jit(order),
+        loop(step),
+        jax.jit(evaluate),
+        jax.jit(is_finite),
+        num_steps,
+        steps_of_epoch,
+    )
 
 
 def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
@@ -62,49 +203,47 @@ def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
         >>> sorted({row["split"] for row in metrics.read(folder / "metrics.jsonl")})
         ['test', 'train', 'validation']
     """
-    dataset, arrays = programs.load(config, runtime.data_dir)
-    own = programs.compiled(config, runtime.data_dir)
-    steps, steps_of_epoch = own.steps, own.steps_of_epoch
+    dataset, arrays = load(config, runtime.data_dir)
+    step_fns = compiled(config, runtime.data_dir)
+    num_steps, steps_of_epoch = step_fns.num_steps, step_fns.steps_of_epoch
     with Checkpoints(folder / "checkpoints") as checkpoints:
         step = checkpoints.latest or 0
         if step:
-            state = checkpoints.restore(_abstract(config, own, dataset))
+            state = checkpoints.restore(_abstract(config, step_fns, dataset))
         else:
-            state = _begin(config, own, dataset, folder, Path(runtime.runs) / "cache")
-        order, saved = None, time.monotonic()
+            state = _begin(config, step_fns, dataset, folder, Path(runtime.runs) / "cache")
+        epoch, saved = None, time.monotonic()
         with (
             metrics.Metrics(folder, config, runtime, step) as log,
-            metrics.Bar(_title(config), steps, step, shown=runtime.progress) as bar,
+            metrics.Bar(_title(config), num_steps, step, shown=runtime.progress) as bar,
         ):
-            while step < steps:
-                epoch, done = divmod(step, steps_of_epoch)
-                if order is None or done == 0:
-                    order = own.order(state, epoch)
-                first, step = step, _next_stop(step, steps, steps_of_epoch, runtime.log_every)
-                state, sums = own.advance(
-                    state, order, first, step, config.learning_rate, *arrays["train"]
-                )
+            while step < num_steps:
+                if epoch is None or step % steps_of_epoch == 0:
+                    order = step_fns.order(state, step // steps_of_epoch)
+                    epoch = Epoch(order, config.learning_rate, *arrays["train"])
+                first, step = step, _next_stop(step, num_steps, steps_of_epoch, runtime.log_every)
+                state, sums = step_fns.advance(state, first, step, epoch)
                 loss, accuracy, bad = map(_numbers, sums)
-                _check(bad == programs.NEVER, int(bad.min()), "loss", config, checkpoints)
+                _check(bad == steps.NEVER, int(bad.min()), "loss", config, checkpoints)
                 loss, accuracy = loss / (step - first), accuracy / (step - first)
                 log.write(step, step / steps_of_epoch, "train", loss, accuracy)
                 examples = (step - first) * config.batch_size * len(config.seeds)
                 bar.update(step, loss.mean(), accuracy.mean(), examples)
 
-                ends = step == steps or step % steps_of_epoch == 0
-                for split in ("validation", "test") if step == steps else ("validation",):
+                ends = step == num_steps or step % steps_of_epoch == 0
+                for split in ("validation", "test") if step == num_steps else ("validation",):
                     if ends:
-                        loss, accuracy = map(_numbers, own.evaluate(state, *arrays[split]))
+                        loss, accuracy = map(_numbers, step_fns.evaluate(state, *arrays[split]))
                         log.write(step, step / steps_of_epoch, split, loss, accuracy)
                 waited = time.monotonic() - saved
                 due = runtime.checkpoint_every / (10 if ends else 1)
-                if step == steps or waited >= due:
-                    finite = _numbers(own.finite(state))
+                if step == num_steps or waited >= due:
+                    finite = _numbers(step_fns.is_finite(state))
                     _check(finite, step, "weight", config, checkpoints)
                     log.sync()
                     checkpoints.save(step, state)
                     saved = time.monotonic()
-    write(folder / "results.json", json.dumps(_results(config, folder, steps), indent=2) + "\n")
+    write(folder / "results.json", json.dumps(_results(folder, num_steps), indent=2) + "\n")
 
 
 def _numbers(values: Any) -> np.ndarray:
@@ -117,9 +256,9 @@ def _title(config: configs.Train) -> str:
     return f"{config.model} {config.method}{rule} {config.density:g}"
 
 
-def _next_stop(step: int, steps: int, steps_of_epoch: int, log_every: int) -> int:
+def _next_stop(step: int, num_steps: int, steps_of_epoch: int, log_every: int) -> int:
     """Return where a dispatch ends: at a line of the log, an epoch's end or the last step."""
-    return min(steps, *((step // every + 1) * every for every in (steps_of_epoch, log_every)))
+    return min(num_steps, *((step // every + 1) * every for every in (steps_of_epoch, log_every)))
 
 
 def _check(
@@ -137,8 +276,8 @@ def _check(
 
 
 def _begin(
-    config: configs.Train, own: programs.Programs, dataset: data.Dataset, folder: Path, cache: Path
-) -> programs.State:
+    config: configs.Train, step_fns: StepFns, dataset: data.Dataset, folder: Path, cache: Path
+) -> State:
     """Make the start of every seed, and write down what is known of it."""
     made = [starts.make(config, seed, dataset, cache=cache) for seed in config.seeds]
     rows = []
@@ -147,19 +286,19 @@ def _begin(
         row = {"seed": seed, "density": kept / size, "kept": kept, "size": size}
         rows.append({**row, **_spectrum(config, dataset, start)})
     write(folder / "start.json", json.dumps(rows, indent=2) + "\n")
-    return own.stack(
+    return loops.stack(
         [
-            own.begin(jax.random.key_data(jax.random.key(seed)), start.variables, start.mask)
+            step_fns.begin(jax.random.key(seed), *start)
             for seed, start in zip(config.seeds, made, strict=True)
         ]
     )
 
 
-def _abstract(config: configs.Train, own: programs.Programs, dataset: data.Dataset) -> Any:
+def _abstract(config: configs.Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
     """Return the shapes of a state, without making a start."""
     pruned = pruning.where(config)
 
-    def begin(seed: Any) -> programs.State:
+    def begin(seed: Any) -> State:
         variables = starts.dense(config, seed, dataset)
         mask = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jnp.ones(
@@ -167,8 +306,8 @@ def _abstract(config: configs.Train, own: programs.Programs, dataset: data.Datas
             ),
             variables["params"],
         )
-        one = own.begin(jax.random.key_data(jax.random.key(seed)), variables, mask)
-        return own.stack([one] * len(config.seeds))
+        one = step_fns.begin(jax.random.key(seed), variables, mask)
+        return loops.stack([one] * len(config.seeds))
 
     return jax.eval_shape(begin, 0)
 
@@ -187,10 +326,10 @@ def _spectrum(
     return measure.spectrum_of(config, dataset, start)
 
 
-def _results(config: configs.Train, folder: Path, steps: int) -> list[dict[str, Any]]:
+def _results(folder: Path, num_steps: int) -> list[dict[str, Any]]:
     """Return one row a seed: what was known at the start, and the last line of each split."""
     rows = json.loads((folder / "start.json").read_text(encoding="utf-8"))
-    by_seed = {row["seed"]: {**row, "steps": steps} for row in rows}
+    by_seed = {row["seed"]: {**row, "steps": num_steps} for row in rows}
     for line in metrics.read(folder / "metrics.jsonl"):
         for name in ("loss", "accuracy"):
             by_seed[line["seed"]][f"{line['split']}_{name}"] = line[name]

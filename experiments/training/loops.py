@@ -1,0 +1,236 @@
+"""Loops over the steps of an epoch, on the device or in Python, for one seed or several at once.
+
+How many steps one call takes is an argument of the compiled program and no part of it, so the same
+numbers come out however the steps are divided. Use :func:`device_loop` where XLA runs a gradient
+within a loop as fast as alone, :func:`python_loop` elsewhere: on CPUs, for convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from eoi_jax.dynamic import DynamicSparseState
+from eoi_jax.typing import Array
+from experiments.training.keys import Purpose, key_of
+from experiments.training.steps import State, Sums, no_sums
+
+__all__ = [
+    "Advance",
+    "Epoch",
+    "Step",
+    "device_loop",
+    "epoch_order",
+    "python_loop",
+    "stack",
+    "state_axes",
+    "step_of_epoch",
+]
+
+
+class Epoch(NamedTuple):
+    """What the steps of one epoch share.
+
+    Attributes:
+        order: Indices of the images of each step, ``(steps, batch)``; of several seeds
+            ``(seeds, steps, batch)``.
+        learning_rate: The learning rate at the first step of the training.
+        images: All training images.
+        labels: Their labels.
+    """
+
+    order: Array
+    learning_rate: Any
+    images: Array
+    labels: Array
+
+
+Step: TypeAlias = Callable[[State, Sums, Any, Epoch], tuple[State, Sums]]
+"""``(state, sums, number, epoch) -> (state, sums)``: one step, added to the sums."""
+
+Advance: TypeAlias = Callable[[State, Any, Any, Epoch], tuple[State, Sums]]
+"""``(state, first, stop, epoch) -> (state, sums)``: the steps from ``first`` up to ``stop``, the
+latter excluded, both of one epoch. The state passed is donated."""
+
+
+def epoch_order(size: int, batch_size: int) -> Callable[[State, Any], Array]:
+    """Return the function that orders the training images of an epoch.
+
+    Args:
+        size: Number of training images.
+        batch_size: Images of a step, at most ``size``; what is left over is dropped.
+
+    Returns:
+        ``(state, epoch) -> indices (size // batch_size, batch_size)``, of one seed.
+
+    Example:
+        >>> import jax
+        >>> from experiments.training import loops, steps
+        >>> state = steps.State(jax.random.key_data(jax.random.key(0)), None, {}, None)
+        >>> loops.epoch_order(10, 3)(state, 0).shape
+        (3, 3)
+    """
+    num_steps = size // batch_size
+
+    def order(state: State, epoch: Any) -> Array:
+        key = key_of(jax.random.wrap_key_data(state.key), Purpose.ORDER)
+        whole = jax.random.permutation(jax.random.fold_in(key, epoch), size)
+        return whole[: num_steps * batch_size].reshape(num_steps, batch_size)
+
+    return order
+
+
+def step_of_epoch(
+    train_step: Callable[[State, Any, Any, Array, Array], tuple[State, Sums]], num_steps: int
+) -> Step:
+    """Return a step that takes its images and its learning rate from the epoch.
+
+    The learning rate is divided by 10 at half and at three quarters of the steps.
+
+    Args:
+        train_step: As :func:`experiments.training.steps.train_step` returns it.
+        num_steps: Training steps in all.
+
+    Returns:
+        One step of one seed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from experiments.training import loops, steps
+        >>> def train_step(state, number, learning_rate, images, labels):
+        ...     return state + learning_rate * images.sum(), steps.no_sums()
+        >>> step = loops.step_of_epoch(train_step, 8)
+        >>> epoch = loops.Epoch(jnp.arange(4).reshape(2, 2), 1.0, jnp.arange(4), jnp.arange(4))
+        >>> [float(step(0, steps.no_sums(), number, epoch)[0]) for number in (0, 1)]
+        [1.0, 5.0]
+    """
+    milestones = {-(-num_steps * quarters // 4): 0.1 for quarters in (2, 3)}
+    factor = optax.piecewise_constant_schedule(1.0, milestones)
+
+    def step(state: State, sums: Sums, number: Any, epoch: Epoch) -> tuple[State, Sums]:
+        index = epoch.order[number % len(epoch.order)]
+        learning_rate = epoch.learning_rate * factor(number)
+        images, labels = epoch.images[index], epoch.labels[index]
+        state, new = train_step(state, number, learning_rate, images, labels)
+        bad_step = jnp.minimum(sums.bad_step, new.bad_step)
+        return state, Sums(sums.loss + new.loss, sums.accuracy + new.accuracy, bad_step)
+
+    return step
+
+
+def device_loop(step: Step) -> Advance:
+    """Run the steps of a call as one program, a loop on the device.
+
+    Args:
+        step: One step, of one seed or mapped over several.
+
+    Returns:
+        The compiled loop.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from experiments.training.loops import Epoch, device_loop
+        >>> def step(state, sums, number, epoch):
+        ...     return state + number, sums._replace(loss=sums.loss + 1)
+        >>> epoch = Epoch(jnp.zeros((9, 1)), 0.1, 0, 0)
+        >>> state, sums = device_loop(step)(jnp.array(0), 2, 5, epoch)
+        >>> int(state), float(sums.loss)
+        (9, 3.0)
+    """
+
+    def advance(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
+        def body(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
+            return step(*carry, number, epoch)
+
+        return jax.lax.fori_loop(first, stop, body, (state, _sums_of(epoch)))
+
+    return jax.jit(advance, donate_argnums=0)
+
+
+def python_loop(step: Step) -> Advance:
+    """Dispatch step by step, where a loop on the device would be slower.
+
+    Args:
+        step: One step, of one seed or mapped over several.
+
+    Returns:
+        The loop over a compiled step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from experiments.training.loops import Epoch, python_loop
+        >>> def step(state, sums, number, epoch):
+        ...     return state + number, sums._replace(loss=sums.loss + 1)
+        >>> epoch = Epoch(jnp.zeros((9, 1)), 0.1, 0, 0)
+        >>> state, sums = python_loop(step)(jnp.array(0), 2, 5, epoch)
+        >>> int(state), float(sums.loss)
+        (9, 3.0)
+    """
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def advance(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
+        sums = _sums_of(epoch)
+        for number in range(first, stop):
+            state, sums = compiled(state, sums, number, epoch)
+        return state, sums
+
+    return advance
+
+
+def _sums_of(epoch: Epoch) -> Sums:
+    """Return the sums of no steps, for each seed of an epoch."""
+    seeds = epoch.order.shape[:-2]
+    return jax.tree.map(lambda zero: jnp.broadcast_to(zero, seeds), no_sums())
+
+
+def stack(states: list[State]) -> State:
+    """Put the states of several seeds into one; that of a single seed stays as it is.
+
+    Steps are counted once for all seeds: then SET and RigL drop and grow weights in a branch.
+
+    Args:
+        states: One or more, of one structure.
+
+    Returns:
+        The state, bound to its device as a restored one is: one program serves both.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from experiments.training import loops, steps
+        >>> one = steps.State(jnp.zeros(2), {"kernel": jnp.eye(3)}, {}, ())
+        >>> loops.stack([one, one]).params["kernel"].shape
+        (2, 3, 3)
+    """
+    whole = states[0]
+    if len(states) > 1:
+        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        if isinstance(whole.optimizer, DynamicSparseState):
+            shared = whole.optimizer._replace(step=states[0].optimizer.step)
+            whole = whole._replace(optimizer=shared)
+    return jax.device_put(whole, jax.local_devices()[0])
+
+
+def state_axes(*, dynamic: bool) -> State:
+    """Return the axes of seeds in a stacked state, as :func:`jax.vmap` takes them.
+
+    Args:
+        dynamic: Whether the mask changes while the network trains.
+
+    Returns:
+        0 for all leaves but the count of steps that SET and RigL keep, which has no such axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from experiments.training import loops, steps
+        >>> one = steps.State(jnp.zeros(2), {"kernel": jnp.eye(3)}, {}, ())
+        >>> axes = loops.state_axes(dynamic=False)
+        >>> jax.vmap(steps.is_finite, (axes,))(loops.stack([one, one])).tolist()
+        [True, True]
+    """
+    counted: Any = DynamicSparseState(step=None, key=0, mask=0, inner_state=0)  # type: ignore[arg-type]
+    axes: Any = 0
+    return State(axes, axes, axes, counted if dynamic else axes)
