@@ -22,19 +22,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks
-from eoi_jax._internal.waves import Block, assign_waves, scan_waves
+from eoi_jax._internal.waves import assign_waves, eye_support, grow_support, unpack_support
 from eoi_jax.typing import Array, DType, Shape
 
 __all__ = [
     "AngleLaw",
     "Rotations",
+    "continuous",
     "from_pairs",
     "num_nonzeros",
     "sample",
@@ -46,8 +47,9 @@ __all__ = [
 AngleLaw = float | Callable[[Array, DType], Array]
 """An angle in radians for every rotation, or ``(key, dtype) -> scalar`` that draws one."""
 
+_Law = TypeVar("_Law", bound=Callable[[Array, DType], Array])
+
 _assign_waves = jax.jit(assign_waves, static_argnames="size")
-_WORD = 32  # bits of a packed support's word
 _STREAM = 0x454F49  # sets the rotations' stream apart from other uses of the key
 
 
@@ -65,6 +67,39 @@ class Rotations(NamedTuple):
     theta: Array
 
 
+def continuous(law: _Law) -> _Law:
+    """Declare that a law of angles is continuous, so that non-zeros can be counted on integers.
+
+    Angles of a continuous law cancel no entry to an exact zero (with probability one), so the
+    support of a product of rotations follows from the planes alone. A 1024 x 1024 matrix of density
+    0.1 then takes 4 ms on two CPU cores, and 14 ms with the same law undeclared. Other laws, such
+    as a choice among 45 and 135 degrees, may cancel entries, so non-zeros are counted on the
+    floats. A function does not show which of the two its law is, so a law that is not declared is
+    counted on the floats, which is right for both.
+
+    Args:
+        law: ``(key, dtype) -> scalar``, a function in radians that is never exactly a multiple of
+            π/2. It gets an attribute ``continuous``.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import eoi_jax as eoi
+        >>> from eoi_jax import givens
+        >>> @givens.continuous
+        ... def small(key, dtype):
+        ...     return jax.random.uniform(key, (), dtype, minval=0.1, maxval=0.2)
+        >>> w = eoi.orthogonal(jax.random.key(0), (32, 32), density=0.25, angles=small)
+        >>> bool(jnp.allclose(w @ w.T, jnp.eye(32), atol=1e-5))
+        True
+    """
+    law.continuous = True  # type: ignore[attr-defined]
+    return law
+
+
+@continuous
 def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
     r"""Draw one angle of :math:`U(0, 2\pi)`, the law of Exact Orthogonal Initialization.
 
@@ -256,8 +291,7 @@ def support(rotations: Rotations, shape: Shape) -> Array:
     n, m = _matrix_shape(shape)
     checks.rotations(rotations, max(n, m))
     packed, _ = _simulate(rotations, max(n, m), min(n, m))
-    bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)[None, None, :]) & 1
-    full = bits.reshape(max(n, m), -1)[:, : min(n, m)].astype(bool)
+    full = unpack_support(packed, min(n, m))
     return full if n >= m else full.T
 
 
@@ -288,37 +322,6 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
     _, gained = _simulate(rotations, max(n, m), min(n, m))
     start = jnp.full((1,), min(n, m), jnp.uint32)
     return jnp.cumsum(jnp.concatenate([start, gained]), dtype=jnp.uint32)
-
-
-# What the modules above build on: the support bit by bit, 32 to a word.
-
-
-def eye_support(rows: int, columns: int) -> Array:
-    """Bit-packed support of the ``(rows, columns)`` partial identity: ``(rows, words)`` uint32."""
-    words = -(-columns // _WORD)
-    row = jnp.arange(rows, dtype=jnp.uint32)[:, None]
-    here = (row // _WORD == jnp.arange(words, dtype=jnp.uint32)[None, :]) & (row < columns)
-    return jnp.where(here, jnp.uint32(1) << (row % _WORD), jnp.uint32(0))
-
-
-def grow_support(packed: Array, rotations: Rotations, wave: Array) -> tuple[Array, Array]:
-    """Rotate a bit-packed support; return it and the non-zeros that each rotation added."""
-    rows, words = packed.shape
-
-    def step(carry: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
-        packed, gained = carry
-        left = packed.at[block.i].get(mode="clip")
-        right = packed.at[block.j].get(mode="clip")
-        both = jnp.concatenate([block.i, block.j])
-        union = left | right
-        packed = packed.at[both].set(
-            jnp.concatenate([union, union]), mode="drop", unique_indices=True
-        )
-        new = jax.lax.population_count(left ^ right).sum(axis=1, dtype=jnp.uint32)
-        return packed, gained.at[block.position].set(new, mode="drop", unique_indices=True)
-
-    gained = jnp.zeros(wave.shape, jnp.uint32)
-    return scan_waves(step, (packed, gained), rotations, wave, size=rows, columns=words)
 
 
 @functools.partial(jax.jit, static_argnames=("num_rotations", "angles", "dtype"))

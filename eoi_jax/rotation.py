@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from eoi_jax import givens
 from eoi_jax._internal import checks
-from eoi_jax._internal.waves import Block, scan_waves
+from eoi_jax._internal.waves import rotate_rows
 from eoi_jax.givens import Rotations
 from eoi_jax.typing import Array, DType
 
@@ -89,50 +89,6 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
     return _multiply_out(rotations, size)
 
 
-def rotate_rows(
-    rows: Array,
-    rotations: Rotations,
-    wave: Array,
-    *,
-    count: Array | int | None = None,
-    round_products: bool = False,
-) -> Array:
-    """Rotate the rows of a 2-D array by the first ``count`` rotations, given their waves.
-
-    ``round_products`` rounds each product before the sum, as :func:`count_gained` does.
-    """
-    size, columns = rows.shape
-
-    def step(rows: Array, block: Block) -> Array:
-        both, turned = _turn(rows, block, round_products)
-        return rows.at[both].set(turned, mode="drop", unique_indices=True)
-
-    return scan_waves(step, rows, rotations, wave, size=size, columns=columns, count=count)
-
-
-def count_gained(rows: Array, rotations: Rotations, wave: Array) -> tuple[Array, Array]:
-    """Rotate rows; return them and the non-zeros that each rotation added, counted on the floats.
-
-    Angles that recur cancel entries to exact zeros, so for them the integers of
-    :func:`eoi_jax.givens.support` are only an upper bound.
-    """
-    size, columns = rows.shape
-
-    def step(carry: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
-        rows, gained = carry
-        both, turned = _turn(rows, block, True)
-        before = jnp.count_nonzero(rows.at[both].get(mode="clip"), axis=1)
-        change = (jnp.count_nonzero(turned, axis=1) - before).reshape(2, -1).sum(axis=0)
-        rows = rows.at[both].set(turned, mode="drop", unique_indices=True)
-        gained = gained.at[block.position].set(
-            change.astype(jnp.int32), mode="drop", unique_indices=True
-        )
-        return rows, gained
-
-    carry = (rows, jnp.zeros(wave.shape, jnp.int32))
-    return scan_waves(step, carry, rotations, wave, size=size, columns=columns)
-
-
 @functools.partial(jax.jit, static_argnames=("axis", "dtype"))
 def _rotate(matrix: Array, rotations: Rotations, axis: int, dtype: DType) -> Array:
     front = jnp.moveaxis(matrix, axis, 0)
@@ -152,22 +108,3 @@ def _multiply_out(rotations: Rotations, size: int) -> Array:
         return matrix.at[i].set(turned_i).at[j].set(turned_j), None
 
     return jax.lax.scan(step, jnp.eye(size, dtype=rotations.theta.dtype), rotations)[0]
-
-
-def _turn(rows: Array, block: Block, round_products: bool) -> tuple[Array, Array]:
-    """Rows that a block touches, first all ``i`` then all ``j``, and what they become."""
-    both = jnp.concatenate([block.i, block.j])
-    other = jnp.concatenate([block.j, block.i])
-    theta = block.theta.astype(rows.dtype)
-    cos = jnp.tile(jnp.cos(theta), 2)[:, None]
-    sin = jnp.concatenate([jnp.sin(theta), -jnp.sin(theta)])[:, None]
-    own = cos * rows.at[both].get(mode="clip")
-    others = sin * rows.at[other].get(mode="clip")
-    if round_products:
-        # A fused multiply-add leaves the rounding error of one product where two equal ones cancel.
-        # Flushing subnormal products stands between the two operations and keeps them apart; an
-        # optimization barrier does not, since XLA drops it before it fuses.
-        tiny = jnp.finfo(rows.dtype).tiny
-        own = jnp.where(jnp.abs(own) < tiny, 0, own)
-        others = jnp.where(jnp.abs(others) < tiny, 0, others)
-    return both, own + others

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,3 +28,19 @@ def refuses(name, *values, error=ValueError):
     for part in (name, *map(str, values)):
         assert part in message, f"{part!r} is not named in: {message}"
     assert message.rstrip().endswith((".", ".)", "?")), f"no sentence: {message}"
+
+
+@contextlib.contextmanager
+def compilations():
+    """Collect an entry for each program that XLA compiles, or reads from its cache."""
+    compiled, active = [], [True]
+
+    def listen(event, seconds, **_):
+        if active[0] and event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        active[0] = False  # older versions of JAX cannot unregister one listener

@@ -264,16 +264,16 @@ def test_empty_kernels(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda make: make(scale=math.nan), r"scale=nan is outside"),
-        (lambda make: make(scale="2"), r"scale='2' is not a real number"),
-        (lambda make: make(dtype=int), r"dtype='int\d+' is outside"),
-        (lambda make: make(feature_group_count=0), r"feature_group_count=0 is outside \[1"),
+        (lambda make: make(scale=math.nan), r"scale=nan"),
+        (lambda make: make(scale="2"), r"scale='2'"),
+        (lambda make: make(dtype=int), r"dtype='int\d+'"),
+        (lambda make: make(feature_group_count=0), r"feature_group_count=0"),
         (
             lambda make: make(feature_group_count=3)(KEY, (3, 8, 8)),
-            r"feature_group_count=3 is outside the divisors of shape\[-1\]=8",
+            r"feature_group_count=3 .*8",
         ),
-        (lambda make: make()(KEY, (8, 8)), r"shape=\(8, 8\) has 2 axes"),
-        (lambda make: make()(KEY, (3, 8, 8), jnp.int8), r"dtype='int8' is outside"),
+        (lambda make: make()(KEY, (8, 8)), r"shape=\(8, 8\)"),
+        (lambda make: make()(KEY, (3, 8, 8), jnp.int8), r"dtype='int8'"),
     ],
 )
 def test_bad_arguments_are_named(name, call, message):

@@ -168,22 +168,22 @@ def test_the_width_of_a_block_changes_nothing(width):
 def test_stable_argsort(bound):
     values = jax.random.randint(KEY, (500,), 0, min(bound, 10))
     expected = np.argsort(values, kind="stable")
-    np.testing.assert_array_equal(waves.stable_argsort(values, bound=bound), expected)
+    np.testing.assert_array_equal(waves._stable_argsort(values, bound=bound), expected)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: givens.sample(KEY, 1, 3), r"size=1 is outside \[2, "),
-        (lambda: givens.sample(KEY, 5, -1), r"num_rotations=-1 is outside \[0, "),
-        (lambda: givens.sample(KEY, 5, 1.5), r"num_rotations=1.5 is not an integer"),
-        (lambda: givens.sample(KEY, 5, 1, first=-2), r"first=-2 is outside"),
-        (lambda: givens.sample(KEY, 5, 1, dtype=int), r"dtype='int\d+' is outside"),
-        (lambda: givens.from_pairs(KEY, [(0, 1), (2, 2)]), r"pairs\[1\]=\(2, 2\) is not a plane"),
-        (lambda: givens.from_pairs(KEY, [(0, -1)]), r"pairs\[0\]=\(0, -1\) is not a plane"),
-        (lambda: givens.from_pairs(KEY, [(2**32 + 1, 1)]), r"pairs\[0\]=.* is not a plane"),
-        (lambda: givens.from_pairs(KEY, [0, 1]), r"pairs.shape=\(2,\) is outside"),
-        (lambda: givens.from_pairs(KEY, [(0.0, 1.0)]), r"pairs.dtype='float64' is not integer"),
+        (lambda: givens.sample(KEY, 1, 3), r"size=1"),
+        (lambda: givens.sample(KEY, 5, -1), r"num_rotations=-1"),
+        (lambda: givens.sample(KEY, 5, 1.5), r"num_rotations=1.5"),
+        (lambda: givens.sample(KEY, 5, 1, first=-2), r"first=-2"),
+        (lambda: givens.sample(KEY, 5, 1, dtype=int), r"dtype='int\d+'"),
+        (lambda: givens.from_pairs(KEY, [(0, 1), (2, 2)]), r"pairs\[1\]=\(2, 2\)"),
+        (lambda: givens.from_pairs(KEY, [(0, -1)]), r"pairs\[0\]=\(0, -1\)"),
+        (lambda: givens.from_pairs(KEY, [(2**32 + 1, 1)]), r"pairs\[0\]="),
+        (lambda: givens.from_pairs(KEY, [0, 1]), r"pairs.shape=\(2,\)"),
+        (lambda: givens.from_pairs(KEY, [(0.0, 1.0)]), r"pairs.dtype='float64'"),
         (lambda: givens.support(givens.sample(KEY, 5, 1), (5, 5, 5)), r"shape=\(5, 5, 5\)"),
         (lambda: givens.num_nonzeros(givens.sample(KEY, 5, 1), (2**16, 2**15)), r"2\*\*31"),
         (lambda: givens.waves(givens.sample(KEY, 9, 50), 4), r"rotations\[\d+\] has the plane"),
@@ -194,7 +194,7 @@ def test_stable_argsort(bound):
         ),
         (
             lambda: givens.waves(givens.Rotations(jnp.zeros(2), jnp.ones(1), jnp.ones(1)), 4),
-            r"rotations has leaves of shapes \(\(2,\), \(1,\), \(1,\)\)",
+            r"rotations .*\(2,\), \(1,\), \(1,\)",
         ),
     ],
 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import gram_error
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,12 +19,6 @@ KEY = jax.random.key(9)
 def tap_of(kernel, transposed=False):
     center = tuple(k // 2 if transposed else (k - 1) // 2 for k in kernel.shape[:-2])
     return kernel[center]
-
-
-def gram_error(w, scale=1.0):
-    w = np.asarray(w, np.float64) / scale
-    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-    return np.abs(gram - np.eye(len(gram))).max()
 
 
 def circular_conv(x, kernel, groups=1):
@@ -235,32 +230,32 @@ def test_empty_kernels():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: eoi.dense(0.0), r"density=0.0 is outside \(0, 1\]"),
-        (lambda: eoi.dense(10), r"density=10.0 is outside \(0, 1\]"),
-        (lambda: eoi.dense(0.1, scale=math.nan), r"scale=nan is outside"),
-        (lambda: eoi.dense(0.1, dtype=int), r"dtype='int\d+' is outside"),
-        (lambda: eoi.dense(0.01)(KEY, (8, 9), jnp.float32), r"density=0.01 is outside \[0.1111"),
-        (lambda: eoi.dense(0.1)(KEY, (8,), jnp.float32), r"shape=\(8,\) has 1 axes"),
-        (lambda: eoi.conv(0.1, feature_group_count=0), r"feature_group_count=0 is outside \[1"),
-        (lambda: eoi.conv(0.1, center_density=2.0), r"center_density=2.0 is outside \(0, 1\]"),
+        (lambda: eoi.dense(0.0), r"density=0.0"),
+        (lambda: eoi.dense(10), r"density=10.0"),
+        (lambda: eoi.dense(0.1, scale=math.nan), r"scale=nan"),
+        (lambda: eoi.dense(0.1, dtype=int), r"dtype='int\d+'"),
+        (lambda: eoi.dense(0.01)(KEY, (8, 9), jnp.float32), r"density=0.01 .*0\.1111"),
+        (lambda: eoi.dense(0.1)(KEY, (8,), jnp.float32), r"shape=\(8,\)"),
+        (lambda: eoi.conv(0.1, feature_group_count=0), r"feature_group_count=0"),
+        (lambda: eoi.conv(0.1, center_density=2.0), r"center_density=2.0"),
         (
             lambda: eoi.conv(0.1, center_density=0.95)(KEY, (3, 3, 8, 8), jnp.float32),
-            r"center_density=0.95 is outside \[0.125, 0.9\]",
+            r"center_density=0.95 .*0\.125.*0\.9",
         ),
         (
             lambda: eoi.conv(0.1, center_density=0.1)(KEY, (3, 3, 8, 8), jnp.float32),
-            r"center_density=0.1 is outside \[0.125, 1\]",
+            r"center_density=0.1 .*0\.125",
         ),
         (
             lambda: eoi.conv(0.1, feature_group_count=8)(KEY, (3, 3, 1, 8), jnp.float32),
-            r"density=0.1 is outside \[0.111111, 1\]",
+            r"density=0.1 .*0\.111111",
         ),
         (
             lambda: eoi.conv(0.1, feature_group_count=3)(KEY, (3, 3, 8, 8), jnp.float32),
-            r"feature_group_count=3 is outside the divisors",
+            r"feature_group_count=3 .*8",
         ),
-        (lambda: eoi.conv(0.1)(KEY, (8, 8), jnp.float32), r"shape=\(8, 8\) has 2 axes"),
-        (lambda: eoi.conv(0.1)(KEY, (3, 8, 8), jnp.int8), r"dtype='int8' is outside"),
+        (lambda: eoi.conv(0.1)(KEY, (8, 8), jnp.float32), r"shape=\(8, 8\)"),
+        (lambda: eoi.conv(0.1)(KEY, (3, 8, 8), jnp.int8), r"dtype='int8'"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eoi_jax import givens, rotation
+from eoi_jax._internal import waves
 
 KEY = jax.random.key(11)
 
@@ -94,7 +95,7 @@ def test_float64_is_float64_throughout():
 def test_gained_counts_follow_the_floats():
     # The same plane turned forth and back: (0, 1) by θ, then (1, 0) by θ, is the identity.
     forth_and_back = givens.from_pairs(KEY, [(0, 1), (1, 0), (1, 2)], angles=0.7)
-    rows, gained = rotation.count_gained(
+    rows, gained = waves.rotate_and_count(
         jnp.eye(3), forth_and_back, givens.waves(forth_and_back, 3)
     )
     assert gained.tolist() == [2, -2, 2]
@@ -110,15 +111,15 @@ def test_gained_counts_follow_the_floats():
         ),
         (
             lambda: rotation.rotate(jnp.eye(4, dtype=int), givens.sample(KEY, 4, 5)),
-            r"matrix.dtype='int32' is outside",
+            r"matrix.dtype='int32'",
         ),
         (
             lambda: rotation.rotate(jnp.eye(4), givens.sample(KEY, 4, 5), axis=2),
-            r"axis=2 is outside \[-2, 1\]",
+            r"axis=2",
         ),
         (
             lambda: rotation.rotate(jnp.ones((3, 1)), givens.sample(KEY, 4, 5)),
-            r"matrix.shape\[1\]=1 is outside",
+            r"matrix.shape\[1\]=1",
         ),
         (
             lambda: rotation.as_matrix(givens.sample(KEY, 9, 50), 4),

@@ -237,3 +237,16 @@ def one_output(fn: Any, example: Any) -> Any:
             "Let it return at least one number."
         )
     return output
+
+
+def feature_groups(
+    groups: int, outputs: int, *, name: str = "feature_group_count", outputs_name: str = "shape[-1]"
+) -> None:
+    """Require a number of groups that divides the output channels."""
+    if outputs % groups:
+        raise value_error(
+            name,
+            groups,
+            f"is outside the divisors of {outputs_name}={outputs}",
+            "Every group has the same number of outputs.",
+        )

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eoi_jax._internal import checks, selection, trees
-from eoi_jax.typing import Densities, Layout, LayoutOf, Params
+from eoi_jax._internal.conv import center_tap
+from eoi_jax.typing import Densities, Layout, LayoutOf, Mask, Params
 
-__all__ = ["Counts", "Geometry", "Kernel", "feasible", "kernels", "read"]
+__all__ = ["Counts", "Geometry", "Kernel", "copy_dense", "feasible", "kernels", "read"]
 
 Counts: TypeAlias = NDArray[np.int64]
 # Wider windows are no convolutions but channels in another order.
@@ -32,7 +33,7 @@ class Geometry(NamedTuple):
     @property
     def center(self) -> tuple[int, ...]:
         """The tap at which output and input grids align."""
-        return tuple(size // 2 if self.transposed else (size - 1) // 2 for size in self.taps)
+        return center_tap(self.taps, transposed=self.transposed)
 
     @property
     def num_taps(self) -> int:
@@ -66,13 +67,13 @@ class Kernel(NamedTuple):
     name: str
     stack: tuple[int, ...]
     geometry: Geometry
-    budgets: Counts  # one for each layer of the stack
+    counts: Counts  # of non-zeros, one for each layer of the stack
 
 
 def kernels(
     params: Params, densities: Densities, selected: Any, layout: LayoutOf | None
 ) -> list[Kernel | None]:
-    """Read the kernels of a tree and their budgets; None for leaves that stay dense."""
+    """Read the kernels of a tree and the counts of their layers; None for dense leaves."""
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
     checked = trees.densities(densities, params, name="densities", tree_name="params")
     rows = zip(paths_and_leaves, checked, jax.tree.leaves(selected), strict=True)
@@ -83,8 +84,8 @@ def kernels(
             continue
         name = trees.path_name(path)
         stack, geometry = read(path, leaf, layout)
-        budgets = _budgets(density, stack, geometry.size, name)
-        found.append(Kernel(name, tuple(stack), geometry, budgets))
+        counts = _layer_counts(density, stack, geometry.size, name)
+        found.append(Kernel(name, tuple(stack), geometry, counts))
     return found
 
 
@@ -96,11 +97,11 @@ def read(path: Any, leaf: Any, layout: LayoutOf | None) -> tuple[tuple[int, ...]
             f"params[{name}] has dtype {leaf.dtype} and shape {leaf.shape}, outside the floating "
             "arrays of 2 or more axes. Let where= select kernels only."
         )
-    own = trees.layout(layout, path, leaf)
+    found = trees.layout(layout, path, leaf)
     if layout is None:
         _unambiguous(path, leaf.shape, name)
-    stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
-    return stack, _geometry(shape, own, name)
+    stack, shape = leaf.shape[: found.batch_axes], leaf.shape[found.batch_axes :]
+    return stack, _geometry(shape, found, name)
 
 
 def _unambiguous(path: Any, shape: tuple[int, ...], name: str) -> None:
@@ -124,29 +125,40 @@ def _unambiguous(path: Any, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def feasible(found: list[Kernel | None], minimum: Any, *, redistribute: bool) -> list[Any]:
-    """Return budgets of at least ``minimum(geometry)`` for every layer, with the same sum."""
+def feasible(found: list[Kernel | None], needs: Any, *, redistribute: bool) -> list[Kernel | None]:
+    """Return the kernels with counts of at least ``needs(geometry)`` a layer, of the same sum."""
     present = [kernel for kernel in found if kernel is not None]
-    needs = [np.full_like(kernel.budgets, minimum(kernel.geometry)) for kernel in present]
-    budget = np.concatenate([np.zeros(0, np.int64), *(kernel.budgets for kernel in present)])
-    need = np.concatenate([np.zeros(0, np.int64), *needs])
-    short = budget < need
+    none = np.zeros(0, np.int64)
+    count = np.concatenate([none, *(kernel.counts for kernel in present)])
+    need = np.concatenate(
+        [none, *(np.full_like(kernel.counts, needs(kernel.geometry)) for kernel in present)]
+    )
+    short = count < need
     if short.any() and not redistribute:
         raise ValueError(_shortage(present, short, need))
-    room = np.maximum(budget - need, 0)
-    excess = int((need - budget)[short].sum())
+    room = np.maximum(count - need, 0)
+    excess = int((need - count)[short].sum())
     if excess > room.sum():
-        sizes = sum(kernel.geometry.size * len(kernel.budgets) for kernel in present)
+        size = sum(kernel.geometry.size * len(kernel.counts) for kernel in present)
         raise ValueError(
-            f"densities leave {budget.sum()} of {sizes} weights, outside [{need.sum()}, {sizes}]: "
+            f"densities leave {count.sum()} of {size} weights, outside [{need.sum()}, {size}]: "
             "orthogonal matrices need more non-zeros in all the layers together. Raise the density "
-            f"to at least {need.sum() / sizes:.6g}."
+            f"to at least {need.sum() / size:.6g}."
         )
     if excess:
         given = selection.round_to_total(excess * (room / room.sum()), room, excess)
-        budget = np.where(short, need, budget - given)
-    parts = iter(np.split(budget, np.cumsum([len(kernel.budgets) for kernel in present])))
-    return [None if kernel is None else next(parts) for kernel in found]
+        count = np.where(short, need, count - given)
+    parts = iter(np.split(count, np.cumsum([len(kernel.counts) for kernel in present])))
+    return [None if kernel is None else kernel._replace(counts=next(parts)) for kernel in found]
+
+
+def copy_dense(mask: Mask, params: Params) -> Params:
+    """Copy the leaves that stay as they were: donating a start must not take the others along."""
+    return jax.tree.map(
+        lambda m, leaf: leaf.copy() if np.ndim(m) == 0 and isinstance(leaf, jax.Array) else leaf,
+        mask,
+        params,
+    )
 
 
 def _geometry(shape: tuple[int, ...], layout: Layout, name: str) -> Geometry:
@@ -157,11 +169,9 @@ def _geometry(shape: tuple[int, ...], layout: Layout, name: str) -> Geometry:
             "Count fewer batch_axes."
         )
     *taps, inputs, outputs = shape
-    if outputs % groups:
-        raise ValueError(
-            f"layout({name}).groups={groups} is outside the divisors of {outputs} outputs. "
-            "Every group has the same number of outputs."
-        )
+    checks.feature_groups(
+        groups, outputs, name=f"layout({name}).groups", outputs_name=f"params[{name}].shape[-1]"
+    )
     geometry = Geometry(tuple(taps), inputs, outputs // groups, groups, layout.transposed)
     remedy = "Split the layer."
     high = selection.MAX_SIZE
@@ -169,10 +179,10 @@ def _geometry(shape: tuple[int, ...], layout: Layout, name: str) -> Geometry:
     return geometry
 
 
-def _budgets(density: Any, stack: tuple[int, ...], size: int, name: str) -> Counts:
-    """Return the budget of each layer of a stack."""
+def _layer_counts(density: Any, stack: tuple[int, ...], size: int, name: str) -> Counts:
+    """Return the count of each layer of a stack: a single density is shared evenly among them."""
     if checks.is_traced(density):
-        remedy = "Budgets are computed on the host: compute the densities outside of jit."
+        remedy = "Counts are computed on the host: compute the densities outside of jit."
         raise checks.value_error(f"densities[{name}]", density, "is being traced", remedy)
     if np.ndim(density) and np.shape(density) != stack:
         raise ValueError(
@@ -189,16 +199,16 @@ def _budgets(density: Any, stack: tuple[int, ...], size: int, name: str) -> Coun
 
 
 def _shortage(present: list[Kernel], short: Any, need: Any) -> str:
-    """Say which layers have too small a budget."""
+    """Say which layers have too small a count."""
     lines = []
     index = 0
     for kernel in present:
-        for layer, budget in enumerate(kernel.budgets):
+        for layer, count in enumerate(kernel.counts):
             if short[index]:
                 place = (int(axis) for axis in np.unravel_index(layer, kernel.stack))
                 where = f"[{', '.join(map(str, place))}]" if kernel.stack else ""
                 lines.append(
-                    f"{kernel.name}{where}: {budget} of {kernel.geometry.size} weights, "
+                    f"{kernel.name}{where}: {count} of {kernel.geometry.size} weights, "
                     f"needs {need[index]}"
                 )
             index += 1

@@ -1,9 +1,8 @@
-"""The order of commuting work: which rotations of a sequence may be applied at once.
+"""Applying rotations wave by wave: to rows of floats, or to the bit-packed support of rows.
 
-Rotations in disjoint planes commute. A sequence of 12 700 independent planes over 4096
-coordinates falls into about 30 *waves* of disjoint ones, and a loop over short blocks of a wave
-applies them all with one gather and one scatter a block, in place. What a step does to a block
-is its caller's affair: floats are rotated by it, and supports are united.
+Rotations in disjoint planes commute. A sequence of 12 700 independent planes over 4096 coordinates
+falls into about 30 *waves* of disjoint ones, and a loop over short blocks of a wave applies them
+all with one gather and one scatter a block, in place.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from eoi_jax._internal.vmap import varying_as
 from eoi_jax.typing import Array
 
 _Carry = TypeVar("_Carry")
+_WORD = 32  # bits of a packed support's word
 
 
 class Block(NamedTuple):
@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
 
 def assign_waves(i: Array, j: Array, size: int) -> Array:
-    """Wave of each plane: one more than the last earlier wave that touches a coordinate of its own.
+    """Wave of each plane: one more than the last earlier wave that touches one of its coordinates.
 
     Solved by relaxation, in as many parallel rounds as there are waves.
     """
@@ -39,7 +39,7 @@ def assign_waves(i: Array, j: Array, size: int) -> Array:
     if length == 0:
         return jnp.zeros((0,), jnp.int32)
     touched = jnp.stack([i, j], axis=1).reshape(-1)  # in order of time
-    order = stable_argsort(touched, bound=size)
+    order = _stable_argsort(touched, bound=size)
     coordinate = touched[order]
     follows = jnp.concatenate([jnp.array([False]), coordinate[1:] == coordinate[:-1]])
     previous = jnp.where(follows, jnp.roll(order, 1) // 2, -1)
@@ -80,7 +80,7 @@ def scan_waves(
         return carry
     count = length if count is None else count
     wave = jnp.where(jnp.arange(length, dtype=jnp.int32) < count, wave, length)
-    order = stable_argsort(wave, bound=length + 1)
+    order = _stable_argsort(wave, bound=length + 1)
     ordered = (*(leaf[order] for leaf in rotations), order, wave[order])
 
     def scan(width: int) -> _Carry:
@@ -92,6 +92,116 @@ def scan_waves(
         cpu=lambda: scan(min(max(2**13 // max(columns, 1), 32), 128)),
         default=lambda: scan(min(size // 2, 1024)),
     )
+
+
+def eye_support(rows: int, columns: int) -> Array:
+    """Bit-packed support of the ``(rows, columns)`` partial identity: ``(rows, words)`` uint32."""
+    words = -(-columns // _WORD)
+    row = jnp.arange(rows, dtype=jnp.uint32)[:, None]
+    here = (row // _WORD == jnp.arange(words, dtype=jnp.uint32)[None, :]) & (row < columns)
+    return jnp.where(here, jnp.uint32(1) << (row % _WORD), jnp.uint32(0))
+
+
+def unpack_support(packed: Array, columns: int) -> Array:
+    """Undo the packing: ``(rows, columns)`` booleans."""
+    bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)) & 1
+    return bits.reshape(len(packed), -1)[:, :columns].astype(bool)
+
+
+def grow_support(packed: Array, rotations: Any, wave: Array) -> tuple[Array, Array]:
+    """Rotate a bit-packed support; return it and the non-zeros that each rotation added."""
+    rows, words = packed.shape
+
+    def step(carry: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
+        packed, gained = carry
+        left = packed.at[block.i].get(mode="clip")
+        right = packed.at[block.j].get(mode="clip")
+        both = jnp.concatenate([block.i, block.j])
+        union = left | right
+        packed = packed.at[both].set(
+            jnp.concatenate([union, union]), mode="drop", unique_indices=True
+        )
+        new = jax.lax.population_count(left ^ right).sum(axis=1, dtype=jnp.uint32)
+        return packed, gained.at[block.position].set(new, mode="drop", unique_indices=True)
+
+    gained = jnp.zeros(wave.shape, jnp.uint32)
+    return scan_waves(step, (packed, gained), rotations, wave, size=rows, columns=words)
+
+
+def rotate_rows(
+    rows: Array,
+    rotations: Any,
+    wave: Array,
+    *,
+    count: Array | int | None = None,
+    round_products: bool = False,
+) -> Array:
+    """Rotate the rows of a 2-D array by the first ``count`` rotations, given their waves.
+
+    ``round_products`` rounds each product before the sum, as :func:`rotate_and_count` does.
+    """
+    size, columns = rows.shape
+
+    def step(rows: Array, block: Block) -> Array:
+        both, turned = _turn(rows, block, round_products)
+        return rows.at[both].set(turned, mode="drop", unique_indices=True)
+
+    return scan_waves(step, rows, rotations, wave, size=size, columns=columns, count=count)
+
+
+def rotate_and_count(rows: Array, rotations: Any, wave: Array) -> tuple[Array, Array]:
+    """Rotate rows; return them and the non-zeros that each rotation added, counted on the floats.
+
+    Angles that recur cancel entries to exact zeros, so for them the integers of
+    :func:`eoi_jax.givens.support` are only an upper bound.
+    """
+    size, columns = rows.shape
+
+    def step(carry: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
+        rows, gained = carry
+        both, turned = _turn(rows, block, True)
+        before = jnp.count_nonzero(rows.at[both].get(mode="clip"), axis=1)
+        change = (jnp.count_nonzero(turned, axis=1) - before).reshape(2, -1).sum(axis=0)
+        rows = rows.at[both].set(turned, mode="drop", unique_indices=True)
+        gained = gained.at[block.position].set(
+            change.astype(jnp.int32), mode="drop", unique_indices=True
+        )
+        return rows, gained
+
+    carry = (rows, jnp.zeros(wave.shape, jnp.int32))
+    return scan_waves(step, carry, rotations, wave, size=size, columns=columns)
+
+
+def _turn(rows: Array, block: Block, round_products: bool) -> tuple[Array, Array]:
+    """Rows that a block touches, first all ``i`` then all ``j``, and what they become."""
+    both = jnp.concatenate([block.i, block.j])
+    other = jnp.concatenate([block.j, block.i])
+    theta = block.theta.astype(rows.dtype)
+    cos = jnp.tile(jnp.cos(theta), 2)[:, None]
+    sin = jnp.concatenate([jnp.sin(theta), -jnp.sin(theta)])[:, None]
+    same = cos * rows.at[both].get(mode="clip")
+    others = sin * rows.at[other].get(mode="clip")
+    if round_products:
+        # A fused multiply-add leaves the rounding error of one product where two equal ones cancel.
+        # Flushing subnormal products stands between the two operations and keeps them apart; an
+        # optimization barrier does not, since XLA drops it before it fuses.
+        tiny = jnp.finfo(rows.dtype).tiny
+        same = jnp.where(jnp.abs(same) < tiny, 0, same)
+        others = jnp.where(jnp.abs(others) < tiny, 0, others)
+    return both, same + others
+
+
+def _stable_argsort(values: Array, *, bound: int) -> Array:
+    """Indices that sort integers in [0, bound), equal ones in order of their index.
+
+    Sorting one array of packed (value, index) words is four times faster on a CPU than sorting
+    pairs; where they do not fit 32 bits the pairs are sorted.
+    """
+    length = values.shape[0]
+    if bound * length > 2**32:
+        return jnp.argsort(values, stable=True).astype(jnp.int32)
+    packed = values.astype(jnp.uint32) * np.uint32(length) + jnp.arange(length, dtype=jnp.uint32)
+    return (jnp.sort(packed) % np.uint32(length)).astype(jnp.int32)
 
 
 def _scan_blocks(
@@ -125,16 +235,3 @@ def _scan_blocks(
 
     state = varying_as((jnp.zeros((), jnp.int32), carry), ordered, count, carry)
     return jax.lax.while_loop(lambda s: s[0] < count, body, state)[1]
-
-
-def stable_argsort(values: Array, *, bound: int) -> Array:
-    """Indices that sort integers in [0, bound), equal ones in order of their index.
-
-    Sorting one array of packed (value, index) words is four times faster on a CPU than sorting
-    pairs; where they do not fit 32 bits the pairs are sorted.
-    """
-    length = values.shape[0]
-    if bound * length > 2**32:
-        return jnp.argsort(values, stable=True).astype(jnp.int32)
-    packed = values.astype(jnp.uint32) * np.uint32(length) + jnp.arange(length, dtype=jnp.uint32)
-    return (jnp.sort(packed) % np.uint32(length)).astype(jnp.int32)

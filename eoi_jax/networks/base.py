@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, drawing, trees
+from eoi_jax._internal import checks, layouts, trees
 from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
 
 __all__ = ["SparseInit", "masked", "redraw"]
 
-_REDRAW = 0x72656472
+_REDRAW = 0x72656472  # sets the weights' stream apart from that of a mask of the same key
 
 
 class SparseInit(NamedTuple):
@@ -52,7 +53,7 @@ def masked(params: Params, mask: Mask) -> SparseInit:
         50.0
     """
     trees.arrays(params)
-    return SparseInit(drawing.copy_dense(mask, masks.apply(mask, params)), mask)
+    return SparseInit(layouts.copy_dense(mask, masks.apply(mask, params)), mask)
 
 
 def redraw(
@@ -80,7 +81,7 @@ def redraw(
         A tree of the structure, shapes and dtypes of ``params``.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, or if a layout does not fit its leaf.
+        ValueError: If ``where`` selects no leaf, or if a layout does not fit its leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -89,16 +90,23 @@ def redraw(
         >>> bool(drawn["kernel"].any()), bool(drawn["bias"].all())
         (True, True)
     """
-
-    def draw(index: int, path: Any, leaf: Any) -> Any:
-        own = trees.layout(layout, path, leaf)
-        stack, shape = leaf.shape[: own.batch_axes], leaf.shape[own.batch_axes :]
-        # Salted: a mask drawn from the same key must not know the weights.
-        own_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
-        keys = jax.random.split(own_key, math.prod(stack))
+    treedef: Any
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    is_kernel = jax.tree.leaves(trees.kernels(params, where))
+    leaves = [leaf for _, leaf in paths_and_leaves]
+    for index, (path, leaf) in enumerate(paths_and_leaves):
+        if not is_kernel[index] or leaf.size == 0:
+            continue
+        batch_axes = trees.layout(layout, path, leaf).batch_axes
+        stack, shape = leaf.shape[:batch_axes], leaf.shape[batch_axes:]
+        leaf_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
+        keys = jax.random.split(leaf_key, math.prod(stack))
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         # QR knows no narrow dtypes.
-        drawn = jax.vmap(lambda key: kernel_init(key, shape, checks.compute_dtype(dtype)))(keys)
-        return drawn.reshape(leaf.shape).astype(dtype)
+        draw = functools.partial(_call, kernel_init, shape, checks.compute_dtype(dtype))
+        leaves[index] = jax.vmap(draw)(keys).reshape(leaf.shape).astype(dtype)
+    return treedef.unflatten(leaves)
 
-    return drawing.map_kernels(draw, params, trees.kernels(params, where))
+
+def _call(kernel_init: Initializer, shape: tuple[int, ...], dtype: Any, key: Array) -> Array:
+    return kernel_init(key, shape, dtype)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from eoi_jax import masks
-from eoi_jax._internal import checks, drawing, layouts, trees
+from eoi_jax import initializers, masks, sao
+from eoi_jax._internal import block_diagonal, checks, layouts, trees
+from eoi_jax._internal.conv import at_center
 from eoi_jax.networks.base import SparseInit
-from eoi_jax.typing import Array, Densities, LayoutOf, Params, Where
+from eoi_jax.typing import Array, Densities, Initializer, LayoutOf, Params, Where
 
 __all__ = ["sparsity_aware_orthogonal"]
+
+_DrawLayer: TypeAlias = Callable[[Array], tuple[Array, Array]]  # key -> (kernel, mask)
 
 
 def sparsity_aware_orthogonal(
@@ -21,7 +26,7 @@ def sparsity_aware_orthogonal(
     params: Params,
     densities: Densities,
     *,
-    form: Literal["tanh", "relu"] = "tanh",
+    activation: Literal["tanh", "relu"] = "tanh",
     scale: float | Array = 1.0,
     where: Where = masks.is_kernel,
     layout: LayoutOf | None = None,
@@ -39,7 +44,7 @@ def sparsity_aware_orthogonal(
         params: A pytree of arrays: the shapes and dtypes of the kernels, and all other leaves.
         densities: A number for every square kernel, or a tree of the structure of ``params``;
             the numbers of other kernels are ignored. Static.
-        form: ``"tanh"``, or ``"relu"`` for networks of paired units; see
+        activation: ``"tanh"``, or ``"relu"`` for networks of paired units; see
             :func:`eoi_jax.sao.orthogonal`.
         scale: Factor of every kernel.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
@@ -49,7 +54,7 @@ def sparsity_aware_orthogonal(
         The parameters, and a mask of the densities ``degree / n`` of square layers and 1 of others.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, if a density is no degree over the
+        ValueError: If ``where`` selects no leaf, if a density is no degree over the
             width that the method can do (the nearest that are: in the message), if it differs
             within a stack, or is traced.
 
@@ -66,23 +71,77 @@ def sparsity_aware_orthogonal(
         Access 2023.
     """
     scale = checks.finite_scalar(scale, "scale")
+    activation = block_diagonal.check_activation(activation)
     trees.arrays(params)
-    selected = jax.tree.leaves(trees.kernels(params, where))
-    checked = trees.densities(densities, params, name="densities", tree_name="params")
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    is_kernel = jax.tree.leaves(trees.kernels(params, where))
+    checked = trees.densities(densities, params, name="densities", tree_name="params")
     new_params, new_mask = [], []
-    rows = zip(paths_and_leaves, selected, checked, strict=True)
-    for index, ((path, leaf), is_kernel, density) in enumerate(rows):
-        if not is_kernel or leaf.size == 0:
+    for index, (path, leaf) in enumerate(paths_and_leaves):
+        if not is_kernel[index] or leaf.size == 0:
             new_params.append(leaf)
             new_mask.append(jnp.array(True))
             continue
         stack, geometry = layouts.read(path, leaf, layout)
-        draw = drawing.sao_layer(geometry, density, form, scale, leaf.dtype, trees.path_name(path))
+        name = f"densities[{trees.path_name(path)}]"
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        if geometry.inputs != geometry.outputs or geometry.groups > 1:
+            draw = _dense_layer(geometry, scale, dtype)
+        else:
+            degree = _degree(geometry.inputs, checked[index], activation, name)
+            draw = _sparse_layer(geometry, degree, activation, scale, dtype)
         keys = jax.random.split(jax.random.fold_in(key, index), math.prod(stack))
         kernel, mask = jax.vmap(draw)(keys)
         new_params.append(kernel.reshape(leaf.shape))
         new_mask.append(mask.reshape(leaf.shape))
-    whole_mask = treedef.unflatten(new_mask)
-    return SparseInit(drawing.copy_dense(whole_mask, treedef.unflatten(new_params)), whole_mask)
+    mask_tree = treedef.unflatten(new_mask)
+    return SparseInit(layouts.copy_dense(mask_tree, treedef.unflatten(new_params)), mask_tree)
+
+
+def _dense_layer(geometry: layouts.Geometry, scale: Any, dtype: Any) -> _DrawLayer:
+    """Draw a layer that the method leaves dense: an orthogonal kernel, and a mask of all of it."""
+    init: Initializer = jax.nn.initializers.orthogonal(scale)
+    if geometry.taps:
+        init = initializers.delta_orthogonal(
+            scale=scale, feature_group_count=geometry.groups, transposed=geometry.transposed
+        )
+    everything = jnp.ones(geometry.shape, bool)
+    compute_dtype = checks.compute_dtype(dtype)
+    return lambda key: (init(key, geometry.shape, compute_dtype).astype(dtype), everything)
+
+
+def _sparse_layer(
+    geometry: layouts.Geometry, degree: int, activation: Any, scale: Any, dtype: Any
+) -> _DrawLayer:
+    """Draw a square layer; all taps of a convolution's connected channels are unmasked."""
+
+    def draw(key: Array) -> tuple[Array, Array]:
+        matrix = sao.orthogonal(
+            key,
+            geometry.inputs,
+            degree,
+            activation=activation,
+            scale=scale,
+            dtype=checks.compute_dtype(dtype),
+        )
+        tap = matrix.astype(dtype)
+        kernel = at_center(tap, geometry.shape, transposed=geometry.transposed)
+        return kernel, jnp.broadcast_to(matrix != 0, geometry.shape)
+
+    return draw
+
+
+def _degree(size: int, density: Any, activation: Any, name: str) -> int:
+    """Return the degree of all layers of a stack."""
+    if np.ndim(density) and not checks.is_traced(density):
+        if np.unique(density).size > 1:
+            raise ValueError(
+                f"{name} differ within the stack, outside one density for all its layers. The "
+                "degree is a shape: give one number."
+            )
+        density = np.unique(density)[0]
+    try:
+        return sao.degree(size, density, activation=activation)
+    except ValueError as error:
+        raise ValueError(f"{name} does not suit the method: {error}") from None

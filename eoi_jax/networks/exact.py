@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from eoi_jax import givens, masks
-from eoi_jax._internal import checks, drawing, layouts, trees
+from eoi_jax import givens
+from eoi_jax._internal import checks, drawing, layouts, selection, trees
+from eoi_jax._internal.conv import center_density
+from eoi_jax._internal.vmap import map_on_cpu
 from eoi_jax.givens import AngleLaw
 from eoi_jax.networks.base import SparseInit
 from eoi_jax.typing import Array, Densities, LayoutOf, Params, Where
 
 __all__ = ["exact_orthogonal"]
+
+# Smaller matrices are drawn in this shape: padding costs them microseconds, and a program a second.
+_SMALL = 64
 
 
 def exact_orthogonal(
@@ -23,10 +33,10 @@ def exact_orthogonal(
     scale: float | Array = 1.0,
     center_density: float | Literal["density"] | None = None,
     infeasible: Literal["raise", "redistribute"] = "raise",
-    form: Literal["eoi", "eis"] = "eoi",
+    variant: Literal["eoi", "eis"] = "eoi",
     angles: AngleLaw = givens.uniform_angle,
     permute: bool = False,
-    where: Where = masks.is_kernel,
+    where: Where = trees.is_kernel,
     layout: LayoutOf | None = None,
 ) -> SparseInit:
     r"""Draw mask and weights of a network at once, every layer exactly orthogonal (EOI).
@@ -59,7 +69,7 @@ def exact_orthogonal(
             matrix of a layer needs: ``"raise"``, or ``"redistribute"``: such layers get what they
             need, and the others give it, each in proportion to what it has above its own need. The
             count of the whole network stays the same.
-        form: ``"eoi"``, or ``"eis"``, a variant of the authors: :math:`d_H = d`, and all taps
+        variant: ``"eoi"``, or ``"eis"``, a variant of the authors: :math:`d_H = d`, and all taps
             are unmasked wherever :math:`H` is not zero (the few weights that then are left of
             the budget anywhere). It needs :math:`k` times the non-zeros.
         angles: Law of the rotation angles.
@@ -71,7 +81,7 @@ def exact_orthogonal(
         The parameters, and a mask with exactly as many unmasked weights as the budgets sum to.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, if a density is out of range or
+        ValueError: If ``where`` selects no leaf, if a density is out of range or
             traced, if a layout does not fit its leaf, or if budgets are below what orthogonal
             matrices need: the message lists the layers.
 
@@ -90,40 +100,189 @@ def exact_orthogonal(
     """
     scale = checks.finite_scalar(scale, "scale")
     trees.arrays(params)
-    if center_density is not None and form == "eis":
-        remedy = "That form has d_H = d: leave center_density out."
-        raise checks.value_error(
-            "center_density", center_density, 'does not go with form="eis"', remedy
-        )
-    if center_density is not None and center_density != "density":
-        center_density = checks.density(center_density, name="center_density")
     checks.one_of(
         infeasible,
         ("raise", "redistribute"),
         name="infeasible",
         remedy="Raise an error, or take the excess from the other layers.",
     )
-    checks.one_of(form, ("eoi", "eis"), name="form", remedy="Use 'eoi', or the variant 'eis'.")
-    all_taps = form == "eis"
-    selected = trees.kernels(params, where)
-    kernels = layouts.kernels(params, densities, selected, layout)
-    budgets = layouts.feasible(
-        kernels,
-        lambda geometry: geometry.minimum * (geometry.num_taps if all_taps else 1),
+    checks.one_of(
+        variant, ("eoi", "eis"), name="variant", remedy="Use 'eoi', or the variant 'eis'."
+    )
+    if center_density is not None and variant == "eis":
+        raise checks.value_error(
+            "center_density",
+            center_density,
+            'does not go with variant="eis"',
+            "The density at the center of that variant is the layer's: leave center_density out.",
+        )
+    if center_density is not None and center_density != "density":
+        center_density = checks.density(center_density, name="center_density")
+    rule = _CenterRule(center_density, every_tap=variant == "eis")
+    kernels = layouts.feasible(
+        layouts.kernels(params, densities, trees.kernels(params, where), layout),
+        lambda geometry: geometry.minimum * (geometry.num_taps if rule.every_tap else 1),
         redistribute=infeasible == "redistribute",
     )
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
-    drawn = drawing.exact(
-        key,
-        leaves,
-        kernels,
-        budgets,
-        scale=scale,
-        center_density=center_density,
-        all_taps=all_taps,
-        angles=angles,
-        permute=permute,
-    )
-    new_params, mask = (treedef.unflatten(part) for part in drawn)
-    return SparseInit(drawing.copy_dense(mask, new_params), mask)
+    groups = _group(key, leaves, kernels, rule)
+    masks = [jnp.array(True) for _ in leaves]
+    for group, matrices in zip(groups, _draw(groups, drawing.check_angles(angles)), strict=True):
+        placed = _place(
+            group.keys,
+            matrices,
+            group.mask_keys,
+            jnp.asarray(group.counts, jnp.int32),
+            scale,
+            geometry=group.geometry,
+            shapes=tuple(leaves[index].shape for index in group.indices),
+            permute=permute,
+            every_tap=rule.every_tap,
+        )
+        for index, kernel, mask in zip(group.indices, *placed, strict=True):
+            dtype = jax.dtypes.canonicalize_dtype(leaves[index].dtype)
+            leaves[index], masks[index] = kernel.astype(dtype), mask
+    mask_tree = treedef.unflatten(masks)
+    return SparseInit(layouts.copy_dense(mask_tree, treedef.unflatten(leaves)), mask_tree)
+
+
+class _CenterRule(NamedTuple):
+    """How dense the center tap of a convolution is: its density, or None for the default rule."""
+
+    density: float | Literal["density"] | None
+    every_tap: bool  # whether all taps are unmasked wherever the matrix is not zero
+
+    def check(self, kernel: layouts.Kernel) -> None:
+        """Refuse a density that no orthogonal matrix of a convolution can have."""
+        if isinstance(self.density, float) and kernel.geometry.num_taps > 1 and not self.every_tap:
+            minimum = 1 / max(kernel.geometry.inputs, kernel.geometry.outputs)
+            why = f"An orthogonal matrix at the center of {kernel.name} has no fewer non-zeros."
+            checks.density(self.density, name="center_density", minimum=minimum, why=why)
+
+    def counts(self, geometry: layouts.Geometry, layer_counts: layouts.Counts) -> layouts.Counts:
+        """Count the non-zeros that each matrix of each layer may have."""
+        size = geometry.inputs * geometry.outputs
+        counts = layer_counts // (geometry.groups * (geometry.num_taps if self.every_tap else 1))
+        if geometry.num_taps > 1 and not self.every_tap:
+            density = layer_counts / geometry.size
+            if self.density is None:
+                tap_density = center_density(density, geometry.num_taps)
+            else:
+                tap_density = density if self.density == "density" else self.density
+            counts = np.minimum(counts, np.floor(tap_density * size + 0.5).astype(np.int64))
+        return np.clip(counts, geometry.minimum // geometry.groups, size)
+
+
+class _Group(NamedTuple):
+    """The kernels of one geometry: they are drawn and placed by one program."""
+
+    geometry: layouts.Geometry
+    dtype: Any
+    indices: list[int]  # among the leaves of the tree
+    counts: layouts.Counts  # of unmasked weights, one for each layer
+    matrix_counts: layouts.Counts  # of non-zeros, one for each matrix
+    keys: Array  # one for each matrix
+    mask_keys: Array  # one for each layer
+
+
+def _group(
+    key: Array, leaves: Sequence[Any], kernels: Sequence[layouts.Kernel | None], rule: _CenterRule
+) -> list[_Group]:
+    """Put the kernels of one geometry and dtype together."""
+    alike: dict[tuple[layouts.Geometry, Any], list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        if kernel is not None:
+            dtype = checks.compute_dtype(jax.dtypes.canonicalize_dtype(leaves[index].dtype))
+            alike.setdefault((kernel.geometry, dtype), []).append(index)
+            rule.check(kernel)
+    groups = []
+    for (geometry, dtype), indices in alike.items():
+        layer_counts = [kernel.counts for i in indices if (kernel := kernels[i]) is not None]
+        pairs = zip(indices, layer_counts, strict=True)
+        keys = [jax.random.split(jax.random.fold_in(key, i), len(counts)) for i, counts in pairs]
+        matrix_keys, mask_keys = _split(jnp.concatenate(keys), geometry.groups)
+        counts = np.concatenate(layer_counts)
+        matrix_counts = np.repeat(rule.counts(geometry, counts), geometry.groups)
+        groups.append(
+            _Group(geometry, dtype, indices, counts, matrix_counts, matrix_keys, mask_keys)
+        )
+    return groups
+
+
+@functools.partial(jax.jit, static_argnames="groups")
+def _split(keys: Array, groups: int) -> tuple[Array, Array]:
+    """Split the key of each layer into one for each of its matrices, and one for its mask."""
+    for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(keys)
+    for_matrices = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
+    return for_matrices.reshape(-1, *for_matrices.shape[2:]), for_masks
+
+
+def _draw(groups: Sequence[_Group], angles: AngleLaw) -> list[Array]:
+    """Draw the matrices ``(number, rows, columns)``, tall or square, of each group.
+
+    Small ones of whatever shape are drawn by one program.
+    """
+    together: dict[Any, list[int]] = {}
+    for index, group in enumerate(groups):
+        rows, columns = group.geometry.tall
+        padded = (_SMALL, _SMALL) if 1 < rows <= _SMALL else (rows, columns)
+        together.setdefault((padded, group.dtype), []).append(index)
+    drawn: dict[int, Array] = {}
+    for (padded, dtype), indices in together.items():
+        lengths = [len(groups[index].matrix_counts) for index in indices]
+        keys = jnp.concatenate([groups[index].keys for index in indices])
+        shapes = np.repeat([groups[index].geometry.tall for index in indices], lengths, axis=0)
+        counts = np.concatenate([groups[index].matrix_counts for index in indices])
+        numbers = np.stack([counts, *shapes.T])
+        if padded == (_SMALL, _SMALL):
+            # A power of two of them, so that networks share programs; those of 1 x 1 cost nothing.
+            more = (1 << (len(keys) - 1).bit_length()) - len(keys)
+            keys = keys[np.minimum(np.arange(len(keys) + more), len(keys) - 1)]
+            numbers = np.pad(numbers, ((0, 0), (0, more)), constant_values=1)
+        # The segment is the same for all densities, so that they share a program.
+        law = drawing.Law(padded, 2 * max(padded[0], 32), angles, at_most=True)
+        matrices = drawing.draw_padded(keys, *jnp.asarray(numbers, jnp.int32), law, dtype)
+        ends = np.cumsum(lengths)
+        for index, end, length in zip(indices, ends, lengths, strict=True):
+            start, stop = (int(end - length), 0, 0), (int(end), *groups[index].geometry.tall)
+            drawn[index] = jax.lax.slice(matrices, start, stop)
+    return [drawn[index] for index in range(len(groups))]
+
+
+@functools.partial(jax.jit, static_argnames=("geometry", "shapes", "permute", "every_tap"))
+def _place(
+    keys: Array,
+    matrices: Array,
+    mask_keys: Array,
+    counts: Array,
+    scale: Any,
+    *,
+    geometry: layouts.Geometry,
+    shapes: tuple[tuple[int, ...], ...],
+    permute: bool,
+    every_tap: bool,
+) -> tuple[list[Array], list[Array]]:
+    """Make the leaves and masks of layers of one geometry from their matrices."""
+    taps, inputs, outputs, groups, _ = geometry
+    layers = len(counts)
+    if permute:
+        permuted = map_on_cpu(drawing.permuted)
+        matrices = jax.vmap(permuted)(keys, matrices)
+    if inputs < outputs:
+        matrices = matrices.swapaxes(1, 2)
+    matrices = matrices * jnp.asarray(scale, matrices.dtype)
+    matrices = matrices.reshape(layers, groups, inputs, outputs)
+    tap = jnp.moveaxis(matrices, 1, 2).reshape(layers, inputs, groups * outputs)
+    kernels = jnp.zeros((layers, *geometry.shape), tap.dtype).at[:, *geometry.center].set(tap)
+    # The support of what is drawn: a cast to fewer bits may round entries to zero.
+    spread = tap.reshape(layers, *(1 for _ in taps), inputs, groups * outputs)
+    support = jnp.broadcast_to(spread != 0, kernels.shape) if every_tap else kernels != 0
+    masks = selection.unmask_rows(mask_keys, support.reshape(layers, -1), counts)
+    ends = np.cumsum([math.prod(shape) // geometry.size for shape in shapes])[:-1]
+
+    def leaves(whole: Array) -> list[Array]:
+        parts = zip(jnp.split(whole, ends), shapes, strict=True)
+        return [part.reshape(shape) for part, shape in parts]
+
+    return leaves(kernels), leaves(masks)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import isometry
-from eoi_jax._internal import drawing, layouts, trees
+from eoi_jax._internal import layouts, trees
 from eoi_jax.networks.base import SparseInit
-from eoi_jax.typing import LayoutOf, Mask, Params
+from eoi_jax.typing import Array, Layout, LayoutOf, Mask, Params
 
 __all__ = ["approximate_isometry"]
 
@@ -71,12 +74,12 @@ def approximate_isometry(
     def solve(path: Any, leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0 or np.size(leaf) == 0:
             return leaf
-        layouts.read(path, leaf, layout)
-        own = trees.layout(layout, path, leaf)
-        kernel, back = drawing.blocks(leaf, own)
+        layouts.read(path, leaf, layout)  # refuses a shape that may mean several things
+        leaf_layout = trees.layout(layout, path, leaf)
+        kernel, unstack = _stack_matrices(leaf, leaf_layout)
         solved = isometry.approximate_isometry(
             kernel,
-            drawing.blocks(leaf_mask, own)[0],
+            _stack_matrices(leaf_mask, leaf_layout)[0],
             scale=scale,
             objective=objective,
             num_steps=num_steps,
@@ -84,7 +87,21 @@ def approximate_isometry(
             tolerance=tolerance,
             batch_axes=1,
         )
-        return back(solved)
+        return unstack(solved)
 
     solved = jax.tree_util.tree_map_with_path(solve, mask, params)
-    return SparseInit(drawing.copy_dense(mask, solved), mask)
+    return SparseInit(layouts.copy_dense(mask, solved), mask)
+
+
+def _stack_matrices(leaf: Array, layout: Layout) -> tuple[Array, Callable[[Array], Array]]:
+    """Put the matrices of a kernel in one stack ``(matrices, rows, columns)``, and undo it."""
+    axes, groups = layout.batch_axes, layout.groups
+    layers, outputs = math.prod(leaf.shape[:axes]), leaf.shape[-1]
+    grouped = jnp.reshape(leaf, (layers, -1, groups, outputs // groups))
+    stacked = jnp.moveaxis(grouped, 2, 1).reshape(layers * groups, -1, outputs // groups)
+
+    def unstack(matrices: Array) -> Array:
+        split = matrices.reshape(layers, groups, -1, outputs // groups)
+        return jnp.moveaxis(split, 1, 2).reshape(leaf.shape)
+
+    return stacked, unstack
