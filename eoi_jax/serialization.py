@@ -5,7 +5,7 @@ Each leaf of the parameters is a dense tensor under its path, the keys joined by
 so the names of Haiku's modules come back as they were. The ``value`` attribute in which NNX keeps
 an array is no part of a path.
 
-Each leaf with a mask of its own has a second tensor, its path and ``~mask``: the mask's bits in the
+Each leaf whose mask is an array has a second tensor, its path and ``~mask``: the mask's bits in the
 order of the weights, eight to a byte, the first in the highest bit, as :func:`numpy.packbits` packs
 them. That is one bit a weight, 1/32 of float32 weights.
 
@@ -14,15 +14,16 @@ every leaf its dtype and shape, and of a kernel the layout if one was given; of 
 how many weights it keeps, its density and, of a kernel whose axes are known, the largest of its
 :func:`eoi_jax.spectrum.kernel_orthogonality_errors`.
 
-The format has no code in it and nothing is unpickled. What is verified of a file, and what is not,
-stands at :func:`load`; of a stranger's file measure what matters, as ``inspect`` of the experiments
-does.
+The format holds no code and nothing is unpickled. :func:`load` says what it verifies; measure
+anything else that matters in a file from a stranger.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +31,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from eoi_jax import masks
-from eoi_jax._internal import checks, sparse_file, trees
+from eoi_jax import spectrum
+from eoi_jax._internal import checks, trees
 from eoi_jax._internal.version import __version__
-from eoi_jax.spectrum import errors
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
 
 __all__ = ["SavedNetwork", "load", "save"]
+
+_FORMAT = 1
+_ENTRY = "eoi_jax"  # of the metadata of the file
+_MASK = "~mask"  # no name ends so: in names a ~ has 0 or 1 behind it
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_INTEGERS = ("int8", "int16", "int32", "int64")
+_DTYPES = (*_FLOATS, "bool", *_INTEGERS, *(f"u{name}" for name in _INTEGERS))
+
+
+class _Leaf(NamedTuple):
+    """An array, and which of its weights may be non-zero: None if all may."""
+
+    value: NDArray[Any]
+    kept: NDArray[np.bool_] | None
 
 
 class SavedNetwork(NamedTuple):
@@ -122,26 +138,26 @@ def save(
     trees.arrays(params)
     trees.mask_fits(mask, params)
     trees.mask_leaves(mask)
-    leaves: dict[str, sparse_file.Leaf] = {}
+    leaves: dict[str, _Leaf] = {}
     records: dict[str, dict[str, Any]] = {}
-    rows = zip(_names(params, "params"), jax.tree.leaves(mask), strict=True)
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    for (name, own), (key_path, leaf) in zip(rows, paths, strict=True):
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+    rows = zip(_names(params, "params"), paths_and_leaves, jax.tree.leaves(mask), strict=True)
+    for name, (key_path, leaf), leaf_mask in rows:
         where = f"params[{name}]"
         value = _array(leaf, where)
-        records[name] = {"dtype": value.dtype.name, "shape": list(value.shape)}
-        leaves[name] = sparse_file.Leaf(value, np.asarray(own) if np.ndim(own) else None)
-        remedy = "Mask them first: eoi.masks.apply(mask, params)."
-        sparse_file.check_weights(leaves[name], where, remedy)
-        kernel = masks.is_kernel(key_path, leaf)
-        if kernel and layout is not None:
-            records[name]["layout"] = trees.layout(layout, key_path, leaf)._asdict()
-        if np.ndim(own):
-            records[name] |= sparse_file.counts(np.asarray(own))
-            records[name] |= _measured(key_path, leaf, layout) if kernel else {}
+        kept = np.asarray(leaf_mask) if np.ndim(leaf_mask) else None
+        leaves[name] = _Leaf(value, kept)
+        _check_weights(leaves[name], where, "Mask them first: eoi.masks.apply(mask, params).")
+        record = records[name] = {"dtype": value.dtype.name, "shape": list(value.shape)}
+        is_kernel, found = trees.is_kernel(key_path, leaf), None
+        if is_kernel and layout is not None:
+            found = trees.layout(layout, key_path, leaf)
+            record["layout"] = found._asdict()
+        if kept is not None:
+            record |= _counts(kept)
+            record |= _measured(name, leaf, found) if is_kernel else {}
     versions = {"eoi_jax": __version__, "jax": jax.__version__}
-    header = {"versions": versions, "leaves": records, "user": metadata}
-    sparse_file.write(Path(path), leaves, header)
+    _write(Path(path), leaves, {"versions": versions, "leaves": records, "user": metadata})
 
 
 def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwork:
@@ -179,21 +195,23 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
         >>> eoi.masks.density(mask), metadata["leaves"]["kernel"]["kept"]
         (0.3333333333333333, 3)
     """
-    leaves, header = sparse_file.read(Path(path))
+    leaves, header = _read(Path(path))
     for name, leaf in leaves.items():
         if jax.dtypes.canonicalize_dtype(leaf.value.dtype) != leaf.value.dtype:
             problem = f"has {name} in {leaf.value.dtype}, outside the dtypes that JAX has enabled"
             remedy = "Enable it: JAX_ENABLE_X64=1, or jax.config.update('jax_enable_x64', True)."
             raise checks.value_error("path", str(path), problem, remedy)
     params = {name: jnp.asarray(leaf.value) for name, leaf in leaves.items()}
-    mask = {  # a scalar of its own for each dense leaf: two may not share a buffer
+    mask = {  # a new scalar for each dense leaf: two may not share a buffer
         name: jnp.array(True if leaf.kept is None else leaf.kept) for name, leaf in leaves.items()
     }
     if like is None:
         return SavedNetwork(_nested(params), _nested(mask), header)
     names, treedef = _fitting(path, like, params), jax.tree.structure(like)
-    own_params = jax.tree.unflatten(treedef, [params[name] for name in names])
-    return SavedNetwork(own_params, jax.tree.unflatten(treedef, [mask[n] for n in names]), header)
+    params, mask = (
+        jax.tree.unflatten(treedef, [found[name] for name in names]) for found in (params, mask)
+    )
+    return SavedNetwork(params, mask, header)
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -211,11 +229,11 @@ def _names(tree: Any, argument: str) -> list[str]:
                 f"{argument}[{name}] is outside the leaves that have a name, other than '' and "
                 '__metadata__. Give a dict: {"kernel": array}.'
             )
-    clash = sparse_file.clash(names)
+    clash = _clash(names)
     if clash is not None:
         raise ValueError(
-            f"{argument}[{clash}] is outside the leaves with a name of their own: another has this "
-            "name or a part of it. Rename it; an attribute called value counts for nothing."
+            f"{argument}[{clash}] has no unique name: another leaf has this name or a part of it. "
+            "Rename it; an attribute called value is no part of a name."
         )
     return names
 
@@ -230,29 +248,34 @@ def _array(leaf: Any, where: str) -> NDArray[Any]:
         )
     if checks.is_traced(leaf):
         raise checks.value_error(where, leaf, "is being traced", "Save outside of jit.")
-    dtypes = ", ".join(sparse_file.DTYPES)
+    dtypes = ", ".join(_DTYPES)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(
             f"{where} is a random key, outside the arrays of {{{dtypes}}}. Save "
             "parameters only, such as nnx.state(model, (nnx.Param, nnx.BatchStat))."
         )
-    if leaf.dtype.name not in sparse_file.DTYPES:
+    if leaf.dtype.name not in _DTYPES:
         raise ValueError(
             f"{where} has dtype {leaf.dtype}, outside {{{dtypes}}}. Convert it with leaf.astype."
         )
     return np.asarray(leaf)
 
 
-def _measured(path: Any, leaf: Any, layout: LayoutOf | None) -> dict[str, float]:
+def _measured(name: str, leaf: Any, layout: Layout | None) -> dict[str, float]:
     """Return the orthogonality error of a kernel, the largest of a stack."""
     if layout is None and leaf.ndim > 2:
         return {}  # (2, 3, 8, 8) is a convolution, or a stack of layers: its shape does not tell
     try:
-        error = float(np.max(errors.errors_of(path, leaf, layout), initial=0.0))
+        [errors] = spectrum.kernel_orthogonality_errors(
+            {name: leaf},
+            where=lambda *_: True,
+            layout=None if layout is None else lambda *_: layout,
+        ).values()
     except ValueError:
         if layout is not None:
             raise
         return {}  # it has more weights than can be counted in 32 bits
+    error = float(np.max(errors, initial=0.0))
     # Finite weights may have an infinite Gram matrix, which JSON does not hold.
     return {"orthogonality_error": error} if math.isfinite(error) else {}
 
@@ -292,3 +315,168 @@ def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
+
+
+# --- the format: named arrays with masks, to a file and back ----------------------------------
+
+
+def _write(path: Path, leaves: dict[str, _Leaf], header: dict[str, Any]) -> None:
+    """Write a file so that, whenever the machine stops, the old one or the new one is there."""
+    remedy = "Give dicts whose keys are strings, lists (no tuples), strings, finite numbers, None."
+    try:
+        text = json.dumps({"format": _FORMAT, **header}, allow_nan=False)
+        is_same = json.loads(text)["user"] == header["user"]
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"metadata is outside what JSON holds: {error}. {remedy}") from None
+    if not is_same:
+        raise ValueError(f"metadata is outside what JSON gives back as it was. {remedy}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r} is in a folder that does not exist. Make it.")
+    tensors = {name: leaf.value for name, leaf in leaves.items()}
+    for name, leaf in leaves.items():
+        if leaf.kept is not None:
+            tensors[name + _MASK] = np.packbits(leaf.kept)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # It copies buffers as they lie in memory: one that is not in C order would come back wrong.
+        tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+        save_file(tensors, partial, {_ENTRY: text})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, _Leaf], dict[str, Any]]:
+    """Read a file, and verify that it is what its header says."""
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder. Give a file of eoi.save.")
+    try:
+        with safe_open(path, "numpy") as file:
+            header = _header(path, (file.metadata() or {}).get(_ENTRY))
+            records, names = header["leaves"], set(file.keys())
+            masked = (name + _MASK for name, record in records.items() if "kept" in record)
+            wanted = {*records, *masked}
+            if wanted != names:
+                missing, extra = sorted(wanted - names), sorted(names - wanted)
+                raise _damaged(path, f"lacks the tensors {missing} and has {extra} too many")
+            tensors = {name: file.get_tensor(name) for name in wanted}
+    except SafetensorError as error:
+        raise _damaged(path, f"is no complete safetensors file ({error})") from None
+    except AttributeError as error:  # of NumPy, which has no float8
+        raise _damaged(
+            path, f"has tensors of a dtype that no sparse network has ({error})"
+        ) from None
+    return {name: _leaf(path, name, record, tensors) for name, record in records.items()}, header
+
+
+def _clash(names: Iterable[str]) -> str | None:
+    """Return a name that occurs twice or lies within another, as ``a/b`` does in ``a``, if any."""
+    known: set[str] = set()
+    for name in sorted(names, key=len):
+        parts = name.split("/")
+        if not known.isdisjoint("/".join(parts[:end]) for end in range(1, len(parts) + 1)):
+            return name
+        known.add(name)
+    return None
+
+
+def _counts(kept: NDArray[np.bool_]) -> dict[str, Any]:
+    """Count what a mask keeps."""
+    count = int(np.count_nonzero(kept))
+    return {"kept": count, "density": count / kept.size if kept.size else 1.0}
+
+
+def _check_weights(leaf: _Leaf, where: str, remedy: str) -> None:
+    """Require finite weights, and zeros off the mask."""
+    value, kept = leaf
+    if value.dtype.name in _FLOATS and not np.isfinite(value).all():
+        raise ValueError(
+            f"{where} has {np.count_nonzero(~np.isfinite(value))} weights that are infinite or "
+            "NaN, outside the finite numbers. Go back to weights from before they appeared."
+        )
+    off = 0 if kept is None else np.count_nonzero(value[~kept])
+    if off:
+        raise ValueError(f"{where} has {off} weights off its mask that are not zero. {remedy}")
+
+
+def _header(path: Path, text: str | None) -> dict[str, Any]:
+    """Parse and verify the metadata of a file."""
+    if text is None:
+        raise checks.value_error(
+            "path",
+            str(path),
+            "has no masks: it was not written by eoi.save",
+            "Read it with safetensors.numpy.load_file, make a mask of its tensors, as "
+            "eoi.masks.support does, and write both with eoi.save.",
+        )
+    try:
+        header = json.loads(text)
+        is_known = header["format"] == _FORMAT
+        is_whole = is_known and _is_whole(header)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        is_known, is_whole = True, False
+    if not is_known:
+        problem = f"has format {header['format']!r}, and this version reads format {_FORMAT}"
+        raise checks.value_error("path", str(path), problem, "Update eoi_jax.")
+    if not is_whole:
+        raise _damaged(path, "has metadata that are not those of a sparse network")
+    return dict(header)
+
+
+def _is_whole(header: Any) -> bool:
+    """Tell whether metadata are those of a sparse network; raise errors of many kinds if not."""
+    for record in header["leaves"].values():
+        masked = [record["kept"], record["density"]] if "kept" in record else [0, 0.0]
+        layout = Layout(**record.get("layout", {}))
+        sizes = [*record["shape"], masked[0], layout.batch_axes, layout.groups]
+        numbers = [masked[1], record.get("orthogonality_error", 0.0)]
+        if not (
+            record["dtype"] in _DTYPES
+            and all(type(size) is int and size >= 0 for size in sizes)  # a bool is an int
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and layout.groups > 0
+            and ("layout" not in record or layout.batch_axes < len(record["shape"]))
+            and isinstance(layout.transposed, bool)
+        ):
+            return False
+    # A version is printed, and JSON may hold what no terminal does.
+    printable = header["versions"]["eoi_jax"].isprintable()
+    return printable and "user" in header and _clash(header["leaves"]) is None
+
+
+def _leaf(path: Path, name: str, record: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> _Leaf:
+    """Return a leaf that agrees with its record."""
+    leaf = _Leaf(tensors[name], None)
+    found = (leaf.value.dtype.name, list(leaf.value.shape))
+    if found != (record["dtype"], record["shape"]):
+        recorded = f"{record['dtype']} and {record['shape']} were recorded"
+        raise _damaged(path, f"has {name} of dtype {found[0]} and shape {found[1]}; {recorded}")
+    if "kept" in record:
+        leaf = _Leaf(leaf.value, _mask(path, name, record, leaf.value, tensors[name + _MASK]))
+    remedy = "It was not written so: take another copy of the file."
+    _check_weights(leaf, f"path={str(path)!r}: {name}", remedy)
+    return leaf
+
+
+def _mask(path: Path, name: str, record: dict[str, Any], value: Any, packed: Any) -> Any:
+    """Unpack a mask that fits its leaf and its record."""
+    needed = (-(-value.size // 8),)
+    if packed.dtype != np.uint8 or packed.shape != needed:
+        found = f"dtype {packed.dtype.name} and shape {packed.shape}"
+        wanted = f"{value.size} weights need uint8 and {needed}"
+        raise _damaged(path, f"has a mask of {name} of {found}; its {wanted}")
+    bits = np.unpackbits(packed)
+    if bits[value.size :].any():
+        raise _damaged(path, f"has bits after the end of the mask of {name}")
+    kept = bits[: value.size].astype(bool).reshape(value.shape)
+    count = _counts(kept)
+    if count != {key: record[key] for key in count}:
+        recorded = f"{record['kept']} and density {record['density']} were recorded"
+        raise _damaged(path, f"keeps {count['kept']} weights of {name}; {recorded}")
+    return kept
+
+
+def _damaged(path: Path, problem: str) -> ValueError:
+    return checks.value_error("path", str(path), problem, "Take another copy of the file.")

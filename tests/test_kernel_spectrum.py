@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import refuses
 
 import eoi_jax as eoi
 from eoi_jax import spectrum
@@ -139,8 +140,8 @@ def test_narrow_types_are_widened():
     kernel = jnp.asarray(normal(0, 3, 2, 3), jnp.bfloat16)
     values = spectrum.conv_singular_values(kernel, (4,))
     chex.assert_type(values, jnp.float32)
-    wide = spectrum.conv_singular_values(kernel.astype(jnp.float32), (4,))
-    np.testing.assert_array_equal(values, wide)
+    expected = spectrum.conv_singular_values(kernel.astype(jnp.float32), (4,))
+    np.testing.assert_array_equal(values, expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -162,24 +163,24 @@ K = np.ones((3, 3, 2, 4), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda f: f(np.ones((2, 4)), ()), r"kernel\.shape=\(2, 4\) is outside"),
-        (lambda f: f(np.ones((1,) * 6), (1,) * 4), r"kernel\.shape=.* is outside .*1 to 3 axes"),
-        (lambda f: f(K * 1j, (4, 4)), r"kernel has dtype complex\d+, outside"),
-        (lambda f: f(K, (4,)), r"spatial_shape=\(4,\) has 1 axes, outside \{2\}"),
-        (lambda f: f(K, 4), r"spatial_shape=4 is not a sequence"),
-        (lambda f: f(K, (4, 0)), r"spatial_shape=0 is outside \[1"),
-        (lambda f: f(K, (4, 2.5)), r"spatial_shape=2\.5 is not an integer"),
-        (lambda f: f(K, (4, 4), feature_group_count=0), r"feature_group_count=0 is outside \[1"),
+        (lambda f: f(np.ones((2, 4)), ()), ["kernel.shape=(2, 4)"]),
+        (lambda f: f(np.ones((1,) * 6), (1,) * 4), ["kernel.shape=(1, 1, 1, 1, 1, 1)"]),
+        (lambda f: f(K * 1j, (4, 4)), ["kernel.dtype=complex"]),
+        (lambda f: f(K, (4,)), ["spatial_shape=(4,)", "2"]),
+        (lambda f: f(K, 4), ["spatial_shape=4"]),
+        (lambda f: f(K, (4, 0)), ["spatial_shape=0"]),
+        (lambda f: f(K, (4, 2.5)), ["spatial_shape=2.5"]),
+        (lambda f: f(K, (4, 4), feature_group_count=0), ["feature_group_count=0"]),
         (
             lambda f: f(K, (4, 4), feature_group_count=3),
-            r"feature_group_count=3 is outside the divisors of kernel\.shape\[-1\]=4",
+            ["feature_group_count=3", "kernel.shape[-1]=4"],
         ),
     ],
 )
-def test_what_has_no_spectrum_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_has_no_spectrum_is_refused(call, named):
+    with refuses(*named):
         call(spectrum.conv_singular_values)
 
 
@@ -345,29 +346,23 @@ TWO_TAPS[0, 1, 0, 0] = TWO_TAPS[1, :2, 1, 1] = 1  # layers of one tap and of two
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda f: f(CONV), r"params\[block/kernel\] has 9 taps that are not zero.*spatial_shape"),
+        (lambda f: f(CONV), ["params[block/kernel]", "9 taps", "spatial_shape="]),
         (
             lambda f: f({"w": TWO_TAPS}, layout=lambda path, leaf: Layout(1)),
-            r"params\[w\] has 2 taps that are not zero, outside \[0, 1\]",
+            ["params[w]", "2 taps"],
         ),
-        (lambda f: jax.jit(f)(CONV), r"params\[block/kernel\] is being traced.*spatial_shape"),
-        (
-            lambda f: f(CONV, spatial_shape=(4,)),
-            r"spatial_shape for block/kernel=\(4,\) has 1 axes, outside \{2\}",
-        ),
-        (
-            lambda f: f(CONV, layout=lambda p, x: Layout(groups=3)),
-            r"layout\(block/kernel\)\.groups",
-        ),
-        (lambda f: f({"bias": np.ones(3)}), r"params=\['bias'\] has no floating leaf"),
+        (lambda f: jax.jit(f)(CONV), ["params[block/kernel]", "traced", "spatial_shape="]),
+        (lambda f: f(CONV, spatial_shape=(4,)), ["spatial_shape for block/kernel=(4,)", "2"]),
+        (lambda f: f(CONV, layout=lambda p, x: Layout(groups=3)), ["layout(block/kernel).groups"]),
+        (lambda f: f({"bias": np.ones(3)}), ["params=['bias']", "where="]),
         (
             lambda f: f({"z": np.ones((2, 2)) * 1j}, where=lambda path, leaf: True),
-            r"params\[z\] has dtype complex\d+.*, outside",
+            ["params[z]", "complex"],
         ),
     ],
 )
-def test_trees_that_cannot_be_measured_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_trees_that_cannot_be_measured_are_refused(call, named):
+    with refuses(*named):
         call(spectrum.kernel_singular_values)

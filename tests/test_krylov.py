@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refuses
 
 import eoi_jax as eoi
 from eoi_jax import spectrum
@@ -483,27 +484,27 @@ X = np.ones((2, 3), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda f: f(0, jnp.sin, X), r"key=0 is outside the random keys"),
-        (lambda f: f(jax.random.split(KEY), jnp.sin, X), r"key has shape \(2,\)"),
-        (lambda f: f(KEY, jnp.sin, np.ones((2, 3), np.int32)), r"x\.dtype=int32 is outside"),
-        (lambda f: f(KEY, jnp.sin, 1.0), r"x\.ndim=0 is outside \[1"),
-        (lambda f: f(KEY, jnp.sin, np.ones((0, 3), np.float32)), r"x\.shape=\(0, 3\) is outside"),
-        (lambda f: f(KEY, lambda x: {"logits": x}, X), r"fn returns .*logits.*single arrays"),
-        (lambda f: f(KEY, jnp.argmax, X), r"fn returns dtype int(32|64)"),
-        (lambda f: f(KEY, lambda x: x[:0], X), r"fn returns shape \(0,\)"),
-        (lambda f: f(KEY, jnp.sin, X, num_steps=0), r"num_steps=0 is outside \[1"),
-        (lambda f: f(KEY, jnp.sin, X, num_steps=2.0), r"num_steps=2\.0 is not an integer"),
-        (lambda f: f(KEY, jnp.sin, X, batch_size=0), r"batch_size=0 is outside \[1"),
+        (lambda f: f(0, jnp.sin, X), ["key=0"]),
+        (lambda f: f(jax.random.split(KEY), jnp.sin, X), ["key", "(2,)"]),
+        (lambda f: f(KEY, jnp.sin, np.ones((2, 3), np.int32)), ["x.dtype=int32"]),
+        (lambda f: f(KEY, jnp.sin, 1.0), ["x.ndim=0"]),
+        (lambda f: f(KEY, jnp.sin, np.ones((0, 3), np.float32)), ["x.shape=(0, 3)"]),
+        (lambda f: f(KEY, lambda x: {"logits": x}, X), ["fn", "logits"]),
+        (lambda f: f(KEY, jnp.argmax, X), ["fn", "int"]),
+        (lambda f: f(KEY, lambda x: x[:0], X), ["fn", "(0,)"]),
+        (lambda f: f(KEY, jnp.sin, X, num_steps=0), ["num_steps=0"]),
+        (lambda f: f(KEY, jnp.sin, X, num_steps=2.0), ["num_steps=2.0"]),
+        (lambda f: f(KEY, jnp.sin, X, batch_size=0), ["batch_size=0"]),
     ],
 )
 @pytest.mark.parametrize("function", [spectrum.extreme_singular_values, spectrum.spectral_density])
-def test_what_has_no_spectrum_is_refused(function, call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_has_no_spectrum_is_refused(function, call, named):
+    with refuses(*named):
         call(function)
 
 
 def test_at_least_one_probe_is_taken():
-    with pytest.raises(ValueError, match=r"num_probes=0 is outside \[1"):
+    with refuses("num_probes=0"):
         spectrum.spectral_density(KEY, jnp.sin, X, num_probes=0)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import refuses
 
 import eoi_jax as eoi
 from eoi_jax import spectrum
@@ -183,8 +184,8 @@ def test_narrow_types_are_widened_before_the_factorization():
     values = spectrum.layerwise(linear_layer, stack, x[:, :3])
     chex.assert_type(values, jnp.float32)
     np.testing.assert_array_equal(values[-1, 0], [64.0, 0.125, 0.015625])
-    wide = spectrum.layerwise(linear_layer, stack, x, embed=lambda e: e[:3])
-    np.testing.assert_allclose(wide, values, rtol=1e-2)
+    reduced = spectrum.layerwise(linear_layer, stack, x, embed=lambda e: e[:3])
+    np.testing.assert_allclose(reduced, values, rtol=1e-2)
 
 
 def test_no_implicit_promotion():
@@ -207,36 +208,36 @@ def test_what_is_not_finite_is_shown_from_its_layer_and_example_on():
     late = np.asarray(spectrum.layerwise(linear_layer, growing, np.ones((1, 3), np.float32)))
     np.testing.assert_allclose(late[:2, 0], [[1e15] * 3, [1e30] * 3], rtol=1e-5)
     assert np.isnan(late[2:]).all()
-    wide = spectrum.layerwise(
+    reduced = spectrum.layerwise(
         linear_layer, growing[:2], np.zeros((1, 5), np.float32), embed=lambda e: jnp.sqrt(e[:3])
     )
-    assert np.isnan(wide).all()
+    assert np.isnan(reduced).all()
 
 
 STACK, X = tanh_stack(), normal(2, 3, WIDTH)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda f: f(tanh_layer, STACK, X.astype(int)), r"x\.dtype=int\d+ is outside"),
-        (lambda f: f(tanh_layer, STACK, np.float32(1)), r"x\.ndim=0 is outside"),
-        (lambda f: f(tanh_layer, STACK, X[:0]), r"x\.shape=\(0, 4\) is outside"),
-        (lambda f: f(tanh_layer, STACK, X, every=0), r"every=0 is outside \[1"),
-        (lambda f: f(tanh_layer, STACK, X, batch_size=0), r"batch_size=0 is outside \[1"),
-        (lambda f: f(tanh_layer, {**STACK, "b": X}, X), r"leading axes \[\(3,\), \(5,\)\]"),
-        (lambda f: f(linear_layer, 2.0, X), r"leading axes \[\(\)\]"),
-        (lambda f: f(linear_layer, np.ones((0, 4, 4)), X), r"leading axes \[\(0,\)\]"),
-        (lambda f: f(lambda p, h: h, {}, X), r"leading axes \[\]"),
-        (lambda f: f(lambda p, h: h[:2], STACK, X), r"step_fn maps h=.* outside"),
-        (lambda f: f(lambda p, h: (h, h), STACK, X), r"step_fn maps h=.* outside"),
-        (lambda f: f(lambda p, h: h.astype("bfloat16"), STACK, X), r"step_fn maps h=.* outside"),
-        (lambda f: f(tanh_layer, STACK, X, embed=lambda e: (e, e)), r"embed returns .* outside"),
-        (lambda f: f(tanh_layer, STACK, X, embed=jnp.argsort), r"embed returns .* outside"),
+        (lambda f: f(tanh_layer, STACK, X.astype(int)), ["x.dtype=int"]),
+        (lambda f: f(tanh_layer, STACK, np.float32(1)), ["x.ndim=0"]),
+        (lambda f: f(tanh_layer, STACK, X[:0]), ["x.shape=(0, 4)"]),
+        (lambda f: f(tanh_layer, STACK, X, every=0), ["every=0"]),
+        (lambda f: f(tanh_layer, STACK, X, batch_size=0), ["batch_size=0"]),
+        (lambda f: f(tanh_layer, {**STACK, "b": X}, X), ["stacked_params", "[(3,), (5,)]"]),
+        (lambda f: f(linear_layer, 2.0, X), ["stacked_params", "[()]"]),
+        (lambda f: f(linear_layer, np.ones((0, 4, 4)), X), ["stacked_params", "[(0,)]"]),
+        (lambda f: f(lambda p, h: h, {}, X), ["stacked_params", "[]"]),
+        (lambda f: f(lambda p, h: h[:2], STACK, X), ["step_fn", "h=", "(2,)"]),
+        (lambda f: f(lambda p, h: (h, h), STACK, X), ["step_fn", "h=", "(4,)"]),
+        (lambda f: f(lambda p, h: h.astype("bfloat16"), STACK, X), ["step_fn", "bfloat16"]),
+        (lambda f: f(tanh_layer, STACK, X, embed=lambda e: (e, e)), ["embed", "(4,)"]),
+        (lambda f: f(tanh_layer, STACK, X, embed=jnp.argsort), ["embed", "int"]),
     ],
 )
-def test_what_is_no_stack_of_layers_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_no_stack_of_layers_is_refused(call, named):
+    with refuses(*named):
         call(spectrum.layerwise)
 
 
@@ -334,16 +335,16 @@ def test_steps_that_are_not_due_cost_no_factorization():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "named"),
     [
-        (lambda: spectrum.monitor(isometry, every=0), r"every=0 is outside \[1"),
-        (lambda: spectrum.monitor(isometry, every=1)(0.5, {}), r"step=0\.5 is not an integer"),
+        (lambda: spectrum.monitor(isometry, every=0), ["every=0"]),
+        (lambda: spectrum.monitor(isometry, every=1)(0.5, {}), ["step=0.5"]),
         (
             lambda: jax.jit(spectrum.monitor(lambda p: p.argmax(), every=1))(0, jnp.ones(3)),
-            r"measure returns dtype int\d+, outside",
+            ["measure", "int"],
         ),
     ],
 )
-def test_what_cannot_be_monitored_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_monitored_is_refused(call, named):
+    with refuses(*named):
         call()

@@ -20,10 +20,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import eoi_jax as eoi
-from eoi_jax._internal import sparse_file
+from eoi_jax import serialization
 from eoi_jax.typing import Layout
 
 RNG = np.random.default_rng(0)
+SIZES = (8, 16, 32, 64)
+DTYPES = ["float16", "bfloat16", "float32", "float64", "bool"]
+DTYPES += [f"{sign}int{size}" for sign in ("", "u") for size in SIZES]
 
 
 def masked(params, density=0.5):
@@ -136,7 +139,7 @@ def test_names_are_paths_and_other_programs_read_them(tmp_path):
     assert np.array_equal(plain["layers/0/kernel"], params["layers"][0]["kernel"].get_value())
 
 
-@pytest.mark.parametrize("dtype", sparse_file.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype(dtype, tmp_path, x64):
     values = np.array([[3, 0, 1], [0, 7, 0]]).astype(jnp.dtype(dtype))
     params = {"kernel": jnp.asarray(values), "one": jnp.asarray(values[0, 0])}
@@ -438,7 +441,7 @@ def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sparse_file, "save_file", fails)
+        patch.setattr(serialization, "save_file", fails)
         with pytest.raises(OSError, match="no space"):
             eoi.save(path, {"kernel": 2 * ONES}, {"kernel": FULL})
     assert os.listdir(tmp_path) == ["net"]

@@ -200,45 +200,6 @@ def single_key(value: Any, *, name: str = "key") -> tuple[Any, Any]:
     return data, impl
 
 
-def examples(x: Any) -> None:
-    """Require a batch of examples that a function can be differentiated at."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x.dtype={x.dtype.name} is outside the real floating dtypes. "
-            "Convert with x.astype(jnp.float32): there is no derivative along integers."
-        )
-    if x.ndim == 0:
-        raise ValueError(
-            "x.ndim=0 is outside [1, ...). Add the batch axis: x[None] is a batch of one example."
-        )
-    if x.size == 0:
-        raise ValueError(
-            f"x.shape={x.shape} is outside the non-empty shapes. "
-            "Pass at least one example with at least one entry."
-        )
-
-
-def one_output(fn: Any, example: Any) -> Any:
-    """Require that ``fn`` returns one floating array; return its shape and dtype."""
-    output = jax.eval_shape(fn, example)
-    if not isinstance(output, jax.ShapeDtypeStruct):
-        raise ValueError(
-            f"fn returns {jax.tree.structure(output)}, outside the single arrays. "
-            "Pick one array of it, as in lambda x: fn(x)['logits']."
-        )
-    if not jnp.issubdtype(output.dtype, jnp.floating):
-        raise ValueError(
-            f"fn returns dtype {output.dtype.name}, outside the real floating dtypes. "
-            "Differentiate the logits rather than a class or a mask."
-        )
-    if math.prod(output.shape) == 0:
-        raise ValueError(
-            f"fn returns shape {output.shape}, outside the non-empty shapes. "
-            "Let it return at least one number."
-        )
-    return output
-
-
 def feature_groups(
     groups: int, outputs: int, *, name: str = "feature_group_count", outputs_name: str = "shape[-1]"
 ) -> None:

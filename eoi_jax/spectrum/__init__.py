@@ -11,7 +11,6 @@ TF32 defaults of accelerators are off by 1e-3, where float32 allows 1e-6.
 ``jax.jit(lambda x: spectrum.singular_values(fn, x))``.
 """
 
-from eoi_jax.spectrum.errors import kernel_orthogonality_errors
 from eoi_jax.spectrum.jacobian import (
     SpectrumSummary,
     jacobian,
@@ -19,7 +18,11 @@ from eoi_jax.spectrum.jacobian import (
     singular_values,
     summarize,
 )
-from eoi_jax.spectrum.kernels import conv_singular_values, kernel_singular_values
+from eoi_jax.spectrum.kernels import (
+    conv_singular_values,
+    kernel_orthogonality_errors,
+    kernel_singular_values,
+)
 from eoi_jax.spectrum.krylov import (
     ExtremeSingularValues,
     SpectralDensity,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eoi_jax._internal import checks
+from eoi_jax._internal import checks, spectra
 from eoi_jax.typing import Array
 
 __all__ = [
@@ -25,12 +25,12 @@ class SpectrumSummary(NamedTuple):
     """Statistics of a set of singular values, each a scalar array.
 
     Attributes:
-        mean: arithmetic mean.
-        std: population standard deviation.
-        min: smallest value.
-        max: largest value.
+        mean: Arithmetic mean.
+        std: Population standard deviation.
+        min: Smallest value.
+        max: Largest value.
         condition_number: ``max / min``; infinite where ``min`` is 0.
-        near_one: fraction of values in [1 − 1e-3, 1 + 1e-3].
+        near_one: Fraction of values in [1 − 1e-3, 1 + 1e-3].
     """
 
     mean: Array
@@ -58,14 +58,14 @@ def jacobian(
     .. math:: J_{b,ij} = \partial\, \mathrm{fn}(x_b)_i \,/\, \partial\, (x_b)_j.
 
     Forward mode pushes one tangent per input through ``fn``, reverse mode pulls one cotangent
-    per output back; both give the same matrix. Ten logits of a thousand layers are ten pulls.
+    per output back; both give the same matrix.
 
     Args:
-        fn: maps an array of shape ``x.shape[1:]`` to one floating array of any shape.
-        x: floating array of shape ``(batch, *example)``.
+        fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape.
+        x: Floating array of shape ``(batch, *example)``.
         mode: ``"forward"``, ``"reverse"``, or ``"auto"``: reverse where ``fn`` has fewer outputs
             than inputs.
-        batch_size: how many examples are differentiated at a time; all by default. A smaller
+        batch_size: How many examples are differentiated at a time; all by default. A smaller
             number bounds the memory and takes longer.
 
     Returns:
@@ -73,7 +73,7 @@ def jacobian(
         Whatever is not finite in it is left as it is.
 
     Raises:
-        ValueError: if ``x`` has no batch axis, is empty or is not floating; if ``fn`` returns
+        ValueError: If ``x`` has no batch axis, is empty or is not floating; if ``fn`` returns
             anything but one floating array; for an unknown mode or a batch size below 1.
 
     Example:
@@ -100,9 +100,9 @@ def singular_values(
     of which the Gram matrix :math:`JJ^\top` would only leave the square root.
 
     Args:
-        fn: maps an array of shape ``x.shape[1:]`` to one floating array of any shape.
-        x: floating array of shape ``(batch, *example)``.
-        batch_size: how many examples are processed at a time; all by default. Only the values
+        fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape.
+        x: Floating array of shape ``(batch, *example)``.
+        batch_size: How many examples are processed at a time; all by default. Only the values
             of earlier ones are kept, so a smaller number bounds the memory.
 
     Returns:
@@ -111,8 +111,9 @@ def singular_values(
         for all of its values.
 
     Raises:
-        ValueError: as :func:`jacobian`.
-        FloatingPointError: outside of :func:`jax.jit`, if a Jacobian is not finite.
+        ValueError: If ``x`` has no batch axis, is empty or is not floating; if ``fn`` returns
+            anything but one floating array; for a batch size below 1.
+        FloatingPointError: Outside of :func:`jax.jit`, if a Jacobian is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -144,14 +145,14 @@ def summarize(values: Array) -> SpectrumSummary:
     reference compares initializations.
 
     Args:
-        values: non-empty real array of any shape.
+        values: Non-empty real array of any shape.
 
     Returns:
         A :class:`SpectrumSummary` of scalars, in float32 or wider. If a value is NaN, so is
         every field but ``near_one``, for which NaN is not near 1.
 
     Raises:
-        ValueError: if there are no values, or complex ones.
+        ValueError: If there are no values, or complex ones.
 
     Example:
         >>> import jax.numpy as jnp
@@ -164,7 +165,7 @@ def summarize(values: Array) -> SpectrumSummary:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization", ICML 2024, section 4.
     """
-    values = _real(values, "values")
+    values = spectra.real_array(values, "values")
     if values.size == 0:
         raise ValueError(
             f"values.shape={values.shape} is outside the non-empty shapes. "
@@ -187,15 +188,15 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
     with :math:`W^\top W` for :math:`n > m`: the Gram matrix of the smaller side.
 
     Args:
-        matrix: real array of shape ``(..., n, m)``; leading axes are a batch of matrices.
-        scale: ``s``, a nonzero number that the matrix is divided by first.
+        matrix: Real array of shape ``(..., n, m)``; leading axes are a batch of matrices.
+        scale: ``s``, a non-zero number that the matrix is divided by first.
 
     Returns:
         An array of shape ``(...)``, in float32 or wider: one error for each matrix, 0 for an
         empty one.
 
     Raises:
-        ValueError: for fewer than two axes, a complex matrix, or a scale that is 0 or not finite.
+        ValueError: For fewer than two axes, a complex matrix, or a scale that is 0 or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -204,9 +205,10 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
         0.0
 
     Reference:
-        Nowak et al., ICML 2024, as in :func:`summarize`: what exact orthogonality means there.
+        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
+        Exact Orthogonal Initialization", ICML 2024: what exact orthogonality means there.
     """
-    matrix = _real(matrix, "matrix")
+    matrix = spectra.real_array(matrix, "matrix")
     if matrix.ndim < 2:
         raise ValueError(
             f"matrix.ndim={matrix.ndim} is outside [2, ...). "
@@ -215,7 +217,7 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
     scale = checks.finite_scalar(scale, "scale")
     if not checks.is_traced(scale) and scale == 0.0:
         raise checks.value_error(
-            "scale", scale, "is outside the nonzero numbers", "Give the scale of the initializer."
+            "scale", scale, "is outside the non-zero numbers", "Give the scale of the initializer."
         )
     matrix = matrix / jnp.asarray(scale, matrix.dtype)
     if matrix.shape[-2] > matrix.shape[-1]:
@@ -234,27 +236,23 @@ def _map_jacobian(
     batch_size: int | None,
 ) -> Array:
     """Apply ``use`` to the Jacobian of ``fn`` at each example, ``batch_size`` at a time."""
-    x = jnp.asarray(x)
-    checks.examples(x)
+    x = spectra.batch_of(x)
     remedy = "Leave the default 'auto': the mode with fewer passes."
     checks.one_of(mode, ("auto", "forward", "reverse"), name="mode", remedy=remedy)
-    if batch_size is not None:
-        batch_size = checks.integer(
-            batch_size, low=1, name="batch_size", remedy="Leave it out for one batch."
-        )
+    batch_size = spectra.batch_size(batch_size, x)
     example = x.shape[1:]
     # All of fn is traced in here, its transpose included: each product takes the precision.
     with jax.default_matmul_precision("highest"):
-        outputs = math.prod(checks.one_output(fn, x[0]).shape)
-        reverse = mode == "reverse" or (mode == "auto" and outputs < math.prod(example))
-        differentiate = jax.jacrev if reverse else jax.jacfwd
+        outputs = math.prod(spectra.one_output(fn, x).shape)
+        is_reverse = mode == "reverse" or (mode == "auto" and outputs < math.prod(example))
+        differentiate = jax.jacrev if is_reverse else jax.jacfwd
         matrix = differentiate(lambda flat: jnp.ravel(fn(flat.reshape(example))))
 
         def one(flat: Array) -> Array:
             return use(matrix(flat))
 
         flat = x.reshape(len(x), -1)
-        if batch_size is None or batch_size >= len(x):
+        if batch_size >= len(x):
             return jax.vmap(one)(flat)
         mapped: Array = jax.lax.map(one, flat, batch_size=batch_size)
         return mapped
@@ -262,23 +260,13 @@ def _map_jacobian(
 
 def _matrix_singular_values(matrix: Array) -> Array:
     """Singular values of one matrix, or NaN for all of them if it is not finite."""
-    matrix = _real(matrix, "matrix")
-    finite = jnp.isfinite(matrix).all()
-    # No factorization ever sees inf or NaN: what it would do with them differs by platform.
-    matrix = jnp.where(finite, matrix, 0)
-    rows, columns = matrix.shape
-    if rows < columns:
-        matrix = matrix.T
-    if rows != columns:
-        matrix = jnp.linalg.qr(matrix, mode="r")
-    return jnp.where(finite, jnp.linalg.svd(matrix, compute_uv=False), jnp.nan)
 
+    def factorize(matrix: Array) -> Array:
+        rows, columns = matrix.shape
+        if rows < columns:
+            matrix = matrix.T
+        if rows != columns:
+            matrix = jnp.linalg.qr(matrix, mode="r")
+        return jnp.linalg.svd(matrix, compute_uv=False)
 
-def _real(value: Any, name: str) -> Array:
-    """Convert to float32, or to the wider floating dtype that it has."""
-    array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(
-            f"{name}.dtype={array.dtype.name} is outside the real dtypes. Use real arrays."
-        )
-    return array.astype(jnp.float64 if array.dtype == jnp.float64 else jnp.float32)
+    return spectra.where_finite(factorize, spectra.real_array(matrix, "matrix"))

@@ -1,8 +1,8 @@
-"""The singular values of the layers of a network, read off their kernels.
+"""Singular values of the layers of a network, and how far the layers are from orthogonal.
 
-A linear layer is its matrix. A convolution on a periodic grid is one small matrix for each
-frequency, which the Fourier transform of the kernel gives: no matrix of the size of the grid is
-ever built.
+Use it where the kernels alone tell, without an input. A linear layer is its matrix. A convolution
+on a periodic grid is one small matrix for each frequency, which the Fourier transform of the kernel
+gives: no matrix of the size of the grid is ever built.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import masks
-from eoi_jax._internal import checks, layouts, trees
+from eoi_jax._internal import checks, layouts, spectra, trees
 from eoi_jax.typing import Array, LayoutOf, Params, Shape, Where
 
-__all__ = ["conv_singular_values", "kernel_singular_values"]
+__all__ = ["conv_singular_values", "kernel_orthogonality_errors", "kernel_singular_values"]
 
 
 def conv_singular_values(
@@ -41,18 +40,18 @@ def conv_singular_values(
     not covered.
 
     Args:
-        kernel: real array ``(*taps, inputs / feature_group_count, outputs)``, as Flax stores it,
+        kernel: Real array ``(*taps, inputs / feature_group_count, outputs)``, as Flax stores it,
             with one to three spatial axes.
-        spatial_shape: sizes of the grid, one for each spatial axis of the kernel, each at least
+        spatial_shape: Sizes of the grid, one for each spatial axis of the kernel, each at least
             1 and smaller than the kernel or not.
-        feature_group_count: into how many groups the channels are divided.
+        feature_group_count: Into how many groups the channels are divided.
 
     Returns:
         An array of shape ``(positions * feature_group_count * min(inputs, outputs of a group),)``,
         descending, in float32 or wider; all NaN if the kernel is not finite.
 
     Raises:
-        ValueError: if the kernel is complex or has other axes, if the spatial shape does not fit
+        ValueError: If the kernel is complex or has other axes, if the spatial shape does not fit
             it, or if the groups do not divide the outputs.
 
     Example:
@@ -72,21 +71,15 @@ def conv_singular_values(
             "taps. Reshape the kernel, or use jax.vmap over a stack of them."
         )
     groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
-    if kernel.shape[-1] % groups:
-        raise checks.value_error(
-            "feature_group_count",
-            groups,
-            f"is outside the divisors of kernel.shape[-1]={kernel.shape[-1]}",
-            "Every group has the same number of outputs.",
-        )
+    checks.feature_groups(groups, kernel.shape[-1], outputs_name="kernel.shape[-1]")
     grid = _grid(spatial_shape, kernel.ndim - 2, name="spatial_shape")
-    return _values(_real(kernel, "kernel"), grid=grid, groups=groups)
+    return _values(spectra.real_array(kernel, "kernel"), grid=grid, groups=groups)
 
 
 def kernel_singular_values(
     params: Params,
     *,
-    where: Where = masks.is_kernel,
+    where: Where = trees.is_kernel,
     layout: LayoutOf | None = None,
     spatial_shape: Shape | Callable[[tuple[Any, ...], Any], Shape | None] | None = None,
 ) -> dict[str, Array]:
@@ -102,11 +95,11 @@ def kernel_singular_values(
     and logs take.
 
     Args:
-        params: a pytree of arrays.
+        params: A pytree of arrays.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or have groups;
             required where the shape alone may mean several things, as one of three axes does.
-        spatial_shape: the grid of the convolutions: one tuple for all of them, or a function
+        spatial_shape: The grid of the convolutions: one tuple for all of them, or a function
             ``(path, leaf) -> tuple``, which is asked for each kernel with taps and may answer
             None for those with one tap that is not zero.
 
@@ -117,9 +110,9 @@ def kernel_singular_values(
         was given. A layer that is not finite has NaN for all of its values.
 
     Raises:
-        ValueError: if a convolution with several taps has no spatial shape, or one that does not
+        ValueError: If a convolution with several taps has no spatial shape, or one that does not
             fit; if its taps are to be looked at and are being traced; if a layout is missing or
-            does not fit its leaf; if the default ``where`` selects no leaf.
+            does not fit its leaf; if ``where`` selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,13 +122,67 @@ def kernel_singular_values(
         {'a/kernel': Array([3., 1.], dtype=float32)}
 
     Reference:
-        Sedghi, Gupta and Long, ICLR 2019, as in :func:`conv_singular_values`.
+        Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers", ICLR 2019.
     """
-    selected = trees.kernels(params, where)
+    return _by_name(
+        lambda path, leaf: _stack_values(path, leaf, layout, spatial_shape), params, where
+    )
+
+
+def kernel_orthogonality_errors(
+    params: Params, *, where: Where = trees.is_kernel, layout: LayoutOf | None = None
+) -> dict[str, Array]:
+    r"""Largest entry by which each kernel of a parameter tree misses orthogonality, by its name.
+
+    A kernel of two axes is the matrix of a linear layer, and its error is that of
+    :func:`orthogonality_error`. One of more is a circular convolution of stride 1 with the taps
+    :math:`K_t`. On a grid of at least :math:`2 k - 1` positions along an axis of :math:`k` taps it
+    is an orthogonal map, one with orthonormal rows or columns, if and only if
+
+    .. math:: \max_{s, ij} \left| \left( \textstyle\sum_t K_t^{} K_{t + s}^\top
+              - \delta_{s 0} I \right)_{ij} \right| = 0,
+
+    with :math:`K_t^\top K_{t + s}^{}` where a group has more inputs than outputs. No grid has to be
+    given. Of a kernel with one tap that is not zero this is the error of that tap.
+
+    Args:
+        params: A pytree of real arrays.
+        where: ``(path, leaf) -> bool``, which leaves are kernels.
+        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or have groups;
+            required where the shape alone may mean several things, as one of three axes does.
+
+    Returns:
+        A dict from the path of each kernel, such as ``"block/conv/kernel"``, to an array of the
+        shape of its stack of layers, ``()`` for a single one, in float32 or wider: the largest
+        error of all groups, 0 for an empty kernel.
+
+    Raises:
+        ValueError: If a layout is missing or does not fit its leaf; if ``where``
+            selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax import spectrum
+        >>> average = jnp.array([0.5, 0.5]).reshape(2, 1, 1)  # of two neighbors on a ring
+        >>> spectrum.kernel_orthogonality_errors({"kernel": average[None]})
+        {'kernel': Array(0.5, dtype=float32)}
+
+    Reference:
+        Wang et al., "Orthogonal Convolutional Neural Networks", CVPR 2020, whose penalty is the
+        sum of squares of these entries.
+    """
+    return _by_name(lambda path, leaf: _stack_errors(path, leaf, layout), params, where)
+
+
+def _by_name(
+    measure: Callable[[Any, Any], Array], params: Params, where: Where
+) -> dict[str, Array]:
+    """Map ``measure(path, leaf)`` over the kernels of a tree."""
+    selected = jax.tree.leaves(trees.kernels(params, where))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {
-        trees.path_name(path): _stack_values(path, leaf, layout, spatial_shape)
-        for (path, leaf), is_kernel in zip(leaves, jax.tree.leaves(selected), strict=True)
+        trees.path_name(path): measure(path, leaf)
+        for (path, leaf), is_kernel in zip(leaves, selected, strict=True)
         if is_kernel
     }
 
@@ -144,7 +191,7 @@ def _stack_values(path: Any, leaf: Any, layout: LayoutOf | None, spatial_shape: 
     """Singular values of each layer of one kernel."""
     name = trees.path_name(path)
     stack, geometry = layouts.read(path, leaf, layout)
-    layers = _real(leaf, f"params[{name}]").reshape(math.prod(stack), *geometry.shape)
+    layers = spectra.real_array(leaf, f"params[{name}]").reshape(math.prod(stack), *geometry.shape)
     grid: tuple[int, ...] = ()
     if geometry.taps:
         given = spatial_shape(path, leaf) if callable(spatial_shape) else spatial_shape
@@ -167,8 +214,10 @@ def _all_values(layers: Array, *, grid: tuple[int, ...], groups: int) -> Array:
 @partial(jax.jit, static_argnames=("grid", "groups"))
 def _values(kernel: Array, *, grid: tuple[int, ...], groups: int) -> Array:
     """Singular values of one layer, descending; without a grid those of a linear layer."""
-    finite = jnp.isfinite(kernel).all()
-    kernel = jnp.where(finite, kernel, 0)
+    return spectra.where_finite(partial(_finite_values, grid=grid, groups=groups), kernel)
+
+
+def _finite_values(kernel: Array, *, grid: tuple[int, ...], groups: int) -> Array:
     for axis, size in enumerate(grid):
         kernel = _wrap(kernel, axis, size)
     channels = kernel.shape[-1] // groups
@@ -184,7 +233,7 @@ def _values(kernel: Array, *, grid: tuple[int, ...], groups: int) -> Array:
         # each pair; along the last axis only 0 and an even grid's middle are their own opposites.
         paired = values[..., 1 : (grid[-1] + 1) // 2, :]
         values = jnp.concatenate([values.ravel(), paired.ravel()])
-    return jnp.where(finite, jnp.sort(values, descending=True), jnp.nan)
+    return jnp.sort(values, descending=True)
 
 
 def _wrap(kernel: Array, axis: int, size: int) -> Array:
@@ -229,17 +278,41 @@ def _grid(value: Sequence[int], axes: int, *, name: str) -> tuple[int, ...]:
         raise checks.value_error(
             name,
             sizes,
-            f"has {len(sizes)} axes, outside {{{axes}}}",
+            f"has {len(sizes)} axes instead of {axes}",
             "Give one size for each spatial axis of the kernel.",
         )
     return tuple(checks.integer(size, low=1, name=name) for size in sizes)
 
 
-def _real(value: Any, name: str) -> Array:
-    """Convert to float32, or to float64 from float64."""
-    array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(
-            f"{name} has dtype {array.dtype.name}, outside the real dtypes. Use real arrays."
-        )
-    return array.astype(checks.compute_dtype(array.dtype))
+def _stack_errors(path: Any, leaf: Any, layout: LayoutOf | None) -> Array:
+    """Return the error of each layer of one kernel."""
+    stack, geometry = layouts.read(path, leaf, layout)
+    layers = jnp.asarray(leaf).reshape(math.prod(stack), *geometry.shape)
+    layers = layers.astype(checks.compute_dtype(layers.dtype))
+    return _errors(layers, groups=geometry.groups).reshape(stack)
+
+
+@partial(jax.jit, static_argnames="groups")
+def _errors(layers: Array, *, groups: int) -> Array:
+    return jax.lax.map(partial(_error, groups=groups), layers)
+
+
+def _error(kernel: Array, *, groups: int) -> Array:
+    """Error of one layer, ``(*taps, inputs, outputs)``."""
+    *taps, inputs, outputs = kernel.shape
+    if kernel.size == 0:
+        return jnp.zeros((), kernel.dtype)
+    matrices = jnp.moveaxis(kernel.reshape(*taps, inputs, groups, outputs // groups), -2, 0)
+    if matrices.shape[-2] > matrices.shape[-1]:
+        matrices = jnp.swapaxes(matrices, -1, -2)
+    # One position more than the lags between two taps: products never wrap around.
+    axes = tuple(range(1, len(taps) + 1))
+    if taps:
+        matrices = jnp.fft.fftn(matrices, s=[2 * size - 1 for size in taps], axes=axes)
+    adjoint = jnp.swapaxes(matrices.conj(), -1, -2)
+    gram = jnp.matmul(matrices, adjoint, precision=jax.lax.Precision.HIGHEST)
+    if taps:
+        gram = jnp.fft.ifftn(gram, axes=axes).real
+    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    gram = gram.at[(slice(None), *(0,) * len(taps))].add(-identity)
+    return jnp.max(jnp.abs(gram))

@@ -1,5 +1,7 @@
 """Singular values of a Jacobian that is never formed, from its products with vectors.
 
+Use it where the Jacobian of one example is too large to hold or to factorize.
+
 Let ``B`` map the smaller side of the Jacobian to the larger one: ``J``, or its transpose where
 ``fn`` has fewer outputs than inputs. Golub–Kahan bidiagonalization picks orthonormal bases ``V``
 of the smaller side and ``U`` of the larger one, one vector of each a step, for which ``B V = U R``
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from eoi_jax._internal import checks, vmap
+from eoi_jax._internal import checks, spectra, vmap
 from eoi_jax.typing import Array
 
 __all__ = [
@@ -30,7 +32,7 @@ __all__ = [
     "spectral_density",
 ]
 
-# Below this many units of rounding a remainder has no direction of its own.
+# A remainder of fewer units of rounding than this has no direction.
 _ROUNDING = 10
 
 _Product: TypeAlias = Callable[[Array], Array]
@@ -40,10 +42,10 @@ class ExtremeSingularValues(NamedTuple):
     """The ends of the spectrum of each example's Jacobian, arrays of shape ``(batch,)``.
 
     Attributes:
-        largest: at most the largest singular value.
-        smallest: at least the smallest singular value.
-        largest_residual: within this distance of ``largest`` there is a singular value.
-        smallest_residual: within this distance of ``smallest`` there is a singular value.
+        largest: At most the largest singular value.
+        smallest: At least the smallest singular value.
+        largest_residual: Within this distance of ``largest`` there is a singular value.
+        smallest_residual: Within this distance of ``smallest`` there is a singular value.
     """
 
     largest: Array
@@ -56,9 +58,9 @@ class SpectralDensity(NamedTuple):
     """A discrete measure that estimates how each example's singular values are distributed.
 
     Attributes:
-        nodes: estimated singular values, shape ``(batch, num_probes, steps)``, descending along
+        nodes: Estimated singular values, shape ``(batch, num_probes, steps)``, descending along
             the last axis.
-        weights: their shares, of the same shape, non-negative; those of one example sum to 1,
+        weights: Their shares, of the same shape, non-negative; those of one example sum to 1,
             those of one of its probes to ``1 / num_probes``.
     """
 
@@ -100,14 +102,14 @@ def extreme_singular_values(
     backward pass and of ``num_steps * (inputs + outputs)`` numbers.
 
     Args:
-        key: a PRNG key. Each example starts from a vector of its own.
-        fn: maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
+        key: A random key. Each example starts from another random vector.
+        fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
             differentiable in forward and in reverse mode.
-        x: floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
+        x: Floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
             converted to float32.
-        num_steps: how many steps to take, 1 or more. Steps beyond the smaller side, the
+        num_steps: How many steps to take, 1 or more. Steps beyond the smaller side, the
             ``min(outputs, inputs)`` values that there are, are left out.
-        batch_size: how many examples are processed at a time, 1 or more.
+        batch_size: How many examples are processed at a time, 1 or more.
 
     Returns:
         A named tuple ``ExtremeSingularValues(largest, smallest, largest_residual,
@@ -115,7 +117,7 @@ def extreme_singular_values(
         NaN for an example whose Jacobian is not finite.
 
     Raises:
-        ValueError: for anything but one key; if ``x`` has no batch axis, is empty or is not
+        ValueError: For anything but one key; if ``x`` has no batch axis, is empty or is not
             floating; if ``fn`` returns anything but one floating array; for a number of steps or
             a batch size below 1.
 
@@ -167,15 +169,15 @@ def spectral_density(
     is linearized once for an example, whose probes are processed together.
 
     Args:
-        key: a PRNG key. Each example starts from a vector of its own.
-        fn: maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
+        key: A random key. Each example starts from another random vector.
+        fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
             differentiable in forward and in reverse mode.
-        x: floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
+        x: Floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
             converted to float32.
-        num_probes: how many random vectors to average over, 1 or more.
-        num_steps: how many steps to take from each of them, 1 or more. Steps beyond the smaller
+        num_probes: How many random vectors to average over, 1 or more.
+        num_steps: How many steps to take from each of them, 1 or more. Steps beyond the smaller
             side, the ``min(outputs, inputs)`` values that there are, are left out.
-        batch_size: how many examples are processed at a time, 1 or more.
+        batch_size: How many examples are processed at a time, 1 or more.
 
     Returns:
         A named tuple ``SpectralDensity(nodes, weights)`` of arrays of shape ``(batch, num_probes,
@@ -183,7 +185,9 @@ def spectral_density(
         Jacobian is not finite.
 
     Raises:
-        ValueError: as :func:`extreme_singular_values`, and for a number of probes below 1.
+        ValueError: For anything but one key; if ``x`` has no batch axis, is empty or is not
+            floating; if ``fn`` returns anything but one floating array; for a number of probes or
+            steps or a batch size below 1.
 
     Example:
         >>> import jax
@@ -235,15 +239,6 @@ def _quadrature(factors: _Factors) -> SpectralDensity:
     return SpectralDensity(values, jnp.where(jnp.isnan(values), jnp.nan, weights))
 
 
-class _Extension(NamedTuple):
-    """How a vector extends an orthonormal basis."""
-
-    coefficients: Array  # along the basis
-    remainder: Array  # the norm of the rest, 0 if it is no more than rounding
-    unit: Array  # orthogonal to the basis: the direction of the rest, or a fresh one
-    scale: Array  # the largest norm so far
-
-
 def _map_examples(
     key: Array,
     fn: Callable[[Array], Array],
@@ -255,8 +250,7 @@ def _map_examples(
 ) -> _Factors:
     """Factorize the Jacobian at each example from each of its probes, axes 0 and 1 of a result."""
     checks.single_key(key)
-    x = jnp.asarray(x)
-    checks.examples(x)
+    x = spectra.batch_of(x)
     num_steps = checks.integer(num_steps, low=1, name="num_steps", remedy="Take at least one step.")
     batch_size = checks.integer(
         batch_size, low=1, name="batch_size", remedy="Leave it out for one example at a time."
@@ -264,11 +258,11 @@ def _map_examples(
     example = x.shape[1:]
     # All of fn is traced in here, its transpose included: each product takes the precision.
     with jax.default_matmul_precision("highest"):
-        output = checks.one_output(fn, x[0])
+        output = spectra.one_output(fn, x)
         dtype = jnp.result_type(x.dtype, output.dtype, jnp.float32)
-        sizes = math.prod(example), math.prod(output.shape)
-        smaller, larger = min(sizes), max(sizes)
-        steps = min(num_steps, smaller)
+        inputs, outputs = math.prod(example), math.prod(output.shape)
+        smaller, larger = min(inputs, outputs), max(inputs, outputs)
+        num_steps = min(num_steps, smaller)
 
         def flat_fn(flat: Array) -> Array:
             return jnp.ravel(fn(flat.reshape(example))).astype(dtype)
@@ -281,12 +275,12 @@ def _map_examples(
             def pull(cotangent: Array) -> Array:
                 return transposed(cotangent)[0]
 
-            products = (push, pull) if sizes[0] == smaller else (pull, push)
+            products = (push, pull) if inputs == smaller else (pull, push)
             return jax.vmap(lambda start: _factorize(products, start, fresh, value))(starts)
 
         start_key, fresh_key = jax.random.split(key)
         # Restarts need not be independent of one another, and so take the memory of one probe.
-        fresh = jax.random.normal(fresh_key, (steps, smaller + larger), dtype)
+        fresh = jax.random.normal(fresh_key, (num_steps, smaller + larger), dtype)
         data = (
             x.reshape(len(x), -1).astype(dtype),
             _starts(start_key, len(x), (num_probes, smaller), dtype),
@@ -302,6 +296,25 @@ def _starts(key: Array, count: int, shape: tuple[int, ...], dtype: Any) -> Array
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
+class _State(NamedTuple):
+    """What the steps of a bidiagonalization carry on."""
+
+    left: Array  # the rows of U so far, then zeros
+    right: Array  # the rows of V so far, then zeros
+    triangle: Array  # R
+    leaving: Array  # the norm of the part of the last BᵀU column that is outside of V
+    largest_norm: Array  # of all products so far
+
+
+class _Extension(NamedTuple):
+    """How a vector extends an orthonormal basis."""
+
+    coefficients: Array  # along the basis
+    remainder: Array  # the norm of the rest, 0 if it is no more than rounding
+    unit: Array  # orthogonal to the basis: the direction of the rest, or a fresh one
+    largest_norm: Array
+
+
 def _factorize(
     products: tuple[_Product, _Product], start: Array, fresh: Array, like: Any
 ) -> _Factors:
@@ -311,48 +324,55 @@ def _factorize(
     the smaller side and one of the larger side to restart from. ``like`` varies as products do.
     """
     forward, adjoint = products
-    steps, dtype = len(fresh), start.dtype
+    num_steps, dtype = len(fresh), start.dtype
     right_fresh, left_fresh = fresh[:, : start.size], fresh[:, start.size :]
-    right = jnp.zeros_like(right_fresh).at[0].set(start / jnp.linalg.norm(start))
-    left, triangle = jnp.zeros_like(left_fresh), jnp.zeros((steps, steps), dtype)
-    zero = jnp.zeros((), dtype)
 
-    def step(j: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        left, right, triangle, _, scale = state
-        image = _extend(left, forward(right[j]), left_fresh[j], scale)
+    def step(j: Array, state: _State) -> _State:
+        left, right, triangle, _, largest_norm = state
+        image = _extend(left, forward(right[j]), left_fresh[j], largest_norm)
         left = left.at[j].set(image.unit)
         triangle = triangle.at[:, j].set(image.coefficients.at[j].set(image.remainder))
-        back = _extend(right, adjoint(image.unit), right_fresh[j], image.scale)
+
+        back = _extend(right, adjoint(image.unit), right_fresh[j], image.largest_norm)
         # After the last step there is no room for it, and in a full basis no such vector.
         right = right.at[j + 1].set(back.unit, mode="drop")
-        return left, right, triangle, back.remainder, back.scale
+        return _State(left, right, triangle, back.remainder, back.largest_norm)
 
-    state = vmap.varying_as((left, right, triangle, zero, zero), start, fresh, like)
-    _, _, triangle, leaving, scale = jax.lax.fori_loop(0, steps, step, state)
-    # Norms that overflow would take all else for rounding.
-    return _Factors(triangle, jnp.where(jnp.isfinite(scale), leaving, jnp.nan))
+    zero = jnp.zeros((), dtype)
+    state = _State(
+        left=jnp.zeros_like(left_fresh),
+        right=jnp.zeros_like(right_fresh).at[0].set(start / jnp.linalg.norm(start)),
+        triangle=jnp.zeros((num_steps, num_steps), dtype),
+        leaving=zero,
+        largest_norm=zero,
+    )
+    state = vmap.varying_as(state, start, fresh, like)
+    state = jax.lax.fori_loop(0, num_steps, step, state)
+    # A norm that overflows would take everything else for rounding.
+    is_finite = jnp.isfinite(state.largest_norm)
+    return _Factors(state.triangle, jnp.where(is_finite, state.leaving, jnp.nan))
 
 
-def _extend(basis: Array, vector: Array, fresh: Array, scale: Array) -> _Extension:
+def _extend(basis: Array, vector: Array, fresh: Array, largest_norm: Array) -> _Extension:
     """Split a vector into its parts along and across the rows of a basis, some of them zero.
 
     If nothing but rounding is across, the basis goes on with the direction of ``fresh``.
     """
     # Squares of what a deep network multiplies by would leave float32.
-    size = jnp.max(jnp.abs(vector))
-    size = jnp.where(size == 0, 1, size)
-    vector = vector / size
-    scale = jnp.maximum(scale, size * jnp.linalg.norm(vector))
+    unit_size = _nonzero(jnp.max(jnp.abs(vector)))
+    vector = vector / unit_size
+    largest_norm = jnp.maximum(largest_norm, unit_size * jnp.linalg.norm(vector))
     coefficients, rest = _orthogonalize(basis, vector)
     remainder = jnp.linalg.norm(rest)
-    is_rounding = size * remainder <= _ROUNDING * jnp.finfo(vector.dtype).eps * scale
+    rounding = _ROUNDING * jnp.finfo(vector.dtype).eps * largest_norm
+    is_rounding = unit_size * remainder <= rounding
     # Once more, since a fresh vector is not orthogonal yet and a short rest not quite.
     _, unit = _orthogonalize(basis, jnp.where(is_rounding, fresh, rest / _nonzero(remainder)))
     return _Extension(
-        size * coefficients,
-        jnp.where(is_rounding, 0, size * remainder),
+        unit_size * coefficients,
+        jnp.where(is_rounding, 0, unit_size * remainder),
         unit / _nonzero(jnp.linalg.norm(unit)),
-        scale,
+        largest_norm,
     )
 
 
@@ -366,6 +386,7 @@ def _orthogonalize(basis: Array, vector: Array) -> tuple[Array, Array]:
 
 
 def _nonzero(norm: Array) -> Array:
+    """Return the divisor for a norm: 1 where it is 0."""
     return jnp.where(norm == 0, 1, norm)
 
 
@@ -376,6 +397,6 @@ def _singular_value_decomposition(factors: _Factors) -> tuple[Array, Array, Arra
     # No factorization ever sees inf or NaN, nor numbers whose squares leave the dtype: what it
     # would do with them differs by platform.
     matrix = jnp.where(is_finite[..., None, None], matrix, 0)
-    size = _nonzero(jnp.max(jnp.abs(matrix), axis=(-2, -1)))
-    left, values, right = jnp.linalg.svd(matrix / size[..., None, None])
-    return left, jnp.where(is_finite[..., None], size[..., None] * values, jnp.nan), right
+    unit_size = _nonzero(jnp.max(jnp.abs(matrix), axis=(-2, -1)))
+    left, values, right = jnp.linalg.svd(matrix / unit_size[..., None, None])
+    return left, jnp.where(is_finite[..., None], unit_size[..., None] * values, jnp.nan), right

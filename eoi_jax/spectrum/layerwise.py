@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from eoi_jax._internal import checks
+from eoi_jax._internal import checks, spectra
 from eoi_jax.typing import Array, Params
 
 __all__ = ["layerwise", "monitor"]
@@ -29,8 +29,8 @@ def layerwise(
 ) -> Array:
     r"""Singular values of the Jacobian from the input to the output of each layer, in one pass.
 
-    For layers of one form, :math:`h_l = f(\theta_l, h_{l-1})`, the Jacobian after layer :math:`l`
-    is the one before it, pushed through one more layer:
+    For layers of one function, :math:`h_l = f(\theta_l, h_{l-1})`, the Jacobian after layer
+    :math:`l` is the one before it, pushed through one more layer:
 
     .. math:: J_l = \frac{\partial h_l}{\partial x}
               = \frac{\partial f}{\partial h}(\theta_l, h_{l-1})\, J_{l-1},
@@ -47,14 +47,14 @@ def layerwise(
     Args:
         step_fn: ``(params of one layer, h) -> h``, one layer for one example: ``h`` has no batch
             axis and keeps its shape and dtype. It must be differentiable in forward mode.
-        stacked_params: a pytree of arrays with a leading axis of ``L`` layers, as a scan over
+        stacked_params: A pytree of arrays with a leading axis of ``L`` layers, as a scan over
             layers takes them.
-        x: floating array of shape ``(batch, *example)``.
-        embed: the map from one example to the first hidden state, if ``x`` is not that state
+        x: Floating array of shape ``(batch, *example)``.
+        embed: The map from one example to the first hidden state, if ``x`` is not that state
             itself; Jacobians are taken with respect to ``x`` all the same.
-        every: take singular values after layers ``every``, ``2 * every``, ..., and after the last
+        every: Take singular values after layers ``every``, ``2 * every``, ..., and after the last
             layer in any case.
-        batch_size: how many examples are processed at a time; all by default. A smaller number
+        batch_size: How many examples are processed at a time; all by default. A smaller number
             bounds the memory.
 
     Returns:
@@ -64,7 +64,7 @@ def layerwise(
         layer on where its Jacobian is not finite, an example has NaN for all of its values.
 
     Raises:
-        ValueError: if ``x`` is not a batch of floating arrays, if the parameters have no common
+        ValueError: If ``x`` is not a batch of floating arrays, if the parameters have no common
             leading axis, if the hidden state is no single floating array or changes in shape or
             dtype, or if a number is below 1.
 
@@ -79,18 +79,12 @@ def layerwise(
         Pennington, Schoenholz and Ganguli, "Resurrecting the sigmoid in deep learning through
         dynamical isometry: theory and practice", NeurIPS 2017.
     """
-    x = jnp.asarray(x)
-    checks.examples(x)
+    x = spectra.batch_of(x)
     every = checks.integer(every, low=1, name="every")
-    batch_size = checks.integer(
-        len(x) if batch_size is None else batch_size,
-        low=1,
-        name="batch_size",
-        remedy="Leave it out for one batch.",
-    )
+    batch_size = spectra.batch_size(batch_size, x)
     depth = _depth(stacked_params)
     first = embed or (lambda example: example)
-    _check_states(step_fn, jax.tree.map(lambda leaf: leaf[0], stacked_params), first, x[0])
+    _check_states(step_fn, jax.tree.map(lambda leaf: leaf[0], stacked_params), first, x)
 
     def layer(carry: Any, params: Any) -> Any:
         state, tangents = carry
@@ -104,16 +98,16 @@ def layerwise(
         carry, _ = advance(carry, params)
         return carry, _singular_values(carry[1])
 
-    whole = depth // every * every
+    in_blocks = depth // every * every
     blocks, rest = stacked_params, None
     if every > 1:
-        shape = (whole // every, every)
-        blocks = jax.tree.map(lambda p: p[:whole].reshape(*shape, *p.shape[1:]), stacked_params)
-        rest = jax.tree.map(lambda p: p[whole:], stacked_params)
+        shape = (in_blocks // every, every)
+        blocks = jax.tree.map(lambda p: p[:in_blocks].reshape(*shape, *p.shape[1:]), stacked_params)
+        rest = jax.tree.map(lambda p: p[in_blocks:], stacked_params)
 
     def one(example: Array) -> Array:
         carry, values = jax.lax.scan(block, _start(first, example), blocks)
-        if whole < depth:
+        if in_blocks < depth:
             values = jnp.concatenate([values, block(carry, rest)[1][None]])
         return values
 
@@ -147,7 +141,7 @@ def monitor(
     Args:
         measure: ``(params, ...) -> measurement``, a pure function to any pytree of arrays: such as
             a :class:`~eoi_jax.spectrum.SpectrumSummary`, or singular values layer by layer.
-        every: how many steps lie between two measurements, at least 1.
+        every: How many steps lie between two measurements, at least 1.
 
     Returns:
         A callable ``(step, params, ...) -> measurement``, or None where the step is not due;
@@ -155,7 +149,7 @@ def monitor(
         in the network does not raise: its singular values are NaN.
 
     Raises:
-        ValueError: if ``every`` is below 1; by the callable, if ``step`` is no integer, or if it
+        ValueError: If ``every`` is below 1; by the callable, if ``step`` is no integer, or if it
             is being traced and a measurement is not floating, which cannot be NaN.
 
     Example:
@@ -210,9 +204,9 @@ def _depth(stacked_params: Params) -> int:
     return int(depth)
 
 
-def _check_states(step_fn: Any, params: Any, first: Any, example: Array) -> None:
-    """Require a hidden state that is one floating array and that a layer keeps as it is."""
-    state = jax.eval_shape(first, example)
+def _check_states(step_fn: Any, params: Any, first: Any, x: Array) -> None:
+    """Require a hidden state that is one floating array and whose shape and dtype a layer keeps."""
+    state = spectra.output_at(first, x)
     if not isinstance(state, jax.ShapeDtypeStruct) or not (
         jnp.issubdtype(state.dtype, jnp.floating) and state.size
     ):
@@ -220,13 +214,13 @@ def _check_states(step_fn: Any, params: Any, first: Any, example: Array) -> None
             f"embed returns {state}, outside the single, non-empty, real floating arrays. "
             "Return the hidden state that step_fn takes."
         )
-    after = jax.eval_shape(step_fn, params, state)
-    kept = (
+    after = spectra.output_at(lambda example: step_fn(params, first(example)), x)
+    is_kept = (
         isinstance(after, jax.ShapeDtypeStruct)
         and after.shape == state.shape
         and after.dtype == state.dtype
     )
-    if not kept:
+    if not is_kept:
         raise ValueError(
             f"step_fn maps h={state} to {after}, outside the arrays of the same shape and dtype. "
             "Map the input to the hidden state with embed=, and leave out a last layer of another "
@@ -252,15 +246,11 @@ def _start(first: Callable[[Array], Array], example: Array) -> tuple[Array, Arra
 def _triangle(tall: Array) -> Array:
     """Return the triangular factor of a tall matrix, NaN if the matrix is not finite."""
     tall = tall.astype(checks.compute_dtype(tall.dtype))
-    finite = jnp.isfinite(tall).all()
-    return jnp.where(finite, jnp.linalg.qr(jnp.where(finite, tall, 0), mode="r"), jnp.nan)
+    return spectra.where_finite(lambda matrix: jnp.linalg.qr(matrix, mode="r"), tall)
 
 
 def _singular_values(tangents: Array) -> Array:
     """Singular values of the matrix with these columns, NaN if it is not finite."""
     matrix = tangents.reshape(len(tangents), math.prod(tangents.shape[1:]))
     matrix = matrix.astype(checks.compute_dtype(matrix.dtype))
-    finite = jnp.isfinite(matrix).all()
-    # No factorization ever sees inf or NaN: what it would do with them differs by platform.
-    values = jnp.linalg.svd(jnp.where(finite, matrix, 0), compute_uv=False)
-    return jnp.where(finite, values, jnp.nan)
+    return spectra.where_finite(lambda matrix: jnp.linalg.svd(matrix, compute_uv=False), matrix)
