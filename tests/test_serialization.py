@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -39,7 +40,7 @@ def masked(params, density=0.5):
 
     mask = jax.tree_util.tree_map_with_path(draw, params)
     values = jax.tree.map(
-        lambda own, leaf: jnp.asarray(RNG.normal(size=leaf.shape) * own, leaf.dtype), mask, params
+        lambda kept, leaf: jnp.asarray(RNG.normal(size=leaf.shape) * kept, leaf.dtype), mask, params
     )
     return values, mask
 
@@ -112,7 +113,7 @@ def test_trees_of_every_framework_come_back_bit_for_bit(kind, tmp_path):
         leaves = jax.tree.leaves((saved.params, saved.mask))
         assert all(isinstance(leaf, jax.Array) for leaf in leaves)
     layouts = jax.tree_util.tree_map_with_path(saved.layout, params)
-    assert all(own == Layout() for own in jax.tree.leaves(layouts, is_leaf=is_layout))
+    assert all(found == Layout() for found in jax.tree.leaves(layouts, is_leaf=is_layout))
     assert os.listdir(tmp_path) == ["net.safetensors"]
 
 
@@ -132,10 +133,10 @@ def test_dicts_need_no_structure_to_come_back(kind, tmp_path):
 def test_names_are_paths_and_other_programs_read_them(tmp_path):
     params, mask = masked(nnx_state())
     eoi.save(tmp_path / "net", params, mask)
-    own = {"layers/0/kernel~mask", "layers/0/kernel", "layers/0/bias"}
+    linear = {"layers/0/kernel~mask", "layers/0/kernel", "layers/0/bias"}
     norm = {f"layers/1/{name}" for name in ("scale", "bias", "mean", "var")}
     plain = load_file(tmp_path / "net")
-    assert set(plain) == own | norm
+    assert set(plain) == linear | norm
     assert np.array_equal(plain["layers/0/kernel"], params["layers"][0]["kernel"].get_value())
 
 
@@ -235,7 +236,7 @@ def test_a_layout_is_recorded_and_read_by(tmp_path):
     assert record["orthogonality_error"] == 3
     saved = eoi.load(tmp_path / "net", like=params)
     assert jax.tree_util.tree_map_with_path(saved.layout, params)["kernel"] == Layout(batch_axes=1)
-    with pytest.raises(ValueError, match="batch_axes=3 is outside"):
+    with refuses("layout(kernel).batch_axes=3"):
         eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(batch_axes=3))
 
 
@@ -263,15 +264,15 @@ def test_leaves_that_are_no_kernels_are_not_measured(tmp_path):
     mask = jax.tree.map(lambda leaf: leaf != 0, params)
     eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(batch_axes=1))
     records = eoi.load(tmp_path / "net").metadata["leaves"]
-    assert {name for name, own in records.items() if "layout" in own} == {"kernel"}
-    assert {name for name, own in records.items() if "orthogonality_error" in own} == {"kernel"}
+    for entry in ("layout", "orthogonality_error"):
+        assert {name for name, record in records.items() if entry in record} == {"kernel"}
 
 
 def test_layouts_are_for_the_whole_tree(tmp_path):
     params = {"params": {"kernel": ONES}}
     eoi.save(tmp_path / "net", params, {"params": {"kernel": FULL}})
     saved = eoi.load(tmp_path / "net")
-    with pytest.raises(ValueError, match=r"path='kernel' .* 'params/kernel'\. .* saved\.params"):
+    with refuses("path='kernel'", "'params/kernel'", "saved.params"):
         eoi.budgets.uniform(saved.params["params"], 0.5, layout=saved.layout)
 
 
@@ -290,12 +291,12 @@ def test_errors_of_convolutions(shape, groups):
     grid = [2 * size - 1 for size in taps]
     rows = []
     for group in range(groups):
-        own = kernel[..., group * outputs // groups : (group + 1) * outputs // groups]
+        part = kernel[..., group * outputs // groups : (group + 1) * outputs // groups]
         matrix = np.zeros((*grid, inputs, *grid, outputs // groups))
         for position in np.ndindex(*grid):
             for tap in np.ndindex(*taps):
                 target = tuple((p + t) % n for p, t, n in zip(position, tap, grid, strict=True))
-                matrix[(*position, slice(None), *target)] += own[tap]
+                matrix[(*position, slice(None), *target)] += part[tap]
         matrix = matrix.reshape(np.prod(grid) * inputs, -1)
         if matrix.shape[0] > matrix.shape[1]:
             matrix = matrix.T
@@ -365,44 +366,59 @@ REFUSED = {
     "weights off the mask": (
         {"dense": {"kernel": ONES}},
         {"dense": {"kernel": HALF}},
-        r"params\[dense/kernel\] has 3 weights off its mask .* eoi.masks.apply\(mask, params\)",
+        ["params[dense/kernel]", "3 weights off", "eoi.masks.apply(mask, params)"],
     ),
-    "NaN": ({"kernel": ONES.at[0, 1].set(jnp.nan)}, {"kernel": FULL}, "has 1 weights .* NaN"),
-    "infinite bias": ({"bias": jnp.full(3, jnp.inf)}, {"bias": jnp.array(True)}, "has 3 weights"),
-    "a mask that does not fit": ({"kernel": ONES}, {"kernel": FULL.T}, r"mask\[kernel\] has shape"),
-    "no mask": ({"kernel": ONES}, {}, "mask has the structure"),
-    "a mask of integers": ({"kernel": ONES}, {"kernel": ONES}, "outside {bool}"),
-    "a leaf that is masked as a whole": ({"b": ONES}, {"b": jnp.array(False)}, "outside {True}"),
+    "NaN": (
+        {"kernel": ONES.at[0, 1].set(jnp.nan)},
+        {"kernel": FULL},
+        ["params[kernel]", "1 weights", "NaN"],
+    ),
+    "infinite bias": (
+        {"bias": jnp.full(3, jnp.inf)},
+        {"bias": jnp.array(True)},
+        ["params[bias]", "3 weights"],
+    ),
+    "a mask that does not fit": ({"kernel": ONES}, {"kernel": FULL.T}, ["mask[kernel]", "(3, 2)"]),
+    "no mask": ({"kernel": ONES}, {}, ["mask"]),
+    "a mask of integers": ({"kernel": ONES}, {"kernel": ONES}, ["mask[kernel]", "float32"]),
+    "a leaf that is masked as a whole": (
+        {"b": ONES},
+        {"b": jnp.array(False)},
+        ["mask[b]", "False"],
+    ),
     "a key": (
         {"key": jax.random.key(0)},
         {"key": jnp.array(True)},
-        r"params\[key\] is a random key, .* Save parameters only",
+        ["params[key]", "random key", "nnx.Param"],
     ),
-    "a function": ({"act": jnp.tanh}, {"act": jnp.array(True)}, "outside the arrays"),
-    "a number": ({"scale": 2.0}, {"scale": jnp.array(True)}, "jnp.asarray of a number"),
-    "complex weights": ({"w": ONES + 1j}, {"w": FULL}, r"params\[w\] has dtype complex64, outside"),
+    "a function": ({"act": jnp.tanh}, {"act": jnp.array(True)}, ["params[act]", "type"]),
+    "a number": ({"scale": 2.0}, {"scale": jnp.array(True)}, ["params[scale]", "jnp.asarray"]),
+    "complex weights": ({"w": ONES + 1j}, {"w": FULL}, ["params[w]", "complex64"]),
     "shapes alone": (
         {"kernel": jax.ShapeDtypeStruct((2, 3), "float32")},
         {"kernel": FULL},
-        "is a shape without values",
+        ["params[kernel]", "shape"],
     ),
-    "no name": (ONES, FULL, "outside the leaves that have a name"),
-    "an empty name": ({"": ONES}, {"": FULL}, "outside the leaves that have a name"),
-    "the name of the file's own": ({"__metadata__": ONES}, {"__metadata__": FULL}, "have a name"),
+    "no name": (ONES, FULL, ["params[]"]),
+    "an empty name": ({"": ONES}, {"": FULL}, ["params[]"]),
+    "the name of the file's metadata": (
+        {"__metadata__": ONES},
+        {"__metadata__": FULL},
+        ["params[__metadata__]"],
+    ),
     "a name within another": (
         {"a": Pair(ONES, ONES)},
         {"a": Pair(FULL, FULL)},
-        r"params\[a/other\] .* another has this name or a part of it",
+        ["params[a/other]", "value"],
     ),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_not_saved(what, tmp_path):
-    params, mask, message = REFUSED[what]
-    path = tmp_path / "net"
-    with pytest.raises(ValueError, match=message):
-        eoi.save(path, params, mask)
+    params, mask, named = REFUSED[what]
+    with refuses(*named):
+        eoi.save(tmp_path / "net", params, mask)
     assert not os.listdir(tmp_path)
 
 
@@ -411,28 +427,21 @@ METADATA = [{"rate": float("nan")}, {"array": ONES}, {(1, 2): 3}, {1j}, 10**5000
 CHANGED = [{1: "a"}, {"shape": (2, 3)}, {"a": [{None: 1}]}]
 
 
-@pytest.mark.parametrize("metadata", METADATA, ids=lambda own: type(own).__name__)
-def test_metadata_that_json_does_not_hold(metadata, tmp_path):
-    with pytest.raises(ValueError, match="is outside what JSON holds"):
-        eoi.save(tmp_path / "net", {"kernel": ONES}, {"kernel": FULL}, metadata=metadata)
-    assert not os.listdir(tmp_path)
-
-
-@pytest.mark.parametrize("metadata", CHANGED, ids=str)
-def test_metadata_that_json_would_change(metadata, tmp_path):
-    with pytest.raises(ValueError, match="is outside what JSON gives back as it was"):
+@pytest.mark.parametrize("metadata", METADATA + CHANGED, ids=lambda value: type(value).__name__)
+def test_metadata_that_json_does_not_hold_or_would_change(metadata, tmp_path):
+    with refuses("metadata"):
         eoi.save(tmp_path / "net", {"kernel": ONES}, {"kernel": FULL}, metadata=metadata)
     assert not os.listdir(tmp_path)
 
 
 def test_a_traced_network_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match="is being traced"):
+    with refuses("params[0]", "traced"):
         jax.jit(lambda kernel: eoi.save(tmp_path / "net", [kernel], [FULL]))(ONES)
 
 
 def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "net"
-    with pytest.raises(FileNotFoundError, match="folder that does not exist"):
+    with refuses("path=", tmp_path / "no" / "net", error=FileNotFoundError):
         eoi.save(tmp_path / "no" / "net", {"kernel": ONES}, {"kernel": FULL})
     eoi.save(path, {"kernel": ONES}, {"kernel": FULL})
 
@@ -488,65 +497,68 @@ def test_the_good_file_is_good(written, tmp_path):
 
 KERNEL, MASK = "a/kernel", "a/kernel~mask"
 BYTE = np.packbits(np.asarray(HALF))
+NO_RECORDS = ["metadata"]
 TENSORS = {
-    "no mask": ({MASK: None}, r"lacks the tensors \['a/kernel~mask'\]"),
-    "no weights": ({KERNEL: None}, r"lacks the tensors \['a/kernel'\]"),
-    "one too many": ({"b": np.ones(1)}, r"has \['b'\] too many"),
-    "a mask too many": ({"a/bias~mask": BYTE}, r"has \['a/bias~mask'\] too many"),
-    "another shape": ({KERNEL: np.ones((3, 2), np.float32)}, r"shape \[3, 2\]; .* \[2, 3\] were"),
-    "another dtype": ({KERNEL: np.ones((2, 3), np.int32)}, "has a/kernel of dtype int32"),
-    "a dtype of others": ({KERNEL: np.ones((2, 3), jnp.float8_e4m3fn)}, "dtype that no sparse"),
-    "a longer mask": ({MASK: np.append(BYTE, BYTE)}, r"shape \(2,\); its 6 weights need uint8"),
-    "no bytes": ({MASK: BYTE[:0]}, r"shape \(0,\); its 6 weights"),
-    "a mask of signed bytes": ({MASK: BYTE.view(np.int8)}, "dtype int8"),
-    "bits beyond the end": ({MASK: BYTE | np.uint8(1)}, "bits after the end of the mask"),
-    "a bit more": ({MASK: BYTE | np.uint8(64)}, "keeps 4 weights of a/kernel; 3"),
-    "another bit": ({MASK: BYTE ^ np.uint8(0b11000000)}, "has 1 weights off its mask"),
-    "a weight off the mask": ({KERNEL: np.ones((2, 3), np.float32)}, "has 3 weights off its mask"),
-    "a NaN": ({"a/bias": np.full(3, np.nan, np.float32)}, "infinite or NaN"),
+    "no mask": ({MASK: None}, ["['a/kernel~mask']"]),
+    "no weights": ({KERNEL: None}, ["['a/kernel']"]),
+    "one too many": ({"b": np.ones(1)}, ["['b']"]),
+    "a mask too many": ({"a/bias~mask": BYTE}, ["['a/bias~mask']"]),
+    "another shape": ({KERNEL: np.ones((3, 2), np.float32)}, ["a/kernel", "[3, 2]", "[2, 3]"]),
+    "another dtype": ({KERNEL: np.ones((2, 3), np.int32)}, ["a/kernel", "int32", "float32"]),
+    "a dtype of others": ({KERNEL: np.ones((2, 3), jnp.float8_e4m3fn)}, ["dtype", "float8"]),
+    "a longer mask": ({MASK: np.append(BYTE, BYTE)}, ["a/kernel", "(2,)", "6 weights"]),
+    "no bytes": ({MASK: BYTE[:0]}, ["a/kernel", "(0,)", "6 weights"]),
+    "a mask of signed bytes": ({MASK: BYTE.view(np.int8)}, ["a/kernel", "int8"]),
+    "bits beyond the end": ({MASK: BYTE | np.uint8(1)}, ["a/kernel", "bits after the end"]),
+    "a bit more": ({MASK: BYTE | np.uint8(64)}, ["a/kernel", "4 weights", "3"]),
+    "another bit": ({MASK: BYTE ^ np.uint8(0b11000000)}, ["a/kernel", "1 weights off"]),
+    "a weight off the mask": (
+        {KERNEL: np.ones((2, 3), np.float32)},
+        ["a/kernel", "3 weights off"],
+    ),
+    "a NaN": ({"a/bias": np.full(3, np.nan, np.float32)}, ["a/bias", "NaN"]),
 }
 
 
 @pytest.mark.parametrize("what", TENSORS)
 def test_tensors_that_do_not_agree_with_the_records(what, written, tmp_path):
-    (tensors, header, _), (changes, message) = written, TENSORS[what]
-    changed = {name: own for name, own in (tensors | changes).items() if own is not None}
-    with pytest.raises(ValueError, match=message) as error:
+    (tensors, header, _), (changes, named) = written, TENSORS[what]
+    changed = {name: value for name, value in (tensors | changes).items() if value is not None}
+    with refuses(f"path='{tmp_path}", *named):
         eoi.load(spoiled(tmp_path / "net", changed, header))
-    assert f"path='{tmp_path}" in str(error.value)
 
 
 LEAVES = {
-    "another count": ({KERNEL: {"kept": 4}}, "keeps 3 weights of a/kernel; 4"),
-    "another density": ({KERNEL: {"density": 0.4}}, "density 0.4 were recorded"),
-    "no density": ({KERNEL: {"density": None}}, "has metadata that are not"),
-    "a count in words": ({KERNEL: {"kept": "three"}}, "has metadata that are not"),
-    "an unknown dtype": ({KERNEL: {"dtype": "float7"}}, "has metadata that are not"),
-    "another dtype": ({KERNEL: {"dtype": "float16"}}, "float16 and .* were recorded"),
-    "a layout of others": ({KERNEL: {"layout": {"axes": 1}}}, "has metadata that are not"),
-    "a layout in words": ({KERNEL: {"layout": {"groups": "two"}}}, "has metadata that are not"),
-    "no groups": ({KERNEL: {"layout": {"groups": 0}}}, "has metadata that are not"),
-    "a group": ({KERNEL: {"layout": {"groups": True}}}, "has metadata that are not"),
-    "half an axis": ({KERNEL: {"layout": {"batch_axes": 1.0}}}, "has metadata that are not"),
-    "an axis less": ({KERNEL: {"layout": {"batch_axes": -1}}}, "has metadata that are not"),
-    "all axes": ({KERNEL: {"layout": {"batch_axes": 2}}}, "has metadata that are not"),
-    "nearly transposed": ({KERNEL: {"layout": {"transposed": 1}}}, "has metadata that are not"),
-    "an error in words": ({KERNEL: {"orthogonality_error": "0"}}, "has metadata that are not"),
-    "no error": ({KERNEL: {"orthogonality_error": float("nan")}}, "has metadata that are not"),
-    "a long error": ({KERNEL: {"orthogonality_error": 10**400}}, "has metadata that are not"),
-    "a shape of floats": ({KERNEL: {"shape": [2.0, 3.0]}}, "has metadata that are not"),
-    "a shape in words": ({KERNEL: {"shape": "ab"}}, "has metadata that are not"),
-    "another leaf": ({"a": {"dtype": "int8", "shape": []}}, "has metadata that are not"),
+    "another count": ({KERNEL: {"kept": 4}}, ["3 weights of a/kernel", "4"]),
+    "another density": ({KERNEL: {"density": 0.4}}, ["a/kernel", "density 0.4"]),
+    "no density": ({KERNEL: {"density": None}}, NO_RECORDS),
+    "a count in words": ({KERNEL: {"kept": "three"}}, NO_RECORDS),
+    "an unknown dtype": ({KERNEL: {"dtype": "float7"}}, NO_RECORDS),
+    "another dtype": ({KERNEL: {"dtype": "float16"}}, ["a/kernel", "float16", "float32"]),
+    "a layout of others": ({KERNEL: {"layout": {"axes": 1}}}, NO_RECORDS),
+    "a layout in words": ({KERNEL: {"layout": {"groups": "two"}}}, NO_RECORDS),
+    "no groups": ({KERNEL: {"layout": {"groups": 0}}}, NO_RECORDS),
+    "a group": ({KERNEL: {"layout": {"groups": True}}}, NO_RECORDS),
+    "half an axis": ({KERNEL: {"layout": {"batch_axes": 1.0}}}, NO_RECORDS),
+    "an axis less": ({KERNEL: {"layout": {"batch_axes": -1}}}, NO_RECORDS),
+    "all axes": ({KERNEL: {"layout": {"batch_axes": 2}}}, NO_RECORDS),
+    "nearly transposed": ({KERNEL: {"layout": {"transposed": 1}}}, NO_RECORDS),
+    "an error in words": ({KERNEL: {"orthogonality_error": "0"}}, NO_RECORDS),
+    "no error": ({KERNEL: {"orthogonality_error": float("nan")}}, NO_RECORDS),
+    "a long error": ({KERNEL: {"orthogonality_error": 10**400}}, NO_RECORDS),
+    "a shape of floats": ({KERNEL: {"shape": [2.0, 3.0]}}, NO_RECORDS),
+    "a shape in words": ({KERNEL: {"shape": "ab"}}, NO_RECORDS),
+    "another leaf": ({"a": {"dtype": "int8", "shape": []}}, NO_RECORDS),
 }
 
 
 @pytest.mark.parametrize("what", LEAVES)
 def test_records_that_do_not_agree_with_the_tensors(what, written, tmp_path):
-    (tensors, header, _), (changes, message) = written, LEAVES[what]
+    (tensors, header, _), (changes, named) = written, LEAVES[what]
     leaves = dict(header["leaves"])
-    for name, own in changes.items():
-        leaves[name] = {**leaves.get(name, {}), **own}
-    with pytest.raises(ValueError, match=message):
+    for name, record in changes.items():
+        leaves[name] = {**leaves.get(name, {}), **record}
+    with refuses(f"path='{tmp_path}", *named):
         eoi.load(spoiled(tmp_path / "net", tensors, {**header, "leaves": leaves}))
 
 
@@ -556,32 +568,32 @@ VERSIONS = ([], {}, {"eoi_jax": 1}, {"eoi_jax": "\x1b[2J"}, {"eoi_jax": "\ud800"
 
 @pytest.mark.parametrize("header", HEADERS, ids=str)
 def test_metadata_of_other_programs(header, written, tmp_path):
-    with pytest.raises(ValueError, match="has metadata that are not those of a sparse network"):
+    with refuses(f"path='{tmp_path}", *NO_RECORDS):
         eoi.load(spoiled(tmp_path / "net", written[0], header))
 
 
 @pytest.mark.parametrize("versions", VERSIONS, ids=ascii)
 def test_versions_of_other_programs(versions, written, tmp_path):
-    with pytest.raises(ValueError, match="has metadata that are not those of a sparse network"):
+    with refuses(f"path='{tmp_path}", *NO_RECORDS):
         eoi.load(spoiled(tmp_path / "net", written[0], {**written[1], "versions": versions}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "NaN", "[" * 100_000, "1" * 5000], ids=len)
 def test_metadata_that_are_no_json(text, written, tmp_path):
     save_file(written[0], tmp_path / "net", {"eoi_jax": text})
-    with pytest.raises(ValueError, match="has metadata that are not those of a sparse network"):
+    with refuses(f"path='{tmp_path}", *NO_RECORDS):
         eoi.load(tmp_path / "net")
 
 
 def test_formats_of_the_future(written, tmp_path):
-    with pytest.raises(ValueError, match=r"has format 2, outside \{1\}\. Update"):
+    with refuses(f"path='{tmp_path}", "format 2", "Update"):
         eoi.load(spoiled(tmp_path / "net", written[0], {**written[1], "format": 2}))
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_safetensors_without_masks(metadata, written, tmp_path):
     save_file(written[0], tmp_path / "net", metadata)
-    with pytest.raises(ValueError, match=r"has no masks: .* eoi\.masks\.support"):
+    with refuses(f"path='{tmp_path}", "masks", "eoi.masks.support"):
         eoi.load(tmp_path / "net")
 
 
@@ -589,11 +601,11 @@ def test_files_cut_short_or_of_another_kind(written, tmp_path):
     whole, path = written[2], tmp_path / "net"
     for content in (*(whole[:end] for end in (0, 7, 100, len(whole) - 1)), whole + b"0"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is no complete safetensors file"):
+        with refuses(f"path='{tmp_path}", "safetensors"):
             eoi.load(path)
     with pytest.raises(FileNotFoundError):
         eoi.load(tmp_path / "none")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
+    with refuses("path=", tmp_path, error=IsADirectoryError):
         eoi.load(tmp_path)
 
 
@@ -605,17 +617,17 @@ class Bomb:
 def test_nothing_is_unpickled(tmp_path, monkeypatch):
     monkeypatch.setenv("EOI_BOMB", str(tmp_path / "went off"))
     path = tmp_path / "net"
-    for write in (pickle.dump, lambda own, file: np.save(file, np.array([own], object))):
+    for write in (pickle.dump, lambda value, file: np.save(file, np.array([value], object))):
         with path.open("wb") as file:
             write(Bomb(), file)
-        with pytest.raises(ValueError, match="is no complete safetensors file"):
+        with refuses(f"path='{tmp_path}", "safetensors"):
             eoi.load(path)
     assert os.listdir(tmp_path) == ["net"]
 
 
 def test_wide_weights_are_not_narrowed(tmp_path, x64):
     eoi.save(tmp_path / "net", {"kernel": np.ones((2, 2))}, {"kernel": np.ones((2, 2), bool)})
-    with jax.enable_x64(False), pytest.raises(ValueError, match=r"float64.*JAX_ENABLE_X64=1"):
+    with jax.enable_x64(False), refuses(f"path='{tmp_path}", "float64", "JAX_ENABLE_X64=1"):
         eoi.load(tmp_path / "net")
     assert eoi.load(tmp_path / "net").params["kernel"].dtype == "float64"
 
@@ -627,16 +639,16 @@ def test_like_has_to_fit(tmp_path):
     params = {"a": {"kernel": ONES * HALF, "bias": jnp.ones(3)}}
     eoi.save(tmp_path / "net", params, {"a": {"kernel": HALF, "bias": jnp.array(True)}})
 
-    def refuses(like, message):
-        with pytest.raises(ValueError, match=message):
-            eoi.load(tmp_path / "net", like)
-
-    own = params["a"]
+    layer = params["a"]
     turned = jax.ShapeDtypeStruct((3, 2), "float32")
     half = jax.ShapeDtypeStruct((2, 3), "float16")
-    refuses({"a": own | {"kernel": turned}}, r"like\[a/kernel\] has shape \(3, 2\).*\(2, 3\)")
-    refuses({"a": own | {"kernel": half}}, r"like\[a/kernel\] .* float16, but .* float32")
-    refuses({"a": own | {"scale": ONES}}, r"like\[a/scale\] is not in .* outside \['a/bias', ")
-    refuses({"b": own}, r"like\[b/bias\] is not in")
-    refuses({"a": {"bias": own["bias"]}}, r"like has no leaf a/kernel, one of 1 that only")
-    refuses(own["kernel"], "like.* outside the leaves that have a name")
+    for like, named in [
+        ({"a": layer | {"kernel": turned}}, ["like[a/kernel]", "(3, 2)", "(2, 3)"]),
+        ({"a": layer | {"kernel": half}}, ["like[a/kernel]", "float16", "float32"]),
+        ({"a": layer | {"scale": ONES}}, ["like[a/scale]", "'a/bias'"]),
+        ({"b": layer}, ["like[b/bias]"]),
+        ({"a": {"bias": layer["bias"]}}, ["like", "a/kernel", "1"]),
+        (layer["kernel"], ["like[]"]),
+    ]:
+        with refuses(*named):
+            eoi.load(tmp_path / "net", like)
