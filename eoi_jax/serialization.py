@@ -165,7 +165,7 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
 
     Verified are the names, shapes and dtypes of all tensors, a mask of the right size for each
     leaf that has one, the number of weights that it keeps and their density, zeros off the mask,
-    and that all weights are finite. Versions, layouts, orthogonality errors and the user's own
+    and that all weights are finite. Versions, layouts, orthogonality errors and the user's
     metadata are as recorded, not verified.
 
     Args:
@@ -180,7 +180,7 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
 
     Raises:
         ValueError: If the file is none that :func:`save` wrote, is truncated, has a tensor too few
-            or too many, or does not agree with its own records; if it does not fit ``like``; if it
+            or too many, or does not agree with its records; if it does not fit ``like``; if it
             has 64-bit weights, which JAX has not enabled.
         OSError: If there is no file, or it cannot be read.
 

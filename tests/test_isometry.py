@@ -306,14 +306,14 @@ def test_jit_and_vmap_change_nothing(objective):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_narrow_kernels_are_computed_wide_and_cast_last(objective, dtype):
+def test_narrow_kernels_are_computed_in_float32_and_cast_last(objective, dtype):
     kernel, mask = problem(13, (6, 9), 0.7)
     narrow = jnp.asarray(kernel, dtype)
     options = {"objective": objective, "num_steps": 20, "scale": 1.5}
     found = approximate_isometry(narrow, mask, **options)
     assert found.dtype == dtype
-    wide = approximate_isometry(narrow.astype(jnp.float32), mask, **options)
-    chex.assert_trees_all_equal(found, wide.astype(dtype))
+    single = approximate_isometry(narrow.astype(jnp.float32), mask, **options)
+    chex.assert_trees_all_equal(found, single.astype(dtype))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -329,11 +329,11 @@ def test_no_implicit_promotion(objective):
 @settings(max_examples=60)
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 5))))
 def test_structural_rank_is_the_best_matching_and_the_generic_rank(mask):
-    wide = mask if mask.shape[0] <= mask.shape[1] else mask.T
-    rows = range(len(wide))
+    as_rows = mask if mask.shape[0] <= mask.shape[1] else mask.T
+    rows = range(len(as_rows))
     best = max(
-        sum(bool(wide[i, columns[i]]) for i in rows)
-        for columns in permutations(range(wide.shape[1]), len(wide))
+        sum(bool(as_rows[i, columns[i]]) for i in rows)
+        for columns in permutations(range(as_rows.shape[1]), len(as_rows))
     )
     assert structural_rank(mask) == best
     values = np.where(mask, np.random.default_rng(0).normal(size=mask.shape), 0.0)

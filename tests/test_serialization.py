@@ -200,7 +200,7 @@ def test_a_mask_takes_a_thirty_second_of_the_weights(tmp_path):
 
 
 def test_what_is_recorded(tmp_path):
-    """The error of a linear layer against NumPy in float64, versions and the user's own."""
+    """The error of a linear layer against NumPy in float64, versions and the user's."""
     params, mask = masked({"dense": {"kernel": jnp.zeros((5, 3)), "bias": jnp.zeros(3)}})
     eoi.save(tmp_path / "net", params, mask, metadata={"step": 3, "names": ["ä", None]})
     found = eoi.load(tmp_path / "net").metadata

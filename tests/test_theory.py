@@ -57,7 +57,7 @@ def test_mean_obeys_the_master_equation(size, num_rotations):
     k = np.arange(size + 1)
     now = theory.nonzeros_distribution(size, num_rotations)
     after = theory.nonzeros_distribution(size, num_rotations + 1)
-    # Of the ordered planes (i, j), 2 k (N - k) join a zero and a nonzero coordinate.
+    # Of the ordered planes (i, j), 2 k (N - k) join a zero and a non-zero coordinate.
     births = now @ (2 * k * (size - k)) / (size * (size - 1))
     np.testing.assert_allclose((after - now) @ k, births, atol=1e-11)
 

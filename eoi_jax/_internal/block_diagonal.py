@@ -16,15 +16,6 @@ from eoi_jax._internal import checks
 from eoi_jax._internal.haar import haar
 from eoi_jax.typing import Array
 
-__all__ = [
-    "Activation",
-    "check_activation",
-    "check_density",
-    "draw",
-    "feasible_degree",
-    "kernel_matrix",
-]
-
 Activation: TypeAlias = Literal["tanh", "relu"]
 _MIN_DEGREE = {"tanh": 2, "relu": 4}
 _STEP = {"tanh": 1, "relu": 2}

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 
-__all__ = ["batch_of", "batch_size", "one_output", "output_at", "real_array", "where_finite"]
-
 
 def real_array(value: Any, name: str) -> Array:
     """Accept a real array, converted to float32, or float64 from float64."""

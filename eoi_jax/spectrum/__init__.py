@@ -1,4 +1,8 @@
-"""Jacobians of functions of one example, their singular values, and how orthogonal a matrix is.
+"""Spectra of Jacobians and of kernels: how far a network, a layer or a matrix is from an isometry.
+
+Use ``singular_values`` for whole spectra, ``extreme_singular_values`` and ``spectral_density``
+where a Jacobian is too large to form, ``layerwise`` and ``monitor`` for spectra along depth and
+training, and ``kernel_singular_values`` where kernels alone tell.
 
 A function is dynamically isometric at an input when all singular values of its input–output
 Jacobian there are 1. A function ``fn`` maps *one* example (no batch axis) to one array, and ``x``

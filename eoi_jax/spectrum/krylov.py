@@ -9,7 +9,7 @@ with a small upper triangular ``R``. What is asked of ``B`` is then asked of ``R
 
 Two traps shape the code. The subspace that a start can reach may be exhausted early, for an
 isometry after one step: what is left then is rounding, or 0 / 0. And the product with the
-transpose, a program of its own, is the transpose only up to rounding, which a thousand layers
+transpose, a separate program, is the transpose only up to rounding, which a thousand layers
 amplify; here it just proposes directions, while ``R`` holds every coefficient of ``B V``.
 """
 

@@ -1,4 +1,4 @@
-"""Where isometry is lost: spectra along the layers of a deep network, and along its training."""
+"""Spectra along the layers of a deep network, and along its training: where isometry is lost."""
 
 from __future__ import annotations
 
@@ -196,8 +196,8 @@ def _depth(stacked_params: Params) -> int:
     leading = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(stacked_params)}
     if len(leading) != 1 or leading & {(), (0,)}:
         raise ValueError(
-            f"stacked_params has arrays of the leading axes {sorted(leading)}, outside one number "
-            "of layers, at least 1, for all. Stack the layers: "
+            f"stacked_params has arrays with the leading axes {sorted(leading)}, but every array "
+            "needs the same number of layers in front, at least 1. Stack the layers: "
             "jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)."
         )
     [(depth,)] = leading
@@ -211,8 +211,8 @@ def _check_states(step_fn: Any, params: Any, first: Any, x: Array) -> None:
         jnp.issubdtype(state.dtype, jnp.floating) and state.size
     ):
         raise ValueError(
-            f"embed returns {state}, outside the single, non-empty, real floating arrays. "
-            "Return the hidden state that step_fn takes."
+            f"embed returns {state}, but a hidden state is one non-empty array of a real floating "
+            "dtype. Return the hidden state that step_fn takes."
         )
     after = spectra.output_at(lambda example: step_fn(params, first(example)), x)
     is_kept = (
@@ -222,7 +222,7 @@ def _check_states(step_fn: Any, params: Any, first: Any, x: Array) -> None:
     )
     if not is_kept:
         raise ValueError(
-            f"step_fn maps h={state} to {after}, outside the arrays of the same shape and dtype. "
+            f"step_fn maps h={state} to {after}, but has to keep the shape and dtype of h. "
             "Map the input to the hidden state with embed=, and leave out a last layer of another "
             "width."
         )
