@@ -89,7 +89,7 @@ def one_output(fn: Callable[[Array], Any], x: Array) -> Any:
     return output
 
 
-def where_finite(function: Callable[[Array], Array], matrix: Array) -> Array:
+def where_finite(function: Callable[[Array], Any], matrix: Array) -> Array:
     """Return ``function(matrix)``, or NaN for all of it if the matrix is not finite.
 
     No factorization ever sees inf or NaN: what it would do with them differs by platform.

@@ -287,8 +287,8 @@ def _grid(value: Sequence[int], axes: int, *, name: str) -> tuple[int, ...]:
 def _stack_errors(path: Any, leaf: Any, layout: LayoutOf | None) -> Array:
     """Return the error of each layer of one kernel."""
     stack, geometry = layouts.read(path, leaf, layout)
-    layers = jnp.asarray(leaf).reshape(math.prod(stack), *geometry.shape)
-    layers = layers.astype(checks.compute_dtype(layers.dtype))
+    layers = spectra.real_array(leaf, f"params[{trees.path_name(path)}]")
+    layers = layers.reshape(math.prod(stack), *geometry.shape)
     return _errors(layers, groups=geometry.groups).reshape(stack)
 
 
