@@ -134,8 +134,9 @@ def kernel_orthogonality_errors(
 ) -> dict[str, Array]:
     r"""Largest entry by which each kernel of a parameter tree misses orthogonality, by its name.
 
-    A kernel of two axes is the matrix of a linear layer, and its error is that of
-    :func:`orthogonality_error`. One of more is a circular convolution of stride 1 with the taps
+    A kernel of two axes is the matrix :math:`W` of a linear layer, and its error is
+    :math:`\max_{ij} |W W^\top - I|_{ij}`, with :math:`W^\top W` for more rows than columns. One of
+    more axes is a circular convolution of stride 1 with the taps
     :math:`K_t`. On a grid of at least :math:`2 k - 1` positions along an axis of :math:`k` taps it
     is an orthogonal map, one with orthonormal rows or columns, if and only if
 
@@ -157,8 +158,7 @@ def kernel_orthogonality_errors(
         error of all groups, 0 for an empty kernel.
 
     Raises:
-        ValueError: If a layout is missing or does not fit its leaf; if ``where``
-            selects no leaf.
+        ValueError: If a layout is missing or does not fit its leaf; if ``where`` selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

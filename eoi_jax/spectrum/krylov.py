@@ -165,8 +165,9 @@ def spectral_density(
     :math:`\sigma^{2p}` in the spectrum: the wider the map, the fewer probes it takes, and an
     isometry takes one. The number of steps is the resolution.
 
-    Costs are those of :func:`extreme_singular_values` times ``num_probes``, except that ``fn``
-    is linearized once for an example, whose probes are processed together.
+    Each step takes for each probe one product with the Jacobian and one with its transpose, both
+    about as expensive as ``fn``. ``fn`` is linearized once for an example, whose probes are
+    processed together.
 
     Args:
         key: A random key. Each example starts from another random vector.
