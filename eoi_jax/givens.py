@@ -108,8 +108,8 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
     permutation by accident.
 
     Args:
-        key: a PRNG key.
-        dtype: a real floating dtype; narrower ones than float32 are drawn as float32.
+        key: A PRNG key.
+        dtype: A real floating dtype; narrower ones than float32 are drawn as float32.
 
     Returns:
         A scalar in (0, 2π), in radians.
@@ -140,18 +140,18 @@ def sample(
     so the batched result equals the looped one for all of them.
 
     Args:
-        key: a PRNG key.
-        size: number of coordinates, at least 2; may be traced.
-        num_rotations: length of the sequence, at least 0.
-        angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
-        dtype: real floating dtype of the angles; a narrower one than float32 becomes float32.
-        first: index of the first rotation to return, at least 0; may be traced.
+        key: A PRNG key.
+        size: Number of coordinates, at least 2; may be traced.
+        num_rotations: Length of the sequence, at least 0.
+        angles: The law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
+        dtype: Real floating dtype of the angles; a narrower one than float32 becomes float32.
+        first: Index of the first rotation to return, at least 0; may be traced.
 
     Returns:
         :class:`Rotations` of ``num_rotations`` planes and angles.
 
     Raises:
-        ValueError: if ``size < 2``, ``num_rotations < 0``, ``first < 0`` or ``dtype`` is not
+        ValueError: If ``size < 2``, ``num_rotations < 0``, ``first < 0`` or ``dtype`` is not
             floating.
 
     Example:
@@ -191,16 +191,16 @@ def from_pairs(
     pattern from neighbouring pairs, a butterfly from pairs that differ in one bit).
 
     Args:
-        key: a PRNG key, for the angles.
+        key: A PRNG key, for the angles.
         pairs: ``(num_rotations, 2)`` integers, the planes; the two of a pair differ.
-        angles: the law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
-        dtype: real floating dtype of the angles; a narrower one than float32 becomes float32.
+        angles: The law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
+        dtype: Real floating dtype of the angles; a narrower one than float32 becomes float32.
 
     Returns:
         :class:`Rotations` in the order of ``pairs``.
 
     Raises:
-        ValueError: if ``pairs`` is not ``(num_rotations, 2)`` integers, holds a negative coordinate
+        ValueError: If ``pairs`` is not ``(num_rotations, 2)`` integers, holds a negative coordinate
             or a pair of equal ones.
 
     Example:
@@ -243,14 +243,14 @@ def waves(rotations: Rotations, size: int) -> Array:
     a prefix of the sequence are the prefix of its waves.
 
     Args:
-        rotations: the sequence.
-        size: number of coordinates.
+        rotations: The sequence.
+        size: Number of coordinates.
 
     Returns:
         ``(num_rotations,)`` int32, the wave of each rotation.
 
     Raises:
-        ValueError: if ``size < 2``, the three leaves differ in length, or a plane that is not
+        ValueError: If ``size < 2``, the three leaves differ in length, or a plane that is not
             traced is no pair of different coordinates below ``size``.
 
     Example:
@@ -272,14 +272,14 @@ def support(rotations: Rotations, shape: Shape) -> Array:
     angle is read. With probability one this is where the product is not zero.
 
     Args:
-        rotations: the sequence, over ``max(shape)`` coordinates.
+        rotations: The sequence, over ``max(shape)`` coordinates.
         shape: ``(n, m)``; a wide matrix is the transpose of the tall one.
 
     Returns:
         ``(n, m)`` booleans.
 
     Raises:
-        ValueError: if ``shape`` is not two positive ints, or as :func:`waves`.
+        ValueError: If ``shape`` is not two positive ints, or as :func:`waves`.
 
     Example:
         >>> import jax
@@ -299,7 +299,7 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
     """Count the non-zeros of the product after each prefix of the sequence.
 
     Args:
-        rotations: the sequence, over ``max(shape)`` coordinates, with angles of a continuous law.
+        rotations: The sequence, over ``max(shape)`` coordinates, with angles of a continuous law.
         shape: ``(n, m)`` with ``n * m < 2**31``.
 
     Returns:
@@ -307,7 +307,7 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
         ``min(n, m)``.
 
     Raises:
-        ValueError: if ``shape`` is not two positive ints with a product below 2**31, or as
+        ValueError: If ``shape`` is not two positive ints with a product below 2**31, or as
             :func:`waves`.
 
     Example:

@@ -45,21 +45,21 @@ def dense(
     smaller, and a fraction ``density`` of non-zeros, to within :math:`1/(2\max(n, m))`.
 
     Args:
-        density: fraction of non-zeros, in [1/max(n, m), 1]; may be traced.
-        scale: factor of the kernel; ``1.0`` keeps norms, a mean-field critical value keeps the
+        density: Fraction of non-zeros, in [1/max(n, m), 1]; may be traced.
+        scale: Factor of the kernel; ``1.0`` keeps norms, a mean-field critical value keeps the
             signal of a nonlinear network (1.0247 for deep tanh networks).
-        column_axis: the axis of outputs; all other axes together are the inputs.
-        angles: law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
-        permute: permute rows and columns at random and draw their signs.
+        column_axis: The axis of outputs; all other axes together are the inputs.
+        angles: Law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
+        permute: Permute rows and columns at random and draw their signs.
         stopping: ``"closest"``, the paper's rule, or ``"at_most"``, which never exceeds the budget
             and so leaves room for :func:`eoi_jax.masks.fill` to make the count exact.
-        dtype: the dtype if ``init`` is called without one.
+        dtype: The dtype if ``init`` is called without one.
 
     Returns:
         ``init(key, shape, dtype=dtype, out_sharding=None)``.
 
     Raises:
-        ValueError: here for a density outside (0, 1] or a bad ``scale`` or ``dtype``; from ``init``
+        ValueError: Here for a density outside (0, 1] or a bad ``scale`` or ``dtype``; from ``init``
             for a density below the shape's minimum or a shape with fewer than two axes.
 
     Example:
@@ -123,25 +123,25 @@ def conv(
     or 0. VALID padding crops and strides subsample.
 
     Args:
-        density: fraction of weights of the whole kernel to keep, in (0, 1]; may be traced.
-        scale: factor of the kernel.
-        center_density: density of the center tap, in [1/N, 1]; default by the rule above.
+        density: Fraction of weights of the whole kernel to keep, in (0, 1]; may be traced.
+        scale: Factor of the kernel.
+        center_density: Density of the center tap, in [1/N, 1]; default by the rule above.
             ``density`` itself is the paper's choice for its 1000-layer network.
-        feature_group_count: groups of channels, as in :class:`flax.linen.Conv`. Every group is an
+        feature_group_count: Groups of channels, as in :class:`flax.linen.Conv`. Every group is an
             isometry of its own; a depthwise kernel has ``scale`` at its center.
-        transposed: whether the kernel is for a transposed convolution
+        transposed: Whether the kernel is for a transposed convolution
             (:class:`flax.linen.ConvTranspose` with its default ``transpose_kernel=False``): the
             aligned tap of an even size ``k`` is then ``k // 2`` and not ``(k - 1) // 2``.
-        angles: law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
-        permute: permute channels at random and draw signs.
-        dtype: the dtype if ``init`` is called without one.
+        angles: Law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
+        permute: Permute channels at random and draw signs.
+        dtype: The dtype if ``init`` is called without one.
 
     Returns:
         ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
         ``(*spatial, inputs / groups, outputs)``.
 
     Raises:
-        ValueError: here for a density outside (0, 1]; from ``init`` for a shape with fewer than
+        ValueError: Here for a density outside (0, 1]; from ``init`` for a shape with fewer than
             three axes, outputs that the groups do not divide, a ``density`` too small for
             :math:`H`, or a ``center_density`` with more weights than ``density`` allows.
 
@@ -205,13 +205,13 @@ def delta_orthogonal(
     other than three to five axes, nor more inputs than outputs.
 
     Args:
-        scale: factor of the kernel; may be traced.
-        feature_group_count: groups of channels, as in :class:`flax.linen.Conv`; every group has a
+        scale: Factor of the kernel; may be traced.
+        feature_group_count: Groups of channels, as in :class:`flax.linen.Conv`; every group has a
             matrix of its own.
-        transposed: whether the kernel is for a transposed convolution
+        transposed: Whether the kernel is for a transposed convolution
             (:class:`flax.linen.ConvTranspose` with its default ``transpose_kernel=False``): the
             aligned tap of an even size ``k`` is then ``k // 2`` and not ``(k - 1) // 2``.
-        dtype: the dtype if ``init`` is called without one. float16 and bfloat16 are computed in
+        dtype: The dtype if ``init`` is called without one. float16 and bfloat16 are computed in
             float32 and cast last.
 
     Returns:
@@ -219,7 +219,7 @@ def delta_orthogonal(
         ``(*spatial, inputs / groups, outputs)``.
 
     Raises:
-        ValueError: here for a bad ``scale``, ``feature_group_count`` or ``dtype``; from ``init``
+        ValueError: Here for a bad ``scale``, ``feature_group_count`` or ``dtype``; from ``init``
             for a shape with fewer than three axes or outputs that the groups do not divide.
 
     Example:
@@ -267,10 +267,10 @@ def conv_orthogonal(
     stride 1 only: SAME and VALID padding cut off what crosses the border.
 
     Args:
-        scale: factor of the kernel; may be traced.
-        feature_group_count: groups of channels, as in :class:`flax.linen.Conv`; every group has a
+        scale: Factor of the kernel; may be traced.
+        feature_group_count: Groups of channels, as in :class:`flax.linen.Conv`; every group has a
             kernel of its own.
-        dtype: the dtype if ``init`` is called without one. float16 and bfloat16 are computed in
+        dtype: The dtype if ``init`` is called without one. float16 and bfloat16 are computed in
             float32 and cast last.
 
     Returns:
@@ -279,7 +279,7 @@ def conv_orthogonal(
         :class:`flax.linen.ConvTranspose` alike.
 
     Raises:
-        ValueError: here for a bad ``scale``, ``feature_group_count`` or ``dtype``; from ``init``
+        ValueError: Here for a bad ``scale``, ``feature_group_count`` or ``dtype``; from ``init``
             for a shape with fewer than three axes or outputs that the groups do not divide.
 
     Example:
@@ -313,20 +313,20 @@ def sao_dense(
     degree, and ``density`` is :math:`d/n`; see :func:`eoi_jax.sao.orthogonal` for the law.
 
     Args:
-        density: degree divided by width, static: the degree divides the width and is at least 2,
+        density: Degree divided by width, static: the degree divides the width and is at least 2,
             or even and at least 4 for ``activation="relu"``; see :func:`eoi_jax.sao.degree`.
         activation: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
-        scale: factor of the kernel; may be traced.
-        dtype: the dtype if ``init`` is called without one.
+        scale: Factor of the kernel; may be traced.
+        dtype: The dtype if ``init`` is called without one.
 
     Returns:
         ``init(key, shape, dtype=dtype, out_sharding=None)``; all axes of ``shape`` but the last
         together are the inputs.
 
     Raises:
-        ValueError: here for a density outside (0, 1] or traced, an unknown activation, or a bad ``scale``
-            or ``dtype``; from ``init`` for a kernel that is not square, which the method leaves
-            dense, or a density that its width cannot have (the nearest feasible ones are named).
+        ValueError: Here for a density outside (0, 1] or traced, an unknown activation, or a bad
+            ``scale`` or ``dtype``; from ``init`` for a kernel that is not square, which the method
+            leaves dense, or a density that its width cannot have (the nearest are named).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -370,22 +370,23 @@ def sao_conv(
     kernel has ``density / taps`` non-zeros.
 
     Args:
-        density: fraction of channel pairs that are connected, degree divided by width, static: the
-            degree divides the width and is at least 2, or even and at least 4 for ``activation="relu"``.
+        density: Fraction of channel pairs that are connected, degree divided by width, static: the
+            degree divides the width and is at least 2, or for ``activation="relu"`` even and at
+            least 4.
         activation: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
-        scale: factor of the kernel; may be traced.
-        transposed: whether the kernel is for a transposed convolution, as in :func:`conv`.
-        dtype: the dtype if ``init`` is called without one.
+        scale: Factor of the kernel; may be traced.
+        transposed: Whether the kernel is for a transposed convolution, as in :func:`conv`.
+        dtype: The dtype if ``init`` is called without one.
 
     Returns:
         ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
         ``(*spatial, width, width)``.
 
     Raises:
-        ValueError: here for a density outside (0, 1] or traced, an unknown activation, or a bad ``scale``
-            or ``dtype``; from ``init`` for a shape with fewer than three axes or other inputs than
-            outputs (the first convolution of a network, or one in groups), which the method leaves
-            dense, or a density that the width cannot have.
+        ValueError: Here for a density outside (0, 1] or traced, an unknown activation, or a bad
+            ``scale`` or ``dtype``; from ``init`` for a shape with fewer than three axes or other
+            inputs than outputs (the first convolution of a network, or one in groups), which the
+            method leaves dense, or a density that the width cannot have.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -494,9 +495,9 @@ def _tap_density(density: Any, center_density: Any, num_taps: int, size: int) ->
     """Density of the center tap, between what a matrix of that size needs and what is allowed."""
     minimum = 1 / size
     remedy = (
-        f"The center tap of {num_taps} holds orthogonal matrices with a larger side of {size}, which "
-        f"take a density of at least {minimum / num_taps:.6g} of the whole kernel: raise the density, "
-        "or leave this layer dense."
+        f"The center of {num_taps} taps holds orthogonal matrices whose larger side is {size}, "
+        f"which take a density of at least {minimum / num_taps:.6g} of the whole kernel: raise "
+        "the density, or leave this layer dense."
     )
     density = checks.density(density, minimum=minimum / num_taps, why=remedy)
     if center_density is None:

@@ -26,15 +26,15 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
 
     Args:
         matrix: ``(..., size, ...)`` floating array with ``size >= 2`` along ``axis``.
-        rotations: the sequence, with coordinates below ``size``.
-        axis: the axis of the coordinates.
+        rotations: The sequence, with coordinates below ``size``.
+        axis: The axis of the coordinates.
 
     Returns:
         An array of the shape and dtype of ``matrix``; narrower dtypes than float32 are rotated in
         float32 and cast last.
 
     Raises:
-        ValueError: if ``matrix`` is not floating, ``axis`` is out of range, the axis is shorter
+        ValueError: If ``matrix`` is not floating, ``axis`` is out of range, the axis is shorter
             than 2, or (where they are not traced) a coordinate is outside ``[0, size)``.
 
     Example:
@@ -67,14 +67,14 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
     The plain sequential product, slow and easy to read: what :func:`rotate` must equal.
 
     Args:
-        rotations: the sequence, with coordinates below ``size``.
-        size: number of coordinates, at least 2.
+        rotations: The sequence, with coordinates below ``size``.
+        size: Number of coordinates, at least 2.
 
     Returns:
         ``(size, size)`` of the dtype of the angles.
 
     Raises:
-        ValueError: if ``size < 2`` or a coordinate that is not traced is outside ``[0, size)``.
+        ValueError: If ``size < 2`` or a coordinate that is not traced is outside ``[0, size)``.
 
     Example:
         >>> import jax

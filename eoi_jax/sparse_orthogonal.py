@@ -1,4 +1,4 @@
-r"""One sparse matrix that is exactly orthogonal, at a given density: Exact Orthogonal Initialization.
+"""One sparse matrix that is exactly orthogonal, at a given density: EOI.
 
 The algorithm in plain NumPy, for a square matrix. :func:`orthogonal` makes the same matrix from the
 same rotations, but applies those that commute at once and counts before it multiplies.
@@ -69,20 +69,20 @@ def orthogonal(
     traced: nothing is compiled anew for another density under :func:`jax.jit`.
 
     Args:
-        key: a PRNG key.
-        shape: the shape; as in :func:`jax.nn.initializers.orthogonal`, ``column_axis`` gives the
+        key: A PRNG key.
+        shape: The shape; as in :func:`jax.nn.initializers.orthogonal`, ``column_axis`` gives the
             :math:`m` columns and all other axes together the :math:`n` rows. At most ``2**31 - 1``
             elements.
-        density: fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside gives NaN.
-        scale: factor of the result: the singular values are all ``scale``.
-        dtype: real floating dtype of the result. float32 or wider is computed in itself, a narrower
+        density: Fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside gives NaN.
+        scale: Factor of the result: the singular values are all ``scale``.
+        dtype: Real floating dtype of the result. float32 or wider is computed in itself, a narrower
             dtype in float32 and cast last; the density is that before the cast (float16 rounds the
             smallest entries to zero).
-        column_axis: the axis that holds the columns.
-        angles: law of the angles, a constant in radians or ``(key, dtype) -> scalar``; default
+        column_axis: The axis that holds the columns.
+        angles: Law of the angles, a constant in radians or ``(key, dtype) -> scalar``; default
             :math:`U(0, 2\pi)`. For any other law non-zeros are counted on the floats, since equal
             angles cancel entries to exact zeros.
-        permute: permute rows and columns at random and draw their signs, which keeps orthogonality
+        permute: Permute rows and columns at random and draw their signs, which keeps orthogonality
             and density and unties the support from the diagonal. The paper does not.
         stopping: ``"closest"``, the paper's rule, may end above the target; ``"at_most"`` keeps to
             the budget of :func:`eoi_jax.masks.fill`, the target count rounded half up, so that
@@ -93,7 +93,7 @@ def orthogonal(
         An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
 
     Raises:
-        ValueError: for a density outside its range, fewer than two axes, a dtype that is not real
+        ValueError: For a density outside its range, fewer than two axes, a dtype that is not real
             floating, too many elements, a ``scale`` that is not finite, a ``stopping`` of another
             name, or an angle that is a multiple of π/2 (its rotations only permute, so no density
             beyond the minimum is reached).
