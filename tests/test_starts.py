@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,9 @@ import pytest
 
 import eoi_jax as eoi
 from experiments import data, models
-from experiments.config import Train
+from experiments.config import Criterion, Method, Train
 from experiments.runs import stored
-from experiments.training import pruning, starts
+from experiments.training import criteria, network, starts
 from experiments.training.keys import Purpose, key_of
 
 # Ten inputs, ten units, ten classes: kernels of one shape, so that each program compiles once.
@@ -79,11 +80,11 @@ def test_purposes_have_keys_of_their_own():
 
 def test_networks_by_their_fields(dataset):
     own = dataclasses.replace(TWO, bias_std=0.5)
-    biases = pruning.network(own, 10).bias_init(jax.random.key(0), (1000,))
+    biases = network.build(own, 10).bias_init(jax.random.key(0), (1000,))
     assert abs(float(biases.std()) - 0.5) < 4 * 0.5 / 2000**0.5  # standard errors
     assert not starts.dense(TWO, 1, dataset)["params"]["last"]["bias"].any()
-    assert pruning.network(own, 10) is not pruning.network(TWO, 10)
-    assert pruning.network(dataclasses.replace(TWO, method="eoi"), 10) is pruning.network(TWO, 10)
+    assert network.build(own, 10) is not network.build(TWO, 10)
+    assert network.build(dataclasses.replace(TWO, method="eoi"), 10) is network.build(TWO, 10)
 
 
 def test_orthogonal_convolutions_are_deltas_by_group():
@@ -99,7 +100,7 @@ def test_orthogonal_convolutions_are_deltas_by_group():
 
 
 def test_what_reaches_the_library(dataset, monkeypatch):
-    """Forms, angles and the center's density: the library draws them, the config chooses them."""
+    """The config chooses variants, angles and the center's density; the library draws them."""
     seen = []
 
     def draw(key, params, densities, **options):
@@ -115,7 +116,7 @@ def test_what_reaches_the_library(dataset, monkeypatch):
     assert {options["layout"] for options in seen} == {models.layout}
     assert plain["angles"] is eoi.givens.uniform_angle
     assert constant["angles"] == pytest.approx(80 * math.pi / 180)
-    assert (plain["form"], variant["form"], blocks["form"]) == ("eoi", "eis", "tanh")
+    assert (plain["variant"], variant["variant"], blocks["activation"]) == ("eoi", "eis", "tanh")
     assert blocks["densities"] == 0.3
     # The layer densities of the mask that Base and AI have, each layer of the stack its own.
     for name, mask in kernels(make(FOUR, dataset).mask).items():
@@ -125,8 +126,29 @@ def test_what_reaches_the_library(dataset, monkeypatch):
             np.testing.assert_array_equal(kernels(options["densities"])[name], expected)
     assert plain["infeasible"] == "redistribute"
     assert plain["center_density"] is variant["center_density"] is None
-    assert starts._center(Train(model="cnn1000")) == "density"
-    assert starts._center(Train(model="cnn1000", method="eis")) is None
+    densities = {name: spec.center_density for name, spec in models.SPECS.items()}
+    assert {name for name, density in densities.items() if density} == {"cnn1000"}
+
+
+@pytest.mark.parametrize(("method", "center"), [("eoi", "density"), ("eis", None)])
+def test_the_center_of_the_plain_convolutional_network(method, center, monkeypatch):
+    """Only EOI takes the layer's density at the center tap; EIS has a rule for all taps."""
+    seen = []
+
+    def draw(key, params, densities, **options):
+        seen.append(options["center_density"])
+        return eoi.SparseInit(params, eoi.masks.support(params))
+
+    monkeypatch.setattr(eoi, "exact_orthogonal", draw)
+    config = Train(model="cnn1000", method=method, depth=4, width=4, init="fan_in", density=0.5)
+    make(config, data.load("made", image_shape=(8, 8, 3)))
+    assert seen == [center]
+
+
+def test_the_command_line_offers_what_the_registries_have():
+    """tyro reads the choices from types, which cannot be computed."""
+    assert set(get_args(Criterion)) == set(criteria.CRITERIA)
+    assert set(get_args(Method)) == set(starts.METHODS)
 
 
 # ------------------------------------------------------------------ criteria
@@ -207,7 +229,7 @@ def normalized(config, num_classes):
 def test_synflow_by_hand(norm, dataset, monkeypatch):
     """A hundred rounds in float64; tanh counts as the identity, normalization as a factor."""
     if norm:
-        monkeypatch.setattr(pruning, "network", normalized)
+        monkeypatch.setattr(network, "build", normalized)
     own = dataclasses.replace(TWO, criterion="synflow")
     variables = starts.dense(own, 1, dataset)
     first, last = (
@@ -248,7 +270,7 @@ def test_masks_are_found_once(dataset, tmp_path, monkeypatch):
     own = dataclasses.replace(TWO, criterion="snip")
     first = make(own, dataset, cache=tmp_path / "cache")
     [path] = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr(pruning, "_scores", lambda *args: pytest.fail("scored again"))
+    monkeypatch.setattr(criteria, "_snip_scores", lambda *args: pytest.fail("scored again"))
     for change in ({"method": "ai", "ai_steps": 2}, {"learning_rate": 1.0, "experiment": "other"}):
         start = make(dataclasses.replace(own, **change), dataset, cache=tmp_path / "cache")
         jax.tree.map(np.testing.assert_array_equal, start.mask, first.mask)
@@ -260,7 +282,7 @@ def test_masks_are_found_once(dataset, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert not np.array_equal(again.variables["params"]["first"]["kernel"], 0)
     names = {
-        pruning.digest(config, seed, *pruning.DECIDE)
+        criteria.part_digest(config, seed, *criteria.FIELDS)
         for config in (
             own,
             dataclasses.replace(own, density=0.5),
@@ -293,6 +315,7 @@ def test_attention_is_pruned_if_asked():
     leaf = jax.ShapeDtypeStruct((12, 6, 384, 64), "float32")
     path = tuple(map(jax.tree_util.DictKey, ("hidden", "attention", "query", "kernel")))
     for attention in (False, True):
-        own = Train(model="deit_s", attention=attention)
-        assert pruning.where(own)(path, leaf) == attention
+        where = models.where("deit_s", attention=attention)
+        assert where(path, leaf) == attention
+        assert where is models.where("deit_s", attention=attention)  # programs compile once
     assert models.layout(path, leaf).batch_axes == 2

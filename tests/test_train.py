@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import refuses
 
 from experiments.config import Train
 from experiments.runs import Runtime
-from experiments.training import loops, metrics, pruning, starts, steps, train
+from experiments.training import loops, metrics, network, starts, steps, train
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loops import Epoch
 
@@ -203,8 +204,8 @@ class Normalized(nn.Module):
 
 
 def test_statistics_of_batches_are_kept_and_used(monkeypatch, made):
-    network = functools.lru_cache(lambda config, num_classes: Normalized(num_classes))
-    monkeypatch.setattr(pruning, "network", network)
+    build = functools.lru_cache(lambda config, num_classes: Normalized(num_classes))
+    monkeypatch.setattr(network, "build", build)
     step_fns, arrays, state = begin(dataclasses.replace(ONE, width=9))
     order = np.arange(550).reshape(11, 50)
     state, _ = step_fns.advance(state, 0, 2, epoch_of(order, arrays, learning_rate=0.0))
@@ -229,7 +230,7 @@ def test_functions_are_shared():
     assert train.compiled(dataclasses.replace(ONE, **same), None) is one
     for change in ({"epochs": 1.0}, {"seeds": (1, 2)}, {"width": 12}):
         assert train.compiled(dataclasses.replace(ONE, **change), None) is not one
-    with pytest.raises(ValueError, match=r"batch_size=577 is outside \[1, 576\]"):
+    with refuses("batch_size", "batch_size=577", "[1, 576]"):
         train.compiled(dataclasses.replace(ONE, batch_size=577), None)
 
 
@@ -304,7 +305,7 @@ def test_a_run_of_set_goes_on_with_mask_momentum_and_count(tmp_path, monkeypatch
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     runtime = Runtime(runs=str(tmp_path), log_every=1, checkpoint_every=0.0)
-    message = r"not finite at step [1-5] for seeds \[3\]\. The last checkpoint is of step [1-5] in"
+    message = r"step [1-5] .*seeds \[3\].*checkpoint .*step [1-5] .*learning_rate=1e\+25"
     with pytest.raises(FloatingPointError, match=message):
         train.run(dataclasses.replace(ONE, learning_rate=1e25), tmp_path, runtime)
     assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path / "metrics.jsonl"))
@@ -345,6 +346,7 @@ for folder in folders:
 """
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_they_were_not(tmp_path):
     """A real process is killed within a line of metrics, and within a checkpoint."""
 
@@ -394,7 +396,7 @@ def test_lines_after_the_last_checkpoint_are_cut_off(tmp_path):
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match=r"runtime\.wandb=True needs wandb, .*pip install wandb"):
+    with refuses("runtime.wandb=True", "pip install wandb", error=ImportError):
         metrics.Metrics(tmp_path, ONE, Runtime(wandb=True), 0)
 
 

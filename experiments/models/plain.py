@@ -165,6 +165,7 @@ SPECS = {
         num_classes=10,
         activation="tanh",
         stacked=("hidden",),
+        center_density="density",
         in_cpu_loop=lambda cnn: cnn.clone(convolve=valid_convolution),
     ),
 }

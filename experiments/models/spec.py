@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from eoi_jax.typing import Initializer
 
@@ -33,6 +33,8 @@ class Spec(NamedTuple):
         attention: Further ones that are pruned on demand; empty for a network without attention.
         kernel_init: Default initializer of linear kernels; None for He's or LeCun's normal, as the
             activation asks.
+        center_density: EOI's density of a convolution's center tap, as the paper has it for the
+            network; None for the library's default.
         in_cpu_loop: Takes the module and returns it with gradients that are fast in a loop of XLA
             on CPUs; None if it has no such form, and is dispatched step by step there.
     """
@@ -47,4 +49,5 @@ class Spec(NamedTuple):
     pruned: tuple[str, ...] | None = None
     attention: tuple[str, ...] = ()
     kernel_init: Initializer | None = None
+    center_density: Literal["density"] | None = None
     in_cpu_loop: Callable[[Any], Any] | None = None

@@ -18,7 +18,7 @@ from experiments import config as configs
 from experiments import data, models
 from experiments.benchmarks import timing
 from experiments.runs import Row, Runtime, write
-from experiments.training import pruning, starts
+from experiments.training import network, starts
 
 __all__ = ["counts", "kernel", "spectrum", "spectrum_of", "times"]
 
@@ -87,7 +87,7 @@ def spectrum_of(
         True
     """
     images = dataset.normalize(dataset.train.images[:SAMPLES])
-    model = pruning.network(config, dataset.num_classes)
+    model = network.build(config, dataset.num_classes)
     summary = _summary(model, start.variables, images)
     values = {name: float(getattr(summary, name)) for name in ("mean", "min", "max", "std")}
     return {

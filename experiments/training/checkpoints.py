@@ -1,4 +1,7 @@
-"""Checkpoints of one run: written whole or not at all, the last two kept."""
+"""Checkpoints of one run, written whole or not at all; the last two are kept.
+
+Use :class:`Checkpoints` in the run that trains, :func:`read` anywhere else.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class Checkpoints:
     buffers that a step donates may be overwritten at once.
 
     Attributes:
-        folder: where they are.
+        folder: Where they are.
 
     Example:
         >>> import tempfile
@@ -60,8 +63,8 @@ class Checkpoints:
         """Write a checkpoint.
 
         Args:
-            step: its number; one that is there already stays as it is.
-            tree: a pytree of arrays.
+            step: Its number; one that is there already stays as it is.
+            tree: A pytree of arrays.
         """
         if step != self.latest:
             self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
@@ -70,7 +73,7 @@ class Checkpoints:
         """Read the newest checkpoint.
 
         Args:
-            like: a tree of its structure, of arrays or of :class:`jax.ShapeDtypeStruct`.
+            like: A tree of its structure, of arrays or of :class:`jax.ShapeDtypeStruct`.
 
         Returns:
             The tree.
@@ -85,22 +88,22 @@ def read(folder: Path) -> tuple[int, Any]:
     there.
 
     Args:
-        folder: that of the checkpoints.
+        folder: That of the checkpoints.
 
     Returns:
         The step, and the tree on this machine's device: nested dicts and lists in place of the
         tuples and classes that were saved.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: If there is none.
 
     Example:
         >>> import tempfile
         >>> import jax.numpy as jnp
         >>> from experiments.training import checkpoints
         >>> folder = Path(tempfile.mkdtemp())
-        >>> with checkpoints.Checkpoints(folder) as own:
-        ...     own.save(3, {"weights": (jnp.arange(2.0),)})
+        >>> with checkpoints.Checkpoints(folder) as opened:
+        ...     opened.save(3, {"weights": (jnp.arange(2.0),)})
         >>> step, tree = checkpoints.read(folder)
         >>> step, tree["weights"][0].tolist()
         (3, [0.0, 1.0])
@@ -114,7 +117,7 @@ def read(folder: Path) -> tuple[int, Any]:
     # Without shapes Orbax asks for the devices that the checkpoint was written on.
     saved: Any = handler.metadata(path)
     like = jax.tree.map(
-        lambda own: jax.ShapeDtypeStruct(own.shape, own.dtype, sharding=here),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         getattr(saved, "tree", saved),
     )
     return max(steps), handler.restore(path, args=ocp.args.StandardRestore(like))

@@ -34,11 +34,11 @@ def key_of(key: Array, purpose: Purpose) -> Array:
     """Return the key for one purpose.
 
     Args:
-        key: that of the seed.
-        purpose: what is to be drawn.
+        key: That of the seed.
+        purpose: What is to be drawn.
 
     Returns:
-        A key of its own.
+        A key that no other purpose has.
 
     Example:
         >>> import jax

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import config as configs
+from experiments.config import digest, to_dict
 from experiments.runs import Runtime, write
 
 __all__ = ["Bar", "Metrics", "read"]
@@ -29,8 +29,8 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """Read the lines of ``metrics.jsonl``.
 
     Args:
-        path: the file; a missing one has no lines.
-        last_step: lines of later steps are left out; default: none is.
+        path: The file; a missing one has no lines.
+        last_step: Lines of later steps are left out; default: none is.
 
     Returns:
         One dictionary a line. A line that the end of a process cut in two is left out.
@@ -58,7 +58,7 @@ class Metrics:
     What a process before this one logged after ``step``, where this one goes on, is removed.
 
     Attributes:
-        path: the file of lines.
+        path: The file of lines.
 
     Example:
         >>> import tempfile
@@ -82,14 +82,14 @@ class Metrics:
             where = str(folder / "tensorboard")
             self._board = tensorboard.SummaryWriter(where, purge_step=step + 1)
         if runtime.wandb:
-            name = configs.digest(config)
+            name = digest(config)
             self._wandb = _needed("wandb", "runtime.wandb").init(
                 project="eoi_jax",
                 group=config.experiment,
                 name=name,
                 id=name,
                 resume="allow",
-                config=configs.to_dict(config),
+                config=to_dict(config),
                 dir=str(folder),
             )
 
@@ -117,17 +117,17 @@ class Metrics:
         """Log one line for each seed.
 
         Args:
-            step: training steps so far.
-            epoch: passes over the training images so far.
+            step: Training steps so far.
+            epoch: Passes over the training images so far.
             split: ``"train"``, ``"validation"`` or ``"test"``.
-            loss: mean cross-entropy of each seed, in nats.
-            accuracy: fraction of each seed's examples that are classified rightly.
+            loss: Mean cross-entropy of each seed, in nats.
+            accuracy: Fraction of each seed's examples that are classified rightly.
         """
         for seed, *numbers in zip(self.seeds, loss, accuracy, strict=True):
-            own = dict(zip(("loss", "accuracy"), map(float, numbers), strict=True))
-            row = {"step": step, "epoch": round(epoch, 6), "seed": seed, "split": split, **own}
+            values = dict(zip(("loss", "accuracy"), map(float, numbers), strict=True))
+            row = {"step": step, "epoch": round(epoch, 6), "seed": seed, "split": split, **values}
             self._file.write(json.dumps(row) + "\n")
-            tags = {f"{split}/{name}/seed{seed}": number for name, number in own.items()}
+            tags = {f"{split}/{name}/seed{seed}": number for name, number in values.items()}
             if self._board is not None:
                 for tag, number in tags.items():
                     self._board.add_scalar(tag, number, step)
@@ -146,9 +146,9 @@ class Bar:
     Drawn on a terminal only; a context, whose end leaves the last state.
 
     Args:
-        title: what runs.
-        steps: training steps in all.
-        first: steps that an earlier process did.
+        title: What runs.
+        steps: Training steps in all.
+        first: Steps that an earlier process did.
         shown: False for no bar on any terminal.
 
     Example:
@@ -187,10 +187,10 @@ class Bar:
         """Show where the run is.
 
         Args:
-            step: training steps so far.
-            loss: mean over seeds since the last call.
-            accuracy: the same of the accuracy.
-            examples: how many were seen since the last call, by all seeds.
+            step: Training steps so far.
+            loss: Mean over seeds since the last call.
+            accuracy: The same of the accuracy.
+            examples: How many were seen since the last call, by all seeds.
         """
         now = time.monotonic()
         rate = examples / max(now - self._last, 1e-9)

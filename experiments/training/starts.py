@@ -11,31 +11,34 @@ method    weights and mask
 ``sao``   block-diagonal masks of Haar blocks; layers that are not square stay dense
 ========= ==========================================================================================
 
-The methods of one seed share the dense weights and the criterion's mask (:mod:`pruning`). Where a
-layer's density is below what an orthogonal kernel needs, EOI and EIS take it from the others.
+The methods of one seed share the dense weights and the criterion's mask. Where a layer's density is
+below what an orthogonal kernel needs, EOI and EIS take it from the others. A method is added with a
+function and a line of :data:`METHODS`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax as eoi
-from eoi_jax.typing import Array, DType, Mask, Params, Shape, Where
-from experiments import config as configs
-from experiments import data, models
+from eoi_jax.typing import Array, Densities, DType, Mask, Params, Shape, Where
+from experiments import config, models
+from experiments.data import Dataset
 from experiments.runs import stored
 from experiments.studies import planes
-from experiments.training import pruning
+from experiments.training import criteria, network
+from experiments.training.criteria import DenseNetwork
 from experiments.training.keys import Purpose, key_of
 
-__all__ = ["Start", "count", "dense", "make"]
+__all__ = ["METHODS", "Start", "count", "dense", "make"]
 
 
 class Start(NamedTuple):
@@ -43,30 +46,28 @@ class Start(NamedTuple):
 
     Attributes:
         variables: ``params``, exactly zero off the mask, and the network's other collections.
-        mask: which of the params may be non-zero; a scalar where a leaf is dense.
+        mask: Which of the params may be non-zero; a scalar where a leaf is dense.
     """
 
     variables: dict[str, Any]
     mask: Mask
 
 
-def make(
-    config: configs.Start, seed: int, dataset: data.Dataset, *, cache: Path | None = None
-) -> Start:
+def make(config: config.Start, seed: int, dataset: Dataset, *, cache: Path | None = None) -> Start:
     """Make the start of one seed.
 
     Args:
-        config: what to make.
-        seed: one of its seeds, or any other in [0, 2**31).
-        dataset: tells the shape of images and the number of classes; SNIP and GraSP score on it.
-        cache: folder in which the masks of SNIP, GraSP and SynFlow and the values of AI are kept;
+        config: What to make.
+        seed: One of its seeds, or any other in [0, 2**31).
+        dataset: Tells the shape of images and the number of classes; SNIP and GraSP score on it.
+        cache: Folder in which the masks of SNIP, GraSP and SynFlow and the values of AI are kept;
             default: nowhere.
 
     Returns:
         The start.
 
     Raises:
-        ValueError: what the library refuses, as a density that the method cannot have.
+        ValueError: What the library refuses, as a density that the method cannot have.
 
     Example:
         >>> from experiments import config, data
@@ -76,44 +77,15 @@ def make(
         (1588, 15880)
     """
     variables = dense(config, seed, dataset)
-    params, pruned = variables["params"], pruning.where(config)
-    key = key_of(jax.random.key(seed), Purpose.START)
-    options: dict[str, Any] = {"scale": config.scale, "layout": models.layout}
-    if config.method == "dense":
-        own = eoi.SparseInit(params, jax.tree.map(lambda leaf: jnp.array(True), params))
-    elif config.method == "sao":
-        activation = pruning.network(config, dataset.num_classes).activation
-        options["activation"] = "relu" if activation is models.ACTIVATIONS["relu"] else "tanh"
-        own = eoi.sparsity_aware_orthogonal(key, params, config.density, where=pruned, **options)
-    else:
-        mask = pruning.find(config, seed, dataset, variables, cache)
-        if config.method == "base":
-            own = eoi.masked(params, mask)
-        elif config.method == "ai":
-            own = _isometry(config, seed, params, mask, options, cache)
-        elif config.method == "eoi" and config.planes != "independent":
-            densities = eoi.masks.densities(mask, layout=models.layout)
-            own = planes.start(key, params, densities, pattern=config.planes, **options)
-        else:
-            own = eoi.exact_orthogonal(
-                key,
-                params,
-                eoi.masks.densities(mask, layout=models.layout),
-                center_density=_center(config),
-                infeasible="redistribute",
-                variant=config.method,
-                angles=_angles(config.angles),
-                where=pruned,
-                **options,
-            )
-    return Start({**variables, "params": own.params}, own.mask)
+    made = METHODS[config.method](DenseNetwork(config, seed, dataset, variables, cache))
+    return Start({**variables, "params": made.params}, made.mask)
 
 
 def count(start: Start) -> tuple[int, int]:
     """Count the weights of the kernels that a start keeps, and all of them.
 
     Args:
-        start: that of one seed.
+        start: That of one seed.
 
     Returns:
         The two numbers; biases and norms are in neither.
@@ -128,21 +100,21 @@ def count(start: Start) -> tuple[int, int]:
     """
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
     kernels = [
-        (own, leaf.size)
-        for (path, leaf), own in zip(leaves, jax.tree.leaves(start.mask), strict=True)
+        np.broadcast_to(leaf_mask, leaf.shape)
+        for (path, leaf), leaf_mask in zip(leaves, jax.tree.leaves(start.mask), strict=True)
         if eoi.masks.is_kernel(path, leaf)
     ]
-    kept = sum(int(np.count_nonzero(own)) if own.ndim else size for own, size in kernels)
-    return kept, sum(size for _, size in kernels)
+    size = sum(mask.size for mask in kernels)
+    return round(float(eoi.masks.density(kernels)) * size), size
 
 
-def dense(config: configs.Start, seed: Any, dataset: data.Dataset) -> dict[str, Any]:
+def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
     """Draw all weights of the network, as those of a dense one.
 
     Args:
-        config: of which the network's fields, init, scale and bias_std count.
-        seed: in [0, 2**31); it may be traced.
-        dataset: tells the shape of images and the number of classes.
+        config: Its network, init, scale and bias_std decide.
+        seed: In [0, 2**31); it may be traced.
+        dataset: Tells the shape of images and the number of classes.
 
     Returns:
         ``params``, and the network's other collections.
@@ -154,14 +126,11 @@ def dense(config: configs.Start, seed: Any, dataset: data.Dataset) -> dict[str, 
         >>> starts.dense(one, 1, data.load("made"))["params"]["last"]["kernel"].shape
         (20, 10)
     """
-    model, key = (
-        pruning.network(config, dataset.num_classes),
-        key_of(jax.random.key(seed), Purpose.WEIGHTS),
-    )
-    shape = jax.eval_shape(dataset.normalize, dataset.train.images[:1]).shape
-    variables = _init(model, key, shape)
+    key = key_of(jax.random.key(seed), Purpose.WEIGHTS)
+    model = network.build(config, dataset.num_classes)
+    variables = _init(model, key, network.example_shape(dataset))
     if config.init == "orthogonal":
-        pruned = pruning.where(config)
+        pruned = models.where(config.model, attention=config.attention)
         params = _orthogonal(key, variables["params"], config.scale, pruned)
         variables = {**variables, "params": params}
     return variables
@@ -203,29 +172,90 @@ def _haar(key: Array, scale: float, shape: tuple[int, ...], dtype: DType, groups
     return delta(key, shape, dtype)
 
 
-def _isometry(
-    config: configs.Start,
-    seed: int,
-    params: Params,
-    mask: Mask,
-    options: dict[str, Any],
-    cache: Path | None,
-) -> eoi.SparseInit:
-    """Move the dense weights on a mask towards isometry."""
+def _dense(net: DenseNetwork) -> eoi.SparseInit:
+    return eoi.SparseInit(net.params, jax.tree.map(lambda leaf: jnp.array(True), net.params))
+
+
+def _base(net: DenseNetwork) -> eoi.SparseInit:
+    return eoi.masked(net.params, criteria.find(net))
+
+
+def _ai(net: DenseNetwork) -> eoi.SparseInit:
+    mask = criteria.find(net)
 
     def solve() -> Params:
         return eoi.approximate_isometry(
-            params, mask, objective=config.ai_objective, num_steps=config.ai_steps, **options
+            net.params,
+            mask,
+            objective=net.config.ai_objective,
+            num_steps=net.config.ai_steps,
+            scale=net.config.scale,
+            layout=models.layout,
         ).params
 
-    name = pruning.digest(config, seed, *pruning.DECIDE, "ai_objective", "ai_steps")
-    return eoi.SparseInit(stored.kept(cache, name, params, solve), mask)
+    name = criteria.part_digest(net.config, net.seed, *criteria.FIELDS, "ai_objective", "ai_steps")
+    return eoi.SparseInit(stored.kept(net.cache, name, net.params, solve), mask)
 
 
-def _center(config: configs.Start) -> Any:
-    """Return the density of center taps: in the plain deep network each layer's own."""
-    return "density" if config.model == "cnn1000" and config.method == "eoi" else None
+def _eoi(net: DenseNetwork) -> eoi.SparseInit:
+    if net.config.planes == "independent":
+        return _exact(net, "eoi", center_density=models.SPECS[net.config.model].center_density)
+    return planes.start(
+        net.key(Purpose.START),
+        net.params,
+        _densities(net),
+        pattern=net.config.planes,
+        scale=net.config.scale,
+        layout=models.layout,
+    )
 
 
-def _angles(angles: str) -> Any:
-    return eoi.givens.uniform_angle if angles == "uniform" else math.radians(float(angles))
+def _eis(net: DenseNetwork) -> eoi.SparseInit:
+    return _exact(net, "eis")
+
+
+def _exact(
+    net: DenseNetwork, variant: Literal["eoi", "eis"], center_density: Any = None
+) -> eoi.SparseInit:
+    angles = net.config.angles
+    return eoi.exact_orthogonal(
+        net.key(Purpose.START),
+        net.params,
+        _densities(net),
+        scale=net.config.scale,
+        center_density=center_density,
+        infeasible="redistribute",
+        variant=variant,
+        angles=(eoi.givens.uniform_angle if angles == "uniform" else math.radians(float(angles))),
+        where=net.where,
+        layout=models.layout,
+    )
+
+
+def _densities(net: DenseNetwork) -> Densities:
+    """Return the layer densities of the criterion's mask."""
+    return eoi.masks.densities(criteria.find(net), layout=models.layout)
+
+
+def _sao(net: DenseNetwork) -> eoi.SparseInit:
+    rectifies = net.build().activation is models.ACTIVATIONS["relu"]
+    return eoi.sparsity_aware_orthogonal(
+        net.key(Purpose.START),
+        net.params,
+        net.config.density,
+        scale=net.config.scale,
+        activation="relu" if rectifies else "tanh",
+        where=net.where,
+        layout=models.layout,
+    )
+
+
+METHODS: Mapping[str, Callable[[DenseNetwork], eoi.SparseInit]] = {
+    "dense": _dense,
+    "base": _base,
+    "ai": _ai,
+    "eoi": _eoi,
+    "eis": _eis,
+    "sao": _sao,
+}
+"""Methods by name: a config's ``method``."""

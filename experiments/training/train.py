@@ -25,12 +25,12 @@ import tyro
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
-from experiments import config as configs
 from experiments import data, models
+from experiments.config import Train, to_dict
 from experiments.runs import RunningElsewhere, Runtime, execute, write
 from experiments.studies import measure
 from experiments.tools import show
-from experiments.training import loops, metrics, pruning, starts, steps
+from experiments.training import loops, metrics, network, starts, steps
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loops import Epoch
 from experiments.training.steps import State
@@ -55,7 +55,7 @@ class StepFns(NamedTuple):
         advance: ``(state, first, stop, epoch) -> (state, Sums)``: trains from step ``first`` to
             ``stop``, both of one :class:`Epoch`. The state passed is used up.
         evaluate: ``(state, images, labels) -> (loss, accuracy)``, means over all images.
-        is_finite: ``(state) -> bool``: Whether all parameters are.
+        is_finite: ``(state) -> bool``: whether all parameters are.
         num_steps: Training steps in all.
         steps_of_epoch: Those of one epoch; what is left of the images is dropped.
     """
@@ -70,7 +70,7 @@ class StepFns(NamedTuple):
 
 
 def load(
-    config: configs.Train, data_dir: str | None
+    config: Train, data_dir: str | None
 ) -> tuple[data.Dataset, dict[str, tuple[Array, Array]]]:
     """Load the data set of a config, and bring its splits to the device; kept for the next call.
 
@@ -105,7 +105,7 @@ def _load(name: str, data_dir: str | None, shape: Any) -> Any:
     }
 
 
-def compiled(config: configs.Train, data_dir: str | None) -> StepFns:
+def compiled(config: Train, data_dir: str | None) -> StepFns:
     """Return the functions of a config; configs that need the same ones share them.
 
     Args:
@@ -127,13 +127,13 @@ def compiled(config: configs.Train, data_dir: str | None) -> StepFns:
     """
     fields = {name: getattr(config, name) for name in _FIELDS}
     seeds = (0,) if len(config.seeds) == 1 else (0, 1)
-    return _compiled(configs.Train(seeds=seeds, **fields), data_dir)
+    return _compiled(Train(seeds=seeds, **fields), data_dir)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(config: configs.Train, data_dir: str | None) -> StepFns:
+def _compiled(config: Train, data_dir: str | None) -> StepFns:
     dataset, _ = load(config, data_dir)
-    model = pruning.network(config, dataset.num_classes)
+    model = network.build(config, dataset.num_classes)
     loop = loops.device_loop
     # In a loop, XLA for CPUs takes tens of times as long for the gradient of a convolution.
     if jax.default_backend() == "cpu":
@@ -176,7 +176,7 @@ def _compiled(config: configs.Train, data_dir: str | None) -> StepFns:
     )
 
 
-def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
+def run(config: Train, folder: Path, runtime: Runtime) -> None:
     """Train, or go on training, and leave metrics and results in a folder.
 
     Validation data are evaluated after each epoch and at the end, test data at the end. A
@@ -184,13 +184,13 @@ def run(config: configs.Train, folder: Path, runtime: Runtime) -> None:
     after a tenth of that, and at the end.
 
     Args:
-        config: what to train.
-        folder: that of the run; it exists.
-        runtime: where data lie, what is logged and how often.
+        config: What to train.
+        folder: That of the run; it exists.
+        runtime: Where data lie, what is logged and how often.
 
     Raises:
-        ValueError: for settings that do not go together, as a batch larger than the training set.
-        FloatingPointError: if a loss or a weight is not finite; the message names step, seeds and
+        ValueError: For settings that do not go together, as a batch larger than the training set.
+        FloatingPointError: If a loss or a weight is not finite; the message names step, seeds and
             the last checkpoint.
 
     Example:
@@ -251,7 +251,7 @@ def _numbers(values: Any) -> np.ndarray:
     return np.atleast_1d(np.asarray(values))
 
 
-def _title(config: configs.Train) -> str:
+def _title(config: Train) -> str:
     rule = "" if config.method in ("dense", "sao") else f" {config.criterion}"
     return f"{config.model} {config.method}{rule} {config.density:g}"
 
@@ -262,7 +262,7 @@ def _next_stop(step: int, num_steps: int, steps_of_epoch: int, log_every: int) -
 
 
 def _check(
-    finite: np.ndarray, step: int, what: str, config: configs.Train, checkpoints: Checkpoints
+    finite: np.ndarray, step: int, what: str, config: Train, checkpoints: Checkpoints
 ) -> None:
     if finite.all():
         return
@@ -276,7 +276,7 @@ def _check(
 
 
 def _begin(
-    config: configs.Train, step_fns: StepFns, dataset: data.Dataset, folder: Path, cache: Path
+    config: Train, step_fns: StepFns, dataset: data.Dataset, folder: Path, cache: Path
 ) -> State:
     """Make the start of every seed, and write down what is known of it."""
     made = [starts.make(config, seed, dataset, cache=cache) for seed in config.seeds]
@@ -294,9 +294,9 @@ def _begin(
     )
 
 
-def _abstract(config: configs.Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
+def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
     """Return the shapes of a state, without making a start."""
-    pruned = pruning.where(config)
+    pruned = models.where(config.model, attention=config.attention)
 
     def begin(seed: Any) -> State:
         variables = starts.dense(config, seed, dataset)
@@ -312,9 +312,7 @@ def _abstract(config: configs.Train, step_fns: StepFns, dataset: data.Dataset) -
     return jax.eval_shape(begin, 0)
 
 
-def _spectrum(
-    config: configs.Train, dataset: data.Dataset, start: starts.Start
-) -> dict[str, float | None]:
+def _spectrum(config: Train, dataset: data.Dataset, start: starts.Start) -> dict[str, float | None]:
     """Measure the spectrum of a network of linear layers alone.
 
     The Jacobian of one with convolutions would take longer than much of its training.
@@ -340,7 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
 
     def command(
-        config: Annotated[configs.Train, tyro.conf.OmitArgPrefixes],
+        config: Annotated[Train, tyro.conf.OmitArgPrefixes],
         runtime: Annotated[Runtime, tyro.conf.OmitArgPrefixes],
         save: Annotated[str | None, tyro.conf.arg(help=_SAVE)] = None,
     ) -> None:
@@ -360,8 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
         print(f"Folder: {folder}")
         if save is not None:
-            own, about = show.read_run(folder), configs.to_dict(config)
-            eoi.save(save, own.variables, own.mask, metadata=about, layout=models.layout)
+            saved, about = show.read_run(folder), to_dict(config)
+            eoi.save(save, saved.variables, saved.mask, metadata=about, layout=models.layout)
             print(f"Saved: {save}")
 
     try:

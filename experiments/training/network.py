@@ -1,0 +1,74 @@
+"""The network of a config, built once for equal settings, so that its programs compile once."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from experiments import models
+from experiments.config import Start
+from experiments.data import Dataset
+
+__all__ = ["build", "example_shape"]
+
+
+def build(config: Start, num_classes: int) -> Any:
+    """Build the network of a config.
+
+    Args:
+        config: Its model, activation, depth, width and bias_std decide.
+        num_classes: Number of logits, at least 1.
+
+    Returns:
+        A Linen module, one object for equal settings; its ``init`` draws the normal weights that
+        the network has by default.
+
+    Raises:
+        ValueError: For a model or an activation of another name, or a size that the model cannot
+            have.
+
+    Example:
+        >>> from experiments import config
+        >>> from experiments.training import network
+        >>> base = network.build(config.Train(method="base"), 10)
+        >>> base is network.build(config.Train(method="eoi"), 10)
+        True
+    """
+    sizes = (config.depth, config.width)
+    return _build(config.model, num_classes, config.activation, *sizes, config.bias_std)
+
+
+@functools.lru_cache(maxsize=16)
+def _build(
+    name: str,
+    num_classes: int,
+    activation: str | None,
+    depth: int | None,
+    width: int | None,
+    bias_std: float,
+) -> nn.Module:
+    bias_init = jax.nn.initializers.normal(bias_std) if bias_std else None
+    return models.create(
+        name, num_classes, activation=activation, bias_init=bias_init, depth=depth, width=width
+    )
+
+
+def example_shape(dataset: Dataset) -> tuple[int, ...]:
+    """Return the shape of a batch of one image, as a network takes it.
+
+    Args:
+        dataset: Its normalization may change the shape of images.
+
+    Returns:
+        ``(1, height, width, channels)``.
+
+    Example:
+        >>> from experiments import data
+        >>> from experiments.training import network
+        >>> network.example_shape(data.load("made"))
+        (1, 28, 28, 1)
+    """
+    return jax.eval_shape(dataset.normalize, dataset.train.images[:1]).shape
