@@ -230,7 +230,7 @@ def from_pairs(
             )
     pairs = jnp.asarray(pairs, jnp.int32)
     words = _words(key, jnp.arange(len(pairs), dtype=jnp.uint32))
-    theta = jax.vmap(lambda own: _angle(own[2:], angles, dtype))(words)
+    theta = jax.vmap(lambda row: _angle(row[2:], angles, dtype))(words)
     return Rotations(pairs[:, 0], pairs[:, 1], theta)
 
 
@@ -328,10 +328,10 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
 def _sample(
     key: Array, first: Array, size: Array, num_rotations: int, angles: AngleLaw, dtype: DType
 ) -> Rotations:
-    def one(own: Array) -> Rotations:
-        i = _below(own[0], size)
-        j = _below(own[1], size - 1)
-        return Rotations(i, jnp.where(j >= i, j + 1, j), _angle(own[2:], angles, dtype))
+    def one(row: Array) -> Rotations:
+        i = _below(row[0], size)
+        j = _below(row[1], size - 1)
+        return Rotations(i, jnp.where(j >= i, j + 1, j), _angle(row[2:], angles, dtype))
 
     return jax.vmap(one)(_words(key, first + jnp.arange(num_rotations, dtype=jnp.uint32)))
 
@@ -364,10 +364,10 @@ def _words(key: Array, index: Array) -> Array:
     for word in seed[2:]:
         stream = jax.random.fold_in(stream, word)
 
-    def own(index: Array) -> Array:
+    def at(index: Array) -> Array:
         return jax.random.bits(jax.random.fold_in(stream, index), (4,), jnp.uint32)
 
-    return jax.vmap(own)(index)
+    return jax.vmap(at)(index)
 
 
 def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
@@ -385,14 +385,14 @@ def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
 
 
 def _uniform(words: Array, dtype: DType) -> Array:
-    wide = checks.compute_dtype(dtype)
-    if wide == jnp.float64:
+    dtype = checks.compute_dtype(dtype)
+    if dtype == jnp.float64:
         high, low = words.astype(jnp.uint64)
         number, places = ((high << np.uint64(32)) | low) >> np.uint64(11), 53
     else:
         number, places = words[0] >> np.uint32(8), 24
-    angle = (number.astype(wide) + 0.5) * jnp.asarray(2 * math.pi / 2**places, wide)
-    return jnp.minimum(angle, np.nextafter(wide.type(2 * math.pi), wide.type(0)))
+    angle = (number.astype(dtype) + 0.5) * jnp.asarray(2 * math.pi / 2**places, dtype)
+    return jnp.minimum(angle, np.nextafter(dtype.type(2 * math.pi), dtype.type(0)))
 
 
 def _below(bits: Array, bound: int | Array) -> Array:

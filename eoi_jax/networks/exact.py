@@ -67,7 +67,7 @@ def exact_orthogonal(
             default by the rule above. A layer whose budget it exceeds gets what the budget allows.
         infeasible: What to do where a budget is below the :math:`\min(n, m)` non-zeros that each
             matrix of a layer needs: ``"raise"``, or ``"redistribute"``: such layers get what they
-            need, and the others give it, each in proportion to what it has above its own need. The
+            need, and the others give it, each in proportion to what it has above its need. The
             count of the whole network stays the same.
         variant: ``"eoi"``, or ``"eis"``, a variant of the authors: :math:`d_H = d`, and all taps
             are unmasked wherever :math:`H` is not zero (the few weights that then are left of
