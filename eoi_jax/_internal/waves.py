@@ -104,7 +104,7 @@ def eye_support(rows: int, columns: int) -> Array:
 
 def unpack_support(packed: Array, columns: int) -> Array:
     """Undo the packing: ``(rows, columns)`` booleans."""
-    bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)) & 1
+    bits = (packed[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)[None, None]) & 1
     return bits.reshape(len(packed), -1)[:, :columns].astype(bool)
 
 
