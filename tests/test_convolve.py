@@ -1,4 +1,4 @@
-"""The convolution with gradients of its own: equal to JAX's, value and gradients."""
+"""The convolution with other gradients: equal to JAX's, value and gradients."""
 
 import chex
 import flax.linen as nn
@@ -52,7 +52,7 @@ def test_value_and_gradients_are_those_of_jax(x64, window, options):
     chex.assert_trees_all_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_own_gradients_are_in_use_within_a_layer_of_flax():
+def test_these_gradients_are_in_use_within_a_layer_of_flax():
     layer = nn.Conv(3, (3, 3), padding="CIRCULAR", conv_general_dilated=valid_convolution)
     plain = nn.Conv(3, (3, 3), padding="CIRCULAR")
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))

@@ -222,9 +222,9 @@ def test_a_network_equals_numpy(name, train):
     model, variables, images = small(name)
     apply = functools.partial(model.apply, train=train, mutable=["batch_stats"])
     logits, updated = jax.jit(apply)(variables, images)
-    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, images))
-    net = Normed(wide[0]["params"], wide[0].get("batch_stats"), train)
-    expected = ORACLES[name](net, wide[1])
+    exact, pixels = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, images))
+    net = Normed(exact["params"], exact.get("batch_stats"), train)
+    expected = ORACLES[name](net, pixels)
     assert expected.shape == (4, 3)
     assert np.ptp(expected, axis=0).min() > 1e-3  # the images do matter
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)

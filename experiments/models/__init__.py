@@ -105,28 +105,28 @@ def create(
     """Build a network by its name.
 
     Args:
-        name: one of :data:`NAMES`.
-        num_classes: number of logits, at least 1; default: as in the paper, 10, for EfficientNet
+        name: One of :data:`NAMES`.
+        num_classes: Number of logits, at least 1; default: as in the paper, 10, for EfficientNet
             200, for the networks of ImageNet 1000.
-        depth: layers or blocks as the network's own class counts them; default: what its name
+        depth: Layers or blocks as the network's class counts them; default: what its name
             says. VGG-16 has no other depth.
-        width: units of a hidden layer, or channels of the first stage, with which those of the
-            others are scaled; default: the network's own.
-        activation: one of :data:`ACTIVATIONS` by name, or any function of arrays; default: the
-            network's own, in the table above.
-        kernel_init: initializer of the linear layers' kernels; default: He's normal for ReLU and
+        width: Units of a hidden layer, or channels of the first stage, with which those of the
+            others are scaled; default: the network's.
+        activation: One of :data:`ACTIVATIONS` by name, or any function of arrays; default: the
+            network's, in the table above.
+        kernel_init: Initializer of the linear layers' kernels; default: He's normal for ReLU and
             leaky ReLU, LeCun's normal for every other activation, and for DeiT a normal of
             standard deviation 0.02.
-        conv_init: initializer of the convolutions' kernels; default: He's or LeCun's normal, as
+        conv_init: Initializer of the convolutions' kernels; default: He's or LeCun's normal, as
             above. A network without convolutions has no use for it.
-        bias_init: initializer of the biases; default: zeros.
+        bias_init: Initializer of the biases; default: zeros.
 
     Returns:
         A Linen module: ``init(key, images)`` and ``apply(variables, images, train=False)``, from
         images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
 
     Raises:
-        ValueError: for a name that is none, of the network or of the activation, for less than
+        ValueError: For a name that is none, of the network or of the activation, for less than
             one class, or for a depth or width that the network cannot have.
 
     Example:
@@ -170,13 +170,13 @@ def input_shape(name: str) -> tuple[int, int, int]:
     """Return the ``(height, width, channels)`` of one image, as the paper feeds a network.
 
     Args:
-        name: one of :data:`NAMES`.
+        name: One of :data:`NAMES`.
 
     Returns:
         The shape, without a batch axis.
 
     Raises:
-        ValueError: for another name.
+        ValueError: For another name.
 
     Example:
         >>> from experiments import models
@@ -193,8 +193,8 @@ def layout(path: tuple[Any, ...], leaf: Any) -> Layout:
     itself; one function reads the kernels of all networks.
 
     Args:
-        path: the key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
-        leaf: the leaf, anything with a shape; weights and masks have one layout.
+        path: The key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.
+        leaf: The leaf, anything with a shape; weights and masks have one layout.
 
     Returns:
         One batch axis for a scan and one for heads, so that each head of each block has its matrix;
@@ -226,15 +226,15 @@ def where(name: str, *, attention: bool = False) -> Where:
     of DeiT only those of the perceptrons in its blocks, as in the paper.
 
     Args:
-        name: one of :data:`NAMES`.
-        attention: whether the heads of attention are pruned too. Beyond the paper.
+        name: One of :data:`NAMES`.
+        attention: Whether the heads of attention are pruned too. Beyond the paper.
 
     Returns:
         ``(path, leaf) -> bool``, one object for equal arguments: programs that take it as a static
         argument compile once.
 
     Raises:
-        ValueError: for another name, or for the attention of a network that has none.
+        ValueError: For another name, or for the attention of a network that has none.
 
     Example:
         >>> import jax
@@ -293,15 +293,15 @@ def choose(value: str, options: Iterable[str], name: str = "name") -> str:
     """Accept one of the names, or suggest the closest.
 
     Args:
-        value: what the user wrote.
-        options: the allowed names.
+        value: What the user wrote.
+        options: The allowed names.
         name: how the argument is called in the message.
 
     Returns:
         ``value``.
 
     Raises:
-        ValueError: for anything else, with the allowed names and the closest of them.
+        ValueError: For anything else, with the allowed names and the closest of them.
 
     Example:
         >>> from experiments import models

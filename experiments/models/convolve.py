@@ -22,7 +22,7 @@ _AXES = ("NHWC", "HWIO", "NHWC")
 def valid_convolution(
     lhs: Array, rhs: Array, window_strides: tuple[int, ...], padding: Any, **options: Any
 ) -> Array:
-    """Convolve as :func:`jax.lax.conv_general_dilated`, with own gradients at stride 1.
+    """Convolve as :func:`jax.lax.conv_general_dilated`, with other gradients at stride 1.
 
     With ``y[p] = Σ_t x[p + t] w[t]`` over the taps ``t`` of the window, the gradients are
     ``dx = pad(dy) * flip(w)ᵀ``, a convolution, and ``dw[t] = Σ_p x[p + t]ᵀ dy[p]``, one matrix
@@ -30,11 +30,11 @@ def valid_convolution(
     Jacobians leave the default of the layer.
 
     Args:
-        lhs: images ``(batch, height, width, inputs)``.
-        rhs: kernel ``(height, width, inputs, outputs)``.
-        window_strides: steps in both directions.
-        padding: as that of JAX; the own gradients need "VALID", or none, as after circular padding.
-        **options: as those of JAX.
+        lhs: Images ``(batch, height, width, inputs)``.
+        rhs: Kernel ``(height, width, inputs, outputs)``.
+        window_strides: Steps in both directions.
+        padding: As that of JAX; those gradients need "VALID", or none, as after circular padding.
+        **options: As those of JAX.
 
     Returns:
         The images convolved. Where strides, padding, dilation or groups are not 1 or none, what JAX

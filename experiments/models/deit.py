@@ -22,7 +22,7 @@ _EMBEDDING = nn.initializers.normal(0.02)
 
 
 def gelu(x: Array) -> Array:
-    """Multiply by the normal distribution's own CDF, not by its usual approximation."""
+    """Multiply by the normal distribution's CDF itself, not by its usual approximation."""
     return nn.gelu(x, approximate=False)
 
 
@@ -39,15 +39,15 @@ class Deit(nn.Module):
     projection one ``(width / heads, width)``; those of the heads are stacked too.
 
     Attributes:
-        depth: number of blocks.
-        width: channels of a token, a multiple of ``heads``.
-        heads: heads of attention.
-        patch: height and width of a patch, which divide those of an image.
-        num_classes: units of the last layer.
-        activation: the one within the perceptrons.
-        kernel_init: initializer of every linear kernel, called for each head by itself.
-        conv_init: initializer of the patch embedding, which is a convolution.
-        bias_init: initializer of every bias of a linear layer or of the embedding.
+        depth: Number of blocks.
+        width: Channels of a token, a multiple of ``heads``.
+        heads: Heads of attention.
+        patch: Height and width of a patch, which divide those of an image.
+        num_classes: Units of the last layer.
+        activation: The one within the perceptrons.
+        kernel_init: Initializer of every linear kernel, called for each head by itself.
+        conv_init: Initializer of the patch embedding, which is a convolution.
+        bias_init: Initializer of every bias of a linear layer or of the embedding.
 
     Reference:
         Touvron, Cord and Jégou, *DeiT III: Revenge of the ViT* (ECCV 2022).
@@ -149,16 +149,16 @@ class _Attention(nn.Module):
 
 
 class HeadProjection(nn.Module):
-    """A linear map for each head, from all channels to the head's own or back.
+    """A linear map for each head, from all channels to those of the head, or back.
 
     Attributes:
-        heads: number of heads.
-        features: outputs of each head's kernel.
-        merge: whether inputs are ``(..., heads, inputs)`` and outputs the heads' sum
+        heads: Number of heads.
+        features: Outputs of each head's kernel.
+        merge: Whether inputs are ``(..., heads, inputs)`` and outputs the heads' sum
             ``(..., features)``, or inputs ``(..., inputs)`` and outputs
             ``(..., heads, features)``.
-        kernel_init: initializer of a kernel ``(inputs, features)``.
-        bias_init: initializer of the bias ``(features,)``, or ``(heads, features)``.
+        kernel_init: Initializer of a kernel ``(inputs, features)``.
+        bias_init: Initializer of the bias ``(features,)``, or ``(heads, features)``.
     """
 
     heads: int
@@ -170,9 +170,9 @@ class HeadProjection(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map the tokens."""
-        own = (self.heads, x.shape[-1], self.features)
-        kernel = self.param("kernel", self._init_heads, own)
-        bias = self.param("bias", self.bias_init, own[2:] if self.merge else own[::2])
+        shape = (self.heads, x.shape[-1], self.features)
+        kernel = self.param("kernel", self._init_heads, shape)
+        bias = self.param("bias", self.bias_init, shape[2:] if self.merge else shape[::2])
         equation = "...hi,hio->...o" if self.merge else "...i,hio->...ho"
         return jnp.einsum(equation, x, kernel) + bias
 

@@ -46,14 +46,14 @@ class EfficientNet(nn.Module):
     have biases instead. Dropout and stochastic depth are left out.
 
     Attributes:
-        depth: number of blocks, 16; of a smaller network the first of these, at least 1.
-        width: channels of the first convolution; 32 are B0's. Those of the blocks are scaled with
+        depth: Number of blocks, 16; of a smaller network the first of these, at least 1.
+        width: Channels of the first convolution; 32 are B0's. Those of the blocks are scaled with
             it and rounded to multiples of 8, as B1 to B7 do it.
-        num_classes: units of the last layer.
-        activation: applied after every normalization but a block's last, and within the gate.
-        kernel_init: initializer of the linear layer's kernel.
-        conv_init: initializer of every convolution's kernel.
-        bias_init: initializer of the biases of the linear layer and the gates.
+        num_classes: Units of the last layer.
+        activation: Applied after every normalization but a block's last, and within the gate.
+        kernel_init: Initializer of the linear layer's kernel.
+        conv_init: Initializer of every convolution's kernel.
+        bias_init: Initializer of the biases of the linear layer and the gates.
 
     Reference:
         Tan and Le, *EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks*
@@ -77,7 +77,7 @@ class EfficientNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
 
-        With ``train=True`` the batch is normalized by its own statistics, and the collection
+        With ``train=True`` the batch is normalized by its statistics, and the collection
         ``batch_stats`` has to be mutable; with ``train=False`` by the running ones.
         """
         layer = functools.partial(conv_norm, train=train, conv_init=self.conv_init)

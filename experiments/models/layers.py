@@ -33,7 +33,7 @@ def conv_norm(
         features: Channels of the output.
         size: Height and width of the window, odd.
         name: Name of the convolution in the module whose compact method calls.
-        train: Whether the batch is normalized by its own statistics.
+        train: Whether the batch is normalized by its statistics.
         conv_init: Initializer of the kernel; there is no bias.
         stride: Step in both directions.
         groups: Groups of channels.

@@ -26,12 +26,12 @@ class Mlp(nn.Module):
     :func:`experiments.models.layout`).
 
     Attributes:
-        depth: number of linear layers, at least 2.
-        width: units of every layer but the last.
-        num_classes: units of the last layer.
-        activation: applied after every layer but the last.
-        kernel_init: initializer of every kernel.
-        bias_init: initializer of every bias.
+        depth: Number of linear layers, at least 2.
+        width: Units of every layer but the last.
+        num_classes: Units of the last layer.
+        activation: Applied after every layer but the last.
+        kernel_init: Initializer of every kernel.
+        bias_init: Initializer of every bias.
     """
 
     depth: int
@@ -69,15 +69,15 @@ class Cnn(nn.Module):
     convolutions after the strided ones are scanned, as the layers of :class:`Mlp` are.
 
     Attributes:
-        depth: convolutions and the linear layer, at least 4. The paper's network of 1000 layers
+        depth: Convolutions and the linear layer, at least 4. The paper's network of 1000 layers
             has 994 convolutions of one size: 998 layers that have weights.
-        width: channels of every convolution.
-        num_classes: units of the last layer.
-        activation: applied after every convolution.
-        kernel_init: initializer of the linear layer's kernel.
-        conv_init: initializer of every convolution's kernel.
-        bias_init: initializer of every bias.
-        convolve: what convolves, with the signature of :func:`jax.lax.conv_general_dilated`.
+        width: Channels of every convolution.
+        num_classes: Units of the last layer.
+        activation: Applied after every convolution.
+        kernel_init: Initializer of the linear layer's kernel.
+        conv_init: Initializer of every convolution's kernel.
+        bias_init: Initializer of every bias.
+        convolve: What convolves, with the signature of :func:`jax.lax.conv_general_dilated`.
 
     Reference:
         Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018).

@@ -26,13 +26,13 @@ class ResNet(nn.Module):
     height and width in their first block, then the mean over all pixels and a linear layer.
 
     Attributes:
-        depth: convolutions and linear layers on the longest path, 6 n + 2: 20, 32, 56, 110.
-        width: channels of the first stage.
-        num_classes: units of the last layer.
-        activation: applied after every normalization, in a block's last one after the sum.
-        kernel_init: initializer of the linear layer's kernel.
-        conv_init: initializer of every convolution's kernel.
-        bias_init: initializer of the linear layer's bias.
+        depth: Convolutions and linear layers on the longest path, 6 n + 2: 20, 32, 56, 110.
+        width: Channels of the first stage.
+        num_classes: Units of the last layer.
+        activation: Applied after every normalization, in a block's last one after the sum.
+        kernel_init: Initializer of the linear layer's kernel.
+        conv_init: Initializer of every convolution's kernel.
+        bias_init: Initializer of the linear layer's bias.
 
     Reference:
         He et al., *Deep Residual Learning for Image Recognition* (CVPR 2016), section 4.2.
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
 
-        With ``train=True`` the batch is normalized by its own statistics, and the collection
+        With ``train=True`` the batch is normalized by its statistics, and the collection
         ``batch_stats`` has to be mutable; with ``train=False`` by the running ones.
         """
         x = conv_norm(images, self.width, 3, "first", train=train, conv_init=self.conv_init)
@@ -76,13 +76,13 @@ class BottleneckResNet(nn.Module):
     all pixels and a linear layer.
 
     Attributes:
-        depth: convolutions and linear layers on the longest path, one of 14, 26, 50, 101, 152.
-        width: channels of the first convolution.
-        num_classes: units of the last layer.
-        activation: applied after every normalization, in a block's last one after the sum.
-        kernel_init: initializer of the linear layer's kernel.
-        conv_init: initializer of every convolution's kernel.
-        bias_init: initializer of the linear layer's bias.
+        depth: Convolutions and linear layers on the longest path, one of 14, 26, 50, 101, 152.
+        width: Channels of the first convolution.
+        num_classes: Units of the last layer.
+        activation: Applied after every normalization, in a block's last one after the sum.
+        kernel_init: Initializer of the linear layer's kernel.
+        conv_init: Initializer of every convolution's kernel.
+        bias_init: Initializer of the linear layer's bias.
 
     Reference:
         He et al., *Deep Residual Learning for Image Recognition* (CVPR 2016), as
@@ -106,7 +106,7 @@ class BottleneckResNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
 
-        With ``train=True`` the batch is normalized by its own statistics, and the collection
+        With ``train=True`` the batch is normalized by its statistics, and the collection
         ``batch_stats`` has to be mutable; with ``train=False`` by the running ones.
         """
         conv_init = self.conv_init

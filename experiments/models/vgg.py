@@ -25,13 +25,13 @@ class Vgg(nn.Module):
     normalization follows every layer but the last; all layers have biases.
 
     Attributes:
-        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many, the linear
+        width: Channels of the first stage; the others have 2, 4, 8 and 8 times as many, the linear
             layers 8 times.
-        num_classes: units of the last layer.
-        activation: applied after every normalization.
-        kernel_init: initializer of the linear layers' kernels.
-        conv_init: initializer of every convolution's kernel.
-        bias_init: initializer of every bias of a layer.
+        num_classes: Units of the last layer.
+        activation: Applied after every normalization.
+        kernel_init: Initializer of the linear layers' kernels.
+        conv_init: Initializer of every convolution's kernel.
+        bias_init: Initializer of every bias of a layer.
 
     Reference:
         Simonyan and Zisserman, *Very Deep Convolutional Networks for Large-Scale Image Recognition*
@@ -53,7 +53,7 @@ class Vgg(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
 
-        With ``train=True`` the batch is normalized by its own statistics, and the collection
+        With ``train=True`` the batch is normalized by its statistics, and the collection
         ``batch_stats`` has to be mutable; with ``train=False`` by the running ones.
         """
 

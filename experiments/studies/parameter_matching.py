@@ -1,4 +1,4 @@
-"""Dense networks of as many weights as a sparse one: narrower, or shallower."""
+"""Dense networks, narrower or shallower, of as many weights as a sparse one keeps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from experiments.config import Train
 
 __all__ = ["dense_of_equal_size", "size_of"]
 
-FIELDS = ("depth", "width")
+_FIELDS = ("depth", "width")
 _TOLERANCE = 0.01
 
 
 @functools.lru_cache(maxsize=1024)
 def size_of(model: str, depth: int | None = None, width: int | None = None) -> int:
     """Return the number of weights of all kernels that a network's sparse versions prune.
+
+    Args:
+        model: Name of the network.
+        depth: Its depth; default: the network's.
+        width: Its width; default: the network's.
+
+    Returns:
+        The number; only shapes are computed.
 
     Example:
         >>> from experiments.studies import parameter_matching
@@ -42,37 +50,40 @@ def dense_of_equal_size(
     """Return a dense network with as many weights as a sparse one keeps, to one percent.
 
     Args:
-        config: the sparse one.
-        field: what is changed; all else stays as it is.
-        options: its values to choose from; sizes grow with them.
+        config: The sparse one.
+        field: What is changed; all else stays as it is.
+        options: Its values to choose from; sizes grow with them.
 
     Returns:
         A config of the closest size.
 
     Raises:
-        ValueError: if no option is within one percent.
+        ValueError: If no option is within one percent.
 
     Example:
         >>> from experiments.studies import parameter_matching
         >>> from experiments.config import Train
-        >>> own = parameter_matching.dense_of_equal_size(Train(density=0.1), "width", range(2, 100))
-        >>> own.width, parameter_matching.size_of("mlp7", width=own.width)
+        >>> sparse, widths = Train(density=0.1), range(2, 100)
+        >>> dense = parameter_matching.dense_of_equal_size(sparse, "width", widths)
+        >>> dense.width, parameter_matching.size_of("mlp7", width=dense.width)
         (15, 13035)
     """
     target = config.density * size_of(config.model, config.depth, config.width)
 
     def size(option: int) -> int:
-        depth, width = (option if field == name else getattr(config, name) for name in FIELDS)
+        depth, width = (option if field == name else getattr(config, name) for name in _FIELDS)
         return size_of(config.model, depth, width)
 
     # Sizes grow: the closest is on either side of where the target would be.
     place = bisect.bisect_left(options, target, key=size)
-    best = min(options[max(place - 1, 0) : place + 1], key=lambda own: abs(size(own) - target))
+    best = min(
+        options[max(place - 1, 0) : place + 1], key=lambda option: abs(size(option) - target)
+    )
     miss = abs(size(best) / target - 1)
     if miss > _TOLERANCE:
         raise ValueError(
-            f"{field}={best} gives {miss:.1%} more or less weights than density={config.density:g} "
-            "keeps, which is outside one percent. Choose another density."
+            f"{field}={best} is the best of the options, but has {miss:.1%} more or less weights than "
+            f"density={config.density:g} keeps, and one percent is allowed. Choose another density."
         )
     dense = dataclasses.replace(config, method="dense", density=1.0)
     return dataclasses.replace(dense, **{field: best})  # type: ignore[arg-type]
