@@ -36,6 +36,7 @@ from safetensors.numpy import save_file
 
 from eoi_jax import spectrum
 from eoi_jax._internal import checks, trees
+from eoi_jax._internal.files import atomic_write
 from eoi_jax._internal.version import __version__
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
 
@@ -321,7 +322,7 @@ def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, leaves: dict[str, _Leaf], header: dict[str, Any]) -> None:
-    """Write a file so that, whenever the machine stops, the old one or the new one is there."""
+    """Check the header and write a file, all of it or nothing."""
     remedy = "Give dicts whose keys are strings, lists (no tuples), strings, finite numbers, None."
     try:
         text = json.dumps({"format": _FORMAT, **header}, allow_nan=False)
@@ -336,16 +337,9 @@ def _write(path: Path, leaves: dict[str, _Leaf], header: dict[str, Any]) -> None
     for name, leaf in leaves.items():
         if leaf.kept is not None:
             tensors[name + _MASK] = np.packbits(leaf.kept)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # It copies buffers as they lie in memory: one that is not in C order would come back wrong.
-        tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-        save_file(tensors, partial, {_ENTRY: text})
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # It copies buffers as they lie in memory: one that is not in C order would come back wrong.
+    tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    atomic_write(path, lambda partial: save_file(tensors, partial, {_ENTRY: text}))
 
 
 def _read(path: Path) -> tuple[dict[str, _Leaf], dict[str, Any]]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 import experiments
+from eoi_jax._internal.files import atomic_write_text
 from experiments import config, runs
 from experiments.reporting import html, records, report
 from experiments.reporting.report import Curves, Figure, Table, Value
@@ -73,18 +74,18 @@ def leave(made, root, shift=0.0):
     """Leave a complete run as a runner would."""
     folder = runs.folder_of(made, root)
     folder.mkdir(parents=True, exist_ok=True)
-    runs.write(folder / "config.json", json.dumps(config.to_dict(made)))
+    atomic_write_text(folder / "config.json", json.dumps(config.to_dict(made)))
     level = {"base": 0.5, "ai": 0.7, "eoi": 0.9}[made.method] + shift
     rows = [{"seed": s, "test_accuracy": level + s / 100, "density": 0.1001} for s in made.seeds]
-    runs.write(folder / "results.json", json.dumps(rows))
+    atomic_write_text(folder / "results.json", json.dumps(rows))
     lines = [
         {"step": step, "seed": seed, "split": split, "loss": 2.3 * math.exp(-level * step / 50)}
         for step in range(0, 50, 10)
         for seed in made.seeds
         for split in ("train", "validation")
     ]
-    runs.write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    runs.write(folder / "done", "")
+    atomic_write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    atomic_write_text(folder / "done", "")
     return folder
 
 

@@ -10,6 +10,7 @@ import types
 
 import pytest
 
+from eoi_jax._internal.files import atomic_write_text
 from experiments import config, runs
 
 
@@ -24,7 +25,7 @@ class Made:
 
 def complete(made, folder, runtime):
     rows = [{"seed": seed, "test_accuracy": seed / 10, "density": 0.1001} for seed in made.seeds]
-    runs.write(folder / "results.json", json.dumps(rows))
+    atomic_write_text(folder / "results.json", json.dumps(rows))
     lines = [{"step": 10 * i, "seed": 1, "loss": 2.0 / (i + 1)} for i in range(3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -150,7 +151,7 @@ def test_a_run_that_runs_is_not_started_again(runner, runtime):
 def test_a_run_that_ends_while_another_waits_is_not_repeated(runner, runtime, monkeypatch):
     @contextlib.contextmanager
     def locked(folder):
-        runs.write(folder / "done", "")  # by the process that had the lock
+        atomic_write_text(folder / "done", "")  # by the process that had the lock
         yield
 
     monkeypatch.setattr(runs, "_locked", locked)
@@ -200,19 +201,6 @@ def test_corrupt_files_are_named(name, runner, runtime):
     (folder / name).write_text('[{"seed": 1')
     with pytest.raises(ValueError, match=re.escape(str(folder / name))):
         runs.load_rows(runtime.runs) + runs.load_curves(runtime.runs)
-
-
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    runs.write(path, "old")
-
-    def stop(descriptor):
-        raise OSError("no space")
-
-    monkeypatch.setattr(os, "fsync", stop)
-    with pytest.raises(OSError, match="no space"):
-        runs.write(path, "new")
-    assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a b", ".hidden"])

@@ -14,7 +14,7 @@ import pytest
 import eoi_jax as eoi
 from experiments import data, models
 from experiments.config import Criterion, Method, Train
-from experiments.runs import stored
+from experiments.runs.cache import get_or_compute
 from experiments.training import criteria, network, starts
 from experiments.training.keys import Purpose, key_of
 
@@ -297,18 +297,18 @@ def test_masks_are_found_once(dataset, tmp_path, monkeypatch):
 def test_kept_trees_are_whole_and_named_if_they_are_not(tmp_path):
     like = {"a": 0, "b": (0, 0)}
     tree = {"a": jnp.arange(3), "b": (jnp.array(True), jnp.ones((2, 2), jnp.bfloat16))}
-    assert stored.kept(None, "x", like, lambda: tree) is tree
+    assert get_or_compute(None, "x", like, lambda: tree) is tree
     with pytest.raises(ZeroDivisionError):
-        stored.kept(tmp_path, "x", like, lambda: 1 / 0)
+        get_or_compute(tmp_path, "x", like, lambda: 1 / 0)
     assert list(tmp_path.iterdir()) == []
     plain = {"a": tree["a"], "b": (tree["b"][0], jnp.ones((2, 2)))}
-    stored.kept(tmp_path, "x", like, lambda: plain)
-    again = stored.kept(tmp_path, "x", like, lambda: 1 / 0)
+    get_or_compute(tmp_path, "x", like, lambda: plain)
+    again = get_or_compute(tmp_path, "x", like, lambda: 1 / 0)
     jax.tree.map(np.testing.assert_array_equal, again, plain)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
     (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"x\.npz is corrupt .* Remove it and run again"):
-        stored.kept(tmp_path, "x", like, lambda: plain)
+        get_or_compute(tmp_path, "x", like, lambda: plain)
 
 
 def test_attention_is_pruned_if_asked():

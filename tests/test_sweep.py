@@ -10,6 +10,7 @@ import pytest
 import submitit
 from rich.console import Console
 
+from eoi_jax._internal.files import atomic_write_text
 from experiments import config, runs
 from experiments.runs import slurm, sweep
 
@@ -51,7 +52,7 @@ def calls(monkeypatch, tmp_path):
         own.append(made)
         if made.density == 0.3:
             raise FloatingPointError("loss is nan\nat step 3")
-        runs.write(folder / "results.json", json.dumps([{"seed": 1, "loss": made.density}]))
+        atomic_write_text(folder / "results.json", json.dumps([{"seed": 1, "loss": made.density}]))
 
     module = types.ModuleType("made_runner")
     module.run = run

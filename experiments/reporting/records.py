@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eoi_jax._internal.files import atomic_write_text
 from experiments import config as configs
-from experiments.runs import Row, write
+from experiments.runs import Row
 
 __all__ = ["decode", "encode", "match", "merge", "read", "save"]
 
@@ -129,7 +130,7 @@ def save(path: Path, rows: Sequence[Row]) -> bool:
         writer.writerow([encode(row[column]) for column in columns])
     if path.exists() and path.read_text(encoding="utf-8") == text.getvalue():
         return False
-    write(path, text.getvalue())
+    atomic_write_text(path, text.getvalue())
     return True
 
 

@@ -21,6 +21,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from eoi_jax._internal.files import atomic_write_text
 from experiments import config as configs
 from experiments import models, runs
 from experiments.reporting import records
@@ -241,12 +242,12 @@ def _write(options: Report, names: Sequence[str], console: Console) -> None:
         for name in sorted(set(tables) - set(places(new))):
             console.print(f"{path}: no place for the table {name}: add <!-- table:{name} -->")
         if new != old:
-            runs.write(path, new)
+            atomic_write_text(path, new)
         _tell(console, path, new != old)
     if options.html is not None:
         path = Path(options.html)
         path.parent.mkdir(parents=True, exist_ok=True)
-        runs.write(path, page("Sparse, exactly orthogonal starts: results", sections))
+        atomic_write_text(path, page("Sparse, exactly orthogonal starts: results", sections))
         console.print(f"{path}: written")
 
 

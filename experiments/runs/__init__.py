@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib
 import json
-import os
 import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from experiments import config as configs
+import filelock
+
+from eoi_jax._internal.files import atomic_write_text
+from experiments.config import digest, to_dict
 
 __all__ = [
     "RUNNERS",
@@ -39,7 +40,7 @@ __all__ = [
     "is_done",
     "load_curves",
     "load_rows",
-    "write",
+    "write_json",
 ]
 
 Row: TypeAlias = dict[str, Any]
@@ -113,7 +114,7 @@ def folder_of(config: Any, root: str | Path) -> Path:
             f"experiment={config.experiment!r} is outside the names of letters, digits, '_', '-' "
             "and '.'. It names a folder: choose another."
         )
-    return Path(root) / config.experiment / configs.digest(config)
+    return Path(root) / config.experiment / digest(config)
 
 
 def is_done(folder: Path) -> bool:
@@ -177,49 +178,46 @@ def execute(config: Any, runtime: Runtime) -> Path:
 
 def _run(config: Any, folder: Path, runtime: Runtime) -> None:
     (folder / "failed.txt").unlink(missing_ok=True)
-    write(folder / "config.json", json.dumps(configs.to_dict(config), indent=2) + "\n")
+    write_json(folder / "config.json", to_dict(config))
     try:
         module, _, function = RUNNERS[type(config).__name__].partition(":")
         getattr(importlib.import_module(module), function or "run")(config, folder, runtime)
         _results(folder)  # what cannot be read back is not complete
     except Exception:
-        write(folder / "failed.txt", traceback.format_exc())
+        atomic_write_text(folder / "failed.txt", traceback.format_exc())
         raise
-    write(folder / "done", "")
+    atomic_write_text(folder / "done", "")
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    # The file stays: were it removed, two processes could hold locks on two files of one name.
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunningElsewhere(f"Another process is running {folder}.") from None
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunningElsewhere(f"Another process is running {folder}.") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file so that, whenever the machine stops, the old text or the new one is there.
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, all of it or nothing.
 
     Args:
-        path: file in a folder that exists.
-        text: its new content.
+        path: File in a folder that exists.
+        value: What JSON holds.
 
     Example:
         >>> import pathlib, tempfile
         >>> from experiments import runs
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "done"
-        >>> runs.write(path, "yes")
-        >>> path.read_text()
-        'yes'
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "results.json"
+        >>> runs.write_json(path, [{"seed": 1}])
+        >>> path.read_text().split()
+        ['[', '{', '"seed":', '1', '}', ']']
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    atomic_write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def load_rows(root: str | Path) -> list[Row]:
@@ -243,10 +241,10 @@ def load_rows(root: str | Path) -> list[Row]:
     """
     rows = []
     for folder in _complete(root):
-        own = {**_read(folder / "config.json"), "digest": folder.name}
+        fields = {**_read(folder / "config.json"), "digest": folder.name}
         for result in _results(folder):
-            renamed = {f"measured_{key}" if key in own else key: result[key] for key in result}
-            rows.append({**own, **renamed})
+            renamed = {f"measured_{key}" if key in fields else key: result[key] for key in result}
+            rows.append({**fields, **renamed})
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from eoi_jax.typing import Array
 from experiments import config as configs
 from experiments import data, models
 from experiments.benchmarks import timing
-from experiments.runs import Row, Runtime, write
+from experiments.runs import Runtime, write_json
 from experiments.training import network, starts
 
 __all__ = ["counts", "kernel", "spectrum", "spectrum_of", "times"]
@@ -61,7 +60,7 @@ def spectrum(config: configs.Spectrum, folder: Path, runtime: Runtime) -> None:
                 f"A Jacobian is not finite for seed {seed}. Lower scale={config.scale}."
             )
         rows.append({**row, **found})
-    _leave(rows, folder)
+    write_json(folder / "results.json", rows)
 
 
 def spectrum_of(
@@ -141,7 +140,7 @@ def counts(config: configs.Counts, folder: Path, runtime: Runtime) -> None:
         if path in sizes
     )
     row = {"parameters": parameters, "size": size, "kept": kept}
-    _leave([{**row, "all_kept": parameters - size + kept}], folder)
+    write_json(folder / "results.json", [{**row, "all_kept": parameters - size + kept}])
 
 
 def times(config: configs.Times, folder: Path, runtime: Runtime) -> None:
@@ -173,7 +172,7 @@ def times(config: configs.Times, folder: Path, runtime: Runtime) -> None:
         for method, seconds in own.items()
         if math.isfinite(seconds)  # what a method cannot do has no time
     ]
-    _leave(rows, folder)
+    write_json(folder / "results.json", rows)
 
 
 def kernel(config: configs.Kernel, folder: Path, runtime: Runtime) -> None:
@@ -200,7 +199,7 @@ def kernel(config: configs.Kernel, folder: Path, runtime: Runtime) -> None:
     for tap in np.ndindex(*weights.shape[:2]):
         nonzeros, unmasked = (int(np.count_nonzero(own[tap])) for own in (weights, mask))
         rows.append({"tap": list(tap), "nonzeros": nonzeros, "unmasked": unmasked})
-    _leave(rows, folder)
+    write_json(folder / "results.json", rows)
 
 
 def draw_kernel(config: configs.Kernel) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +210,3 @@ def draw_kernel(config: configs.Kernel) -> tuple[np.ndarray, np.ndarray]:
     own = eoi.masks.support({"kernel": weights})
     mask = eoi.masks.fill(jax.random.fold_in(key, 1), own, config.density)["kernel"]
     return np.asarray(weights), np.asarray(mask)
-
-
-def _leave(rows: list[Row], folder: Path) -> None:
-    write(folder / "results.json", json.dumps(rows, indent=2) + "\n")

@@ -27,7 +27,7 @@ from eoi_jax.typing import Array, Mask, Params, Scores, Where
 from experiments import models
 from experiments.config import Start, digest
 from experiments.data import Dataset
-from experiments.runs import stored
+from experiments.runs.cache import get_or_compute
 from experiments.training import network
 from experiments.training.keys import Purpose, key_of
 
@@ -136,7 +136,7 @@ def _cached(find: Callable[[DenseNetwork], Mask]) -> Callable[[DenseNetwork], Ma
 
     def find_once(net: DenseNetwork) -> Mask:
         name = part_digest(net.config, net.seed, *FIELDS)
-        return stored.kept(net.cache, name, net.params, lambda: find(net))
+        return get_or_compute(net.cache, name, net.params, lambda: find(net))
 
     return find_once
 
@@ -179,7 +179,7 @@ def _synflow(net: DenseNetwork) -> Mask:
     """
     if net.build().activation not in _HOMOGENEOUS:
         net = net._replace(config=dataclasses.replace(net.config, activation="identity"))
-    score = _flow(net.build(), net.where, network.example_shape(net.dataset))
+    score = _flow(net.build(), net.where, (1, *net.dataset.image_shape))
 
     def prune(variables: dict[str, Any]) -> Mask:
         density = net.config.density

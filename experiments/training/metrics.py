@@ -19,8 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eoi_jax._internal.files import atomic_write_text
 from experiments.config import digest, to_dict
-from experiments.runs import Runtime, write
+from experiments.runs import Runtime
 
 __all__ = ["Bar", "Metrics", "read"]
 
@@ -93,7 +94,9 @@ class Metrics:
                 dir=str(folder),
             )
 
-        write(self.path, "".join(json.dumps(row) + "\n" for row in read(self.path, step)))
+        atomic_write_text(
+            self.path, "".join(json.dumps(row) + "\n" for row in read(self.path, step))
+        )
         self._file = self.path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Metrics:

@@ -32,7 +32,7 @@ import eoi_jax as eoi
 from eoi_jax.typing import Array, Densities, DType, Mask, Params, Shape, Where
 from experiments import config, models
 from experiments.data import Dataset
-from experiments.runs import stored
+from experiments.runs.cache import get_or_compute
 from experiments.studies import planes
 from experiments.training import criteria, network
 from experiments.training.criteria import DenseNetwork
@@ -128,7 +128,7 @@ def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
     """
     key = key_of(jax.random.key(seed), Purpose.WEIGHTS)
     model = network.build(config, dataset.num_classes)
-    variables = _init(model, key, network.example_shape(dataset))
+    variables = _init(model, key, (1, *dataset.image_shape))
     if config.init == "orthogonal":
         pruned = models.where(config.model, attention=config.attention)
         params = _orthogonal(key, variables["params"], config.scale, pruned)
@@ -194,7 +194,7 @@ def _ai(net: DenseNetwork) -> eoi.SparseInit:
         ).params
 
     name = criteria.part_digest(net.config, net.seed, *criteria.FIELDS, "ai_objective", "ai_steps")
-    return eoi.SparseInit(stored.kept(net.cache, name, net.params, solve), mask)
+    return eoi.SparseInit(get_or_compute(net.cache, name, net.params, solve), mask)
 
 
 def _eoi(net: DenseNetwork) -> eoi.SparseInit:

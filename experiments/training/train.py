@@ -27,7 +27,7 @@ import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import data, models
 from experiments.config import Train, to_dict
-from experiments.runs import RunningElsewhere, Runtime, execute, write
+from experiments.runs import RunningElsewhere, Runtime, execute, write_json
 from experiments.studies import measure
 from experiments.tools import show
 from experiments.training import loops, metrics, network, starts, steps
@@ -137,8 +137,8 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
     loop = loops.device_loop
     # In a loop, XLA for CPUs takes tens of times as long for the gradient of a convolution.
     if jax.default_backend() == "cpu":
-        in_loop = models.in_cpu_loop(config.model, model)
-        model, loop = (model, loops.python_loop) if in_loop is None else (in_loop, loop)
+        adapt = models.SPECS[config.model].in_cpu_loop
+        model, loop = (adapt(model), loop) if adapt else (model, loops.python_loop)
     size, batch_size = len(dataset.train.labels), config.batch_size
     if batch_size > size:
         raise ValueError(
@@ -243,7 +243,7 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
                     log.sync()
                     checkpoints.save(step, state)
                     saved = time.monotonic()
-    write(folder / "results.json", json.dumps(_results(folder, num_steps), indent=2) + "\n")
+    write_json(folder / "results.json", _results(folder, num_steps))
 
 
 def _numbers(values: Any) -> np.ndarray:
@@ -285,7 +285,7 @@ def _begin(
         kept, size = starts.count(start)
         row = {"seed": seed, "density": kept / size, "kept": kept, "size": size}
         rows.append({**row, **_spectrum(config, dataset, start)})
-    write(folder / "start.json", json.dumps(rows, indent=2) + "\n")
+    write_json(folder / "start.json", rows)
     return loops.stack(
         [
             step_fns.begin(jax.random.key(seed), *start)

@@ -1,8 +1,7 @@
-"""Trees of arrays that take long to find, kept in files and shared by the runs that need them."""
+"""Trees of arrays that take long to compute, kept in files for all runs that need them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["kept"]
+from eoi_jax._internal.files import atomic_write
+
+__all__ = ["get_or_compute"]
 
 
-def kept(folder: Path | None, name: str, like: Any, find: Callable[[], Any]) -> Any:
-    """Read a tree from a folder, or find it and write it there.
+def get_or_compute(folder: Path | None, name: str, like: Any, compute: Callable[[], Any]) -> Any:
+    """Read a tree from a folder, or compute it and write it there.
 
-    A file appears under its name only when it is complete, also if two processes find the same
+    A file appears under its name only when it is complete, also if two processes compute the same
     tree at once.
 
     Args:
         folder: made if it is missing; with None nothing is kept.
         name: of the file, without a suffix; it must tell all that decides the tree.
-        like: a tree of the structure of what ``find`` returns.
-        find: the computation.
+        like: a tree of the structure of what ``compute`` returns.
+        compute: the computation.
 
     Returns:
         The tree.
@@ -34,15 +35,15 @@ def kept(folder: Path | None, name: str, like: Any, find: Callable[[], Any]) -> 
 
     Example:
         >>> import pathlib, tempfile
-        >>> from experiments.runs import stored
+        >>> from experiments.runs.cache import get_or_compute
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> like = {"kernel": 0}
-        >>> first = stored.kept(folder, "a", like, lambda: {"kernel": jnp.arange(3)})
-        >>> stored.kept(folder, "a", like, lambda: 1 / 0)["kernel"].tolist()
+        >>> first = get_or_compute(folder, "a", like, lambda: {"kernel": jnp.arange(3)})
+        >>> get_or_compute(folder, "a", like, lambda: 1 / 0)["kernel"].tolist()
         [0, 1, 2]
     """
     if folder is None:
-        return find()
+        return compute()
     path = folder / f"{name}.npz"
     treedef: Any = jax.tree.structure(like)
     if path.exists():
@@ -52,12 +53,15 @@ def kept(folder: Path | None, name: str, like: Any, find: Callable[[], Any]) -> 
         except Exception as error:
             raise ValueError(f"{path} is corrupt ({error}). Remove it and run again.") from error
         return treedef.unflatten(leaves)
-    found = find()
+    found = compute()
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.{os.getpid()}.npz"
     arrays: dict[str, Any] = {
         str(number): np.asarray(leaf) for number, leaf in enumerate(treedef.flatten_up_to(found))
     }
-    np.savez_compressed(partial, **arrays)
-    partial.replace(path)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # given a name, NumPy would append .npz
+            np.savez_compressed(file, **arrays)
+
+    atomic_write(path, write)
     return found
