@@ -95,14 +95,14 @@ def folder_of(config: Any, root: str | Path) -> Path:
     """Return where a config's run is, or would be.
 
     Args:
-        config: a frozen dataclass with a field ``experiment``.
-        root: folder of all runs.
+        config: A frozen dataclass with a field ``experiment``.
+        root: Folder of all runs.
 
     Returns:
         ``root/<experiment>/<digest>``; nothing is made there.
 
     Raises:
-        ValueError: if the experiment's name is none for a folder.
+        ValueError: If the experiment's name is none for a folder.
 
     Example:
         >>> from experiments import config, runs
@@ -121,7 +121,7 @@ def is_done(folder: Path) -> bool:
     """Say whether the run of a folder is complete.
 
     Args:
-        folder: that of one run.
+        folder: That of one run.
 
     Returns:
         Whether it holds ``done``.
@@ -142,16 +142,16 @@ def execute(config: Any, runtime: Runtime) -> Path:
     kernel frees it however that process ends.
 
     Args:
-        config: a frozen dataclass whose class is in :data:`RUNNERS`.
-        runtime: folders and logging.
+        config: A frozen dataclass whose class is in :data:`RUNNERS`.
+        runtime: Folders and logging.
 
     Returns:
         The folder of the run, which is complete.
 
     Raises:
-        ValueError: for a config of another class.
-        RunningElsewhere: if another process has the lock.
-        Exception: whatever the run raised, its traceback written to ``failed.txt``.
+        ValueError: For a config of another class.
+        RunningElsewhere: If another process has the lock.
+        Exception: Whatever the run raised, its traceback written to ``failed.txt``.
 
     Example:
         >>> import tempfile
@@ -224,7 +224,7 @@ def load_rows(root: str | Path) -> list[Row]:
     """Return the results of all complete runs, each row with its config's fields.
 
     Args:
-        root: folder of all runs; a missing one has none.
+        root: Folder of all runs; a missing one has none.
 
     Returns:
         Flat dictionaries: the fields of the config with its ``kind``, ``digest``, and the fields of
@@ -232,7 +232,7 @@ def load_rows(root: str | Path) -> list[Row]:
         called ``measured_<name>``: the field is what rows are grouped by.
 
     Raises:
-        ValueError: for a file that cannot be read, with its name.
+        ValueError: For a file that cannot be read, with its name.
 
     Example:
         >>> from experiments import runs
@@ -252,13 +252,13 @@ def load_curves(root: str | Path) -> list[Row]:
     """Return what all complete runs logged, each row with its run's ``digest``.
 
     Args:
-        root: folder of all runs; a missing one has none.
+        root: Folder of all runs; a missing one has none.
 
     Returns:
         The lines of ``metrics.jsonl``; those of one run in the order they were written.
 
     Raises:
-        ValueError: for a file that cannot be read, with its name.
+        ValueError: For a file that cannot be read, with its name.
 
     Example:
         >>> from experiments import runs

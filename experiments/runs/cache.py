@@ -22,16 +22,16 @@ def get_or_compute(folder: Path | None, name: str, like: Any, compute: Callable[
     tree at once.
 
     Args:
-        folder: made if it is missing; with None nothing is kept.
-        name: of the file, without a suffix; it must tell all that decides the tree.
-        like: a tree of the structure of what ``compute`` returns.
-        compute: the computation.
+        folder: Made if it is missing; with None nothing is kept.
+        name: Of the file, without a suffix; it must tell all that decides the tree.
+        like: A tree of the structure of what ``compute`` returns.
+        compute: The computation.
 
     Returns:
         The tree.
 
     Raises:
-        ValueError: if the file is there and cannot be read, with its name.
+        ValueError: If the file is there and cannot be read, with its name.
 
     Example:
         >>> import pathlib, tempfile

@@ -57,19 +57,19 @@ def submit(
     """Submit configs as one array of jobs, and return at once.
 
     Args:
-        grid: the configs, each a job.
-        runtime: folders, which the nodes must share with this machine, and logging; progress bars
+        grid: The configs, each a job.
+        runtime: Folders, which the nodes must share with this machine, and logging; progress bars
             are left out.
-        slurm: what each job asks for.
-        name: of the jobs.
-        cluster: another of submitit's clusters: "local" for processes, "debug" for this process.
+        slurm: What each job asks for.
+        name: Of the jobs.
+        cluster: Another of submitit's clusters: "local" for processes, "debug" for this process.
 
     Returns:
         The jobs of submitit: ``job.job_id``, ``job.result()``, ``job.exception()``.
 
     Raises:
-        RuntimeError: if this machine cannot submit to Slurm.
-        ImportError: if submitit is not installed.
+        RuntimeError: If this machine cannot submit to Slurm.
+        ImportError: If submitit is not installed.
 
     Example:
         >>> import tempfile

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 import tyro
 from rich.console import Console
 
-from experiments import config as configs
 from experiments import models, runs
+from experiments.config import digest, to_dict
 from experiments.runs.slurm import Slurm, submit
 
 __all__ = [
@@ -54,7 +54,7 @@ class Sweep:
     """Run in this process, or submit jobs."""
     scale: Scale = "paper"
     """As in the paper; small, for two CPU cores, if the module has such a grid; or quick, tiny on
-    made data."""
+    synthetic data."""
     limit: int | None = None
     """Start so many runs at the most."""
     show: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -97,13 +97,13 @@ def find(name: str) -> ModuleType:
     """Import a config module.
 
     Args:
-        name: of a module in ``experiments.configs``, hyphens allowed.
+        name: Of a module in ``experiments.configs``, hyphens allowed.
 
     Returns:
         The module: ``get_config``, ``sweep``, ``quick`` and ``report`` are its functions.
 
     Raises:
-        ValueError: for a name that is none, with the closest.
+        ValueError: For a name that is none, with the closest.
 
     Example:
         >>> from experiments.runs import sweep
@@ -119,7 +119,7 @@ def grid_of(module: ModuleType, scale: Scale) -> list[Any]:
     """Return the configs of a module at one scale, each once.
 
     Args:
-        module: one of ``experiments.configs``.
+        module: One of ``experiments.configs``.
         scale: ``"paper"`` calls its ``sweep``, ``"small"`` its ``small`` if it has one and its
             ``sweep`` if not, ``"quick"`` its ``quick``.
 
@@ -141,8 +141,8 @@ def describe(config: Any, grid: Sequence[Any]) -> str:
     """Name a config by the fields in which those of a grid differ.
 
     Args:
-        config: one of the grid.
-        grid: all configs of a sweep.
+        config: One of the grid.
+        grid: All configs of a sweep.
 
     Returns:
         ``field=value`` of each, in the order of the fields; the digest if there is none.
@@ -154,18 +154,18 @@ def describe(config: Any, grid: Sequence[Any]) -> str:
         >>> sweep.describe(grid[1], grid)
         'density=0.05'
     """
-    own = configs.to_dict(config)
-    others = [configs.to_dict(other) for other in grid]
-    varying = [key for key in own if any(other.get(key) != own[key] for other in others)]
-    return " ".join(f"{key}={own[key]}" for key in varying) or configs.digest(config)
+    fields = to_dict(config)
+    others = [to_dict(other) for other in grid]
+    varying = [key for key in fields if any(other.get(key) != fields[key] for other in others)]
+    return " ".join(f"{key}={fields[key]}" for key in varying) or digest(config)
 
 
 def state(config: Any, root: str | Path) -> str:
     """Return the state of a config's run: done, failed, started (and perhaps stopped) or open.
 
     Args:
-        config: a frozen dataclass with a field ``experiment``.
-        root: folder of all runs.
+        config: A frozen dataclass with a field ``experiment``.
+        root: Folder of all runs.
 
     Returns:
         One of the four words.
@@ -187,10 +187,10 @@ def local(
     """Run all configs in this process, so that equal programs are compiled once.
 
     Args:
-        grid: the configs.
-        runtime: folders and logging.
-        console: where each run's line goes.
-        limit: how many runs may be started; default: all.
+        grid: The configs.
+        runtime: Folders and logging.
+        console: Where each run's line goes.
+        limit: How many runs may be started; default: all.
 
     Returns:
         An :class:`Outcome`. Its failures have been left in the runs' folders too.
@@ -257,7 +257,7 @@ def _submit(options: Sweep, grid: Sequence[Any], states: Sequence[str]) -> list[
 
 def _states(grid: Sequence[Any], states: Sequence[str]) -> list[str]:
     lines = [
-        f"{word:<8} {configs.digest(config)}  {describe(config, grid)}"
+        f"{word:<8} {digest(config)}  {describe(config, grid)}"
         for config, word in zip(grid, states, strict=True)
     ]
     return [*lines, f"{len(grid)} runs, {states.count('done')} done"]
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run from the command line.
 
     Raises:
-        SystemExit: with status 1 if a run failed or could not be submitted, 2 for arguments that
+        SystemExit: With status 1 if a run failed or could not be submitted, 2 for arguments that
             are none.
     """
     prog = "python -m experiments sweep"
