@@ -29,11 +29,16 @@
 import sys
 
 REPOSITORY = "https://github.com/eoi-jax/eoi_jax"
+checkout = ".."  # of the repository: pip does not install its folder `experiments`
 if "google.colab" in sys.modules:
     import subprocess
+    import tempfile
 
-    package = f"eoi_jax[experiments] @ git+{REPOSITORY}"
+    checkout = tempfile.mkdtemp()
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, checkout], check=True)
+    package = f"{checkout}[experiments]"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+sys.path.append(checkout)
 
 # %% tags=["parameters"]
 LAYERS = 300  # linear layers

@@ -25,19 +25,20 @@ def execute(name: str, parameters: Mapping[str, Any] | None = None) -> Any:
     """Return a notebook with its outputs, executed by a kernel of its own.
 
     Args:
-        name: one of :data:`NAMES`.
-        parameters: values that replace those of the cell tagged ``parameters``, by name.
+        name: One of :data:`NAMES`.
+        parameters: Values that replace those of the cell tagged ``parameters``, by name.
 
     Returns:
         The notebook, without the times and the identities that executing leaves in it.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: if a cell fails.
+        nbclient.exceptions.CellExecutionError: If a cell fails.
     """
     notebook = jupytext.read(FOLDER / f"{name}.py")
     if parameters is not None:
+        # By hand: papermill writes a tuple as a string, and metadata into every cell.
         tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-        place = next(index for index, own in enumerate(tags) if "parameters" in own)
+        place = next(index for index, names in enumerate(tags) if "parameters" in names)
         source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
         notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
     NotebookClient(

@@ -4,13 +4,12 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
-
-from experiments.reporting.figures import COLORS
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 README = (FOLDER / "README.md").read_text()
@@ -72,7 +71,7 @@ def test_executes_at_a_small_size(name, monkeypatch):
 @each
 def test_small_sizes_replace_defaults(name):
     notebook = jupytext.read(FOLDER / f"{name}.py")
-    [cell] = [own for own in notebook.cells if "parameters" in own.metadata.get("tags", [])]
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     defaults = {}
     exec(cell.source, defaults)
     for key, value in SMALL[name].items():
@@ -84,9 +83,9 @@ def test_small_sizes_replace_defaults(name):
 def test_pair_agrees(name):
     code, kept = jupytext.read(FOLDER / f"{name}.py"), stored(name)
     assert [cell.cell_type for cell in code.cells] == [cell.cell_type for cell in kept.cells]
-    for own, other in zip(code.cells, kept.cells, strict=True):
-        assert own.source == other.source
-        assert own.metadata.get("tags") == other.metadata.get("tags")
+    for cell, other in zip(code.cells, kept.cells, strict=True):
+        assert cell.source == other.source
+        assert cell.metadata.get("tags") == other.metadata.get("tags")
     assert kept.metadata.jupytext.formats == "ipynb,py:percent"
 
 
@@ -114,12 +113,6 @@ def test_figures_are_followed_by_what_is_seen(name):
 
 
 @each
-def test_colors_survive_color_blindness(name):
-    used = set(re.findall(r"#[0-9A-Fa-f]{6}\b", (FOLDER / f"{name}.py").read_text()))
-    assert used <= {*COLORS, "#FFFFFF"}
-
-
-@each
 def test_header_and_install_cell(name):
     first, install = stored(name).cells[:2]
     assert first.source.startswith("# ")
@@ -132,8 +125,6 @@ def test_header_and_install_cell(name):
     for device in ("TPU", "GPU", "CPU"):
         assert device in first.source
     assert f'REPOSITORY = "{REPOSITORY}"' in install.source
-    assert '"google.colab" in sys.modules' in install.source
-    assert "git+{REPOSITORY}" in install.source
 
 
 def test_no_other_address_and_no_bare_install():
@@ -143,13 +134,24 @@ def test_no_other_address_and_no_bare_install():
         assert not re.search(r"pip install\b[^\n]*[ '\"]eoi_jax", text)
 
 
-def test_install_cell_installs_on_colab_only(monkeypatch):
-    source = stored("quickstart").cells[1].source
-    calls = []
+@each
+def test_install_cell_installs_on_colab_only(name, monkeypatch):
+    cells, calls = stored(name).cells, []
     monkeypatch.setattr("subprocess.run", lambda command, **options: calls.append(command))
-    exec(source, {})
+    monkeypatch.setattr("sys.path", [])
+    exec(cells[1].source, {})
     assert calls == []
-    monkeypatch.setitem(__import__("sys").modules, "google.colab", object())
-    exec(source, {})
-    assert calls[0][1:4] == ["-m", "pip", "install"]
-    assert calls[0][-1] == f"eoi_jax[experiments] @ git+{REPOSITORY}"
+    reads_the_checkout = any("from experiments import" in cell.source for cell in cells)
+    assert sys.path == [".."] * reads_the_checkout
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    exec(cells[1].source, {})
+    *clone, install = calls
+    assert install[1:4] == ["-m", "pip", "install"]
+    if reads_the_checkout:
+        [[*command, address, folder]] = clone
+        assert (command[:2], address) == (["git", "clone"], REPOSITORY)
+        assert install[-1] == f"{folder}[experiments]"
+        assert sys.path[-1] == folder
+    else:
+        assert clone == []
+        assert install[-1] == f"eoi_jax[experiments] @ git+{REPOSITORY}"
