@@ -16,6 +16,7 @@ test: lint types check
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy

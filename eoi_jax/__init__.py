@@ -2,43 +2,26 @@
 
 A weight matrix that is sparse *and* exactly orthogonal is a product of random Givens rotations.
 Networks that start from such matrices keep dynamical isometry, so they train at depths where
-dense weights under a mask do not.
+dense weights under a mask do not. Start with ``dense`` and ``conv`` where layers take an
+initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogonal`` for one matrix.
 
-======================================= ============================================================
-``dense``, ``conv``                     initializers for Flax or anything that takes those of JAX
-``orthogonal``                          one sparse, exactly orthogonal matrix
-``exact_orthogonal``                    mask and weights of a whole network, exactly orthogonal
-``masked``, ``approximate_isometry``,   the other starts: a dense start masked, AI, SAO; they all
-``sparsity_aware_orthogonal``           return a ``SparseInit`` of parameters and mask
-``static_sparse``, ``mask_updates``     optax: weights off the mask stay exactly zero
-``sparse_evolutionary_training``,       optax: masks that change while the network trains, SET and
-``rigl``                                RigL
-``masks``                               mask pytrees: support, random, top_k, fill, adopt, densities
-``save``, ``load``                      sparse networks in safetensors files; ``load`` verifies the
-                                        file and returns a ``SavedNetwork``
-``budgets``                             one density shared among layers: uniform, ER, ERK
-``criteria``                            scores to prune by: magnitude, SNIP, GraSP, SynFlow
-``spectrum``                            Jacobians and their singular values
-``mean_field``                          critical gains, and the spectra that theory predicts
-``theory``                              density and number of rotations, one from the other
-``givens``, ``rotation``                sequences of Givens rotations, and applying them
-``isometry``, ``sao``                   one matrix with AI, one with SAO
-``initializers``, ``networks``,         the modules of the functions above
-``optim``, ``dynamic``,
-``serialization``,
-``sparse_orthogonal``
-``typing``                              the types of the signatures
-======================================= ============================================================
-
-A module imports only from lower floors::
-
-    5  networks
-    4  initializers  (_drawing)
-    3  sparse_orthogonal  sao  dynamic  spectrum  serialization
-    2  rotation  optim  budgets  criteria  (_delta  _kernel_error  _kernel_spectrum)
-    1  givens  theory  masks  isometry  mean_field
-       (_flow  _krylov  _layers  _layerwise  _pruning  _sparse_file)
-    0  typing  (_checks  _free_power  _loops  _names  _schedule  _selection  _tree_checks)
+====================== =========================================================================
+``initializers``       ``dense``, ``conv``, and dense baselines, for what takes those of JAX
+``sparse_orthogonal``  ``orthogonal``
+``networks``           ``exact_orthogonal``, ``masked``, ``approximate_isometry``,
+                       ``sparsity_aware_orthogonal``: from a tree a ``SparseInit``
+``optim``              ``static_sparse``, ``mask_updates``: masks that hold while a network trains
+``dynamic``            ``sparse_evolutionary_training``, ``rigl``: masks that change meanwhile
+``masks``, ``budgets`` masks as trees; one density shared among layers
+``criteria``           scores to prune by: magnitude, SNIP, GraSP, SynFlow
+``serialization``      ``save``, ``load``: safetensors files; a loaded one is a ``SavedNetwork``
+``spectrum``           Jacobians, their singular values, and distances from orthogonality
+``mean_field``         critical gains, and the spectra that theory predicts
+``theory``             density and number of rotations, one from the other
+``givens``             sequences of Givens rotations; ``rotation`` applies them
+``isometry``, ``sao``  one matrix with approximated isometry, one with SAO
+``typing``             the types of the signatures
+====================== =========================================================================
 """
 
 from eoi_jax import (

@@ -23,6 +23,20 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
+__all__ = [
+    "Array",
+    "DType",
+    "Densities",
+    "Initializer",
+    "Layout",
+    "LayoutOf",
+    "Mask",
+    "Params",
+    "Scores",
+    "Shape",
+    "Where",
+]
+
 Array: TypeAlias = jax.Array
 Shape: TypeAlias = Sequence[int]
 DType: TypeAlias = Any
