@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
@@ -27,13 +29,14 @@ expected = batch(keys)
 sharded = jax.shard_map(jax.vmap(draw), mesh=mesh, in_specs=P("seeds"), out_specs=P("seeds"))
 placed = jax.device_put(keys, jax.sharding.NamedSharding(mesh, P("seeds")))
 for found in (jax.jit(sharded)(keys), batch(placed)):
-    for own, one in zip(found, expected, strict=True):
-        assert len(own.sharding.device_set) == 2
-        assert len(one.sharding.device_set) == 1
-        np.testing.assert_allclose(own, one, atol=1e-6)
+    for on_two, on_one in zip(found, expected, strict=True):
+        assert len(on_two.sharding.device_set) == 2
+        assert len(on_one.sharding.device_set) == 1
+        np.testing.assert_allclose(on_two, on_one, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 def test_shard_map_draws_what_one_device_draws():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
