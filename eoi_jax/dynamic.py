@@ -246,7 +246,7 @@ def _dynamic_sparse(
     if stop_step is not None:
         stop_step = checks.integer(stop_step, low=0, high=_MAX_STEP, name="stop_step")
     if not callable(drop_fraction):
-        drop_fraction = checks.drop_fraction(drop_fraction)
+        drop_fraction = _fraction(drop_fraction)
     static = static_sparse(inner, mask)
 
     def init(params: Params) -> DynamicSparseState:
@@ -271,7 +271,7 @@ def _dynamic_sparse(
             # Both return the same dtypes, and an optimizer may widen its updates or its state.
             like = jax.eval_shape(train)
             fraction = drop_fraction(state.step) if callable(drop_fraction) else drop_fraction
-            fraction = jnp.asarray(checks.drop_fraction(fraction), jnp.float32)
+            fraction = jnp.asarray(_fraction(fraction), jnp.float32)
             kept, new = _exchange(updates, state, params, order, fraction, regrow_dropped, layout)
             stay = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[0])
             fresh = inner.init(masks.apply(kept, params))
@@ -290,6 +290,12 @@ def _dynamic_sparse(
         return new_updates, DynamicSparseState(step, state.key, *static_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _fraction(value: Any) -> Any:
+    """Accept the part of a kernel's unmasked weights that one mask update exchanges."""
+    remedy = "Give the fraction of a kernel's unmasked weights that one mask update exchanges."
+    return checks.number(value, "drop_fraction", interval="[0, 1)", remedy=remedy)
 
 
 def _exchange(

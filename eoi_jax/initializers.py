@@ -75,7 +75,7 @@ def dense(
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
     """
     checks.density(density)
-    checks.finite_scalar(scale, "scale")
+    checks.number(scale, "scale")
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         return orthogonal(
@@ -161,7 +161,7 @@ def conv(
         Nowak et al. (ICML 2024), section 4.2.
     """
     checks.density(density)
-    checks.finite_scalar(scale, "scale")
+    checks.number(scale, "scale")
     groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
     if center_density is not None:
         checks.density(center_density, name="center_density")
@@ -343,7 +343,7 @@ def sao_dense(
     """
     density = block_diagonal.check_density(density)
     activation = block_diagonal.check_activation(activation)
-    checks.finite_scalar(scale, "scale")
+    checks.number(scale, "scale")
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         inputs, outputs = math.prod(shape[:-1]), shape[-1]
@@ -407,7 +407,7 @@ def sao_conv(
     """
     density = block_diagonal.check_density(density)
     activation = block_diagonal.check_activation(activation)
-    checks.finite_scalar(scale, "scale")
+    checks.number(scale, "scale")
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         options = (density, activation, scale, dtype)
@@ -445,7 +445,7 @@ def _grouped(draw: _Draw, groups: int) -> _Draw:
 
 def _dense_initializer(draw: _Draw, scale: Any, groups: Any, dtype: Any) -> Initializer:
     """Build the initializer of a dense kernel, drawn for each group in float32 or wider."""
-    scale = checks.finite_scalar(scale, "scale")
+    scale = checks.number(scale, "scale")
     groups = checks.integer(groups, low=1, name="feature_group_count")
 
     def scaled(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

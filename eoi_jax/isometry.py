@@ -133,7 +133,7 @@ def approximate_isometry(
     batch_axes, column_axis = _matrix_axes(kernel.shape, batch_axes, column_axis, "kernel.shape")
     _kernel_mask(mask, kernel.shape)
     _finite_values(kernel)
-    scale = _positive_scalar(scale, "scale")
+    scale = checks.number(scale, "scale", interval="(0, inf)")
     remedy = "Use 'log_det' where exact isometry matters, 'frobenius' to reproduce the paper."
     checks.one_of(objective, tuple(_OBJECTIVES), name="objective", remedy=remedy)
     descend, default_rate = _OBJECTIVES[objective]
@@ -147,8 +147,9 @@ def approximate_isometry(
             "Leave it out, or stop early with objective='log_det'.",
         )
     learning_rate = default_rate if learning_rate is None else learning_rate
-    learning_rate = _positive_scalar(learning_rate, "learning_rate")
-    tolerance = _positive_scalar(1e-5 if tolerance is None else tolerance, "tolerance")
+    learning_rate = checks.number(learning_rate, "learning_rate", interval="(0, inf)")
+    tolerance = 1e-5 if tolerance is None else tolerance
+    tolerance = checks.number(tolerance, "tolerance", interval="(0, inf)")
     if kernel.size == 0:
         return kernel
 
@@ -211,14 +212,6 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
     rows = rows.reshape(math.prod(stack), math.prod(rows.shape[batch_axes:-1]), rows.shape[-1])
     ranks = [int(csgraph.structural_rank(csr_matrix(layer))) for layer in rows]
     return np.array(ranks, np.int64).reshape(stack) if batch_axes else ranks[0]
-
-
-def _positive_scalar(value: Any, name: str) -> Any:
-    """Accept a finite real scalar above 0."""
-    number = checks.finite_scalar(value, name)
-    if not checks.is_traced(number) and number <= 0.0:
-        raise checks.value_error(name, number, "is outside (0, inf)", "Give a positive float.")
-    return number
 
 
 def _kernel_mask(mask: Any, shape: tuple[int, ...]) -> None:

@@ -531,10 +531,9 @@ def _activation(value: ActivationLike) -> Activation:
 
 
 def _number(value: float, name: str, *, zero: bool = False) -> float:
-    number = checks.finite_scalar(value, name)
-    if checks.is_traced(number) or number < 0 or (number == 0 and not zero):
-        problem = f"is outside the static numbers in {'[' if zero else '('}0, inf)"
-        raise checks.value_error(name, value, problem, "Give a float.")
+    number = checks.number(value, name, interval="[0, inf)" if zero else "(0, inf)")
+    if checks.is_traced(number):
+        raise checks.value_error(name, value, "is being traced", "Give a static number.")
     return float(number)
 
 

@@ -102,7 +102,7 @@ def orthogonal(
     degree = checks.integer(degree, low=1, name="degree")
     activation = block_diagonal.check_activation(activation)
     degree = block_diagonal.feasible_degree(degree, size, activation)
-    scale = checks.finite_scalar(scale, "scale")
+    scale = checks.number(scale, "scale")
     dtype = checks.float_dtype(dtype)
     return block_diagonal.draw(key, size, degree, activation=activation, scale=scale, dtype=dtype)
 

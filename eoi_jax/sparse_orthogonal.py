@@ -113,7 +113,7 @@ def orthogonal(
     shape = checks.shape(shape)
     dtype = checks.float_dtype(dtype)
     column_axis = checks.axis(column_axis, len(shape), "column_axis")
-    scale = checks.finite_scalar(scale, "scale")
+    scale = checks.number(scale, "scale")
     angles = drawing.check_angles(angles)
     checks.one_of(
         stopping,

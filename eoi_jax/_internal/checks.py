@@ -7,7 +7,6 @@ being traced cannot be read and is passed on as it is.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -27,36 +26,39 @@ def value_error(name: str, value: Any, problem: str, remedy: str) -> ValueError:
     return ValueError(f"{name}={value!r} {problem}. {remedy}")
 
 
-def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "density") -> Any:
-    """Accept a scalar fraction of non-zeros in (0, 1] that is at least ``minimum``.
-
-    ``minimum`` is compared with a relative slack of 1e-6, so that ``1 / 3`` rounded to float32
-    is still one third.
-    """
+def number(
+    value: Any, name: str, *, interval: str = "(-inf, inf)", remedy: str = "Give a finite float."
+) -> Any:
+    """Accept a real scalar in an interval, which is written as in mathematics: ``"[0, 1)"``."""
     if is_traced(value):
         if value.ndim != 0:
-            raise value_error(
-                name, value, "is not a scalar", "Use jax.vmap over an array of densities."
-            )
+            raise value_error(name, value, "is not a scalar", "Use jax.vmap over an array of them.")
         return value
     try:
         if isinstance(value, str):  # float("0.5") would pass
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise value_error(
-            name, value, "is not a number in (0, 1]", "Give the fraction of non-zeros as a float."
-        ) from None
-    if not 0.0 < number <= 1.0:
-        raise value_error(
-            name,
-            number,
-            "is outside (0, 1]",
-            "Give the fraction of weights to keep (density = 1 - sparsity).",
-        )
-    if number < minimum * (1.0 - 1e-6):
-        raise value_error(name, number, f"is outside [{minimum:.6g}, 1]", why)
+        raise value_error(name, value, f"is not a number in {interval}", remedy) from None
+    low, high = map(float, interval[1:-1].split(", "))
+    is_above = number >= low if interval[0] == "[" else number > low
+    is_below = number <= high if interval[-1] == "]" else number < high
+    if not (is_above and is_below):
+        raise value_error(name, number, f"is outside {interval}", remedy)
     return number
+
+
+def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "density") -> Any:
+    """Accept a scalar fraction of non-zeros in (0, 1] that is at least ``minimum``.
+
+    ``minimum`` is compared with a relative slack of 1e-6, so that ``1 / 3`` rounded to float32
+    is still one third.
+    """
+    remedy = "Give the fraction of weights to keep (density = 1 - sparsity)."
+    fraction = number(value, name, interval="(0, 1]", remedy=remedy)
+    if not is_traced(fraction) and fraction < minimum * (1.0 - 1e-6):
+        raise value_error(name, fraction, f"is outside [{minimum:.6g}, 1]", why)
+    return fraction
 
 
 def shape(value: Any, *, min_ndim: int = 2, name: str = "shape") -> tuple[int, ...]:
@@ -100,6 +102,16 @@ def float_dtype(value: Any, name: str = "dtype") -> Any:
 def compute_dtype(dtype: Any) -> Any:
     """Name the dtype to compute in: float64 for float64, float32 for all narrower ones."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+
+
+def real_array(value: Any, name: str) -> jax.Array:
+    """Accept a real array, converted to float32, or float64 from float64."""
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{name}.dtype={array.dtype.name} is outside the real dtypes. Use real arrays."
+        )
+    return array.astype(compute_dtype(array.dtype))
 
 
 def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy: str = "") -> int:
@@ -149,43 +161,6 @@ def rotations(value: Any, size: int) -> None:
         )
 
 
-def finite_scalar(value: Any, name: str) -> Any:
-    """Accept a finite real scalar."""
-    if is_traced(value):
-        if value.ndim != 0:
-            raise value_error(name, value, "is not a scalar", "Use jax.vmap over an array of them.")
-        return value
-    try:
-        if isinstance(value, str):  # float("0.5") would pass
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError):
-        raise value_error(name, value, "is not a real number", "Give a finite float.") from None
-    if not math.isfinite(number):
-        raise value_error(name, number, "is outside the finite numbers", "Give a finite float.")
-    return number
-
-
-def drop_fraction(value: Any) -> Any:
-    """Accept a scalar fraction in [0, 1)."""
-    if is_traced(value):
-        if value.ndim != 0:
-            raise value_error(
-                "drop_fraction", value, "is not a scalar", "Use jax.vmap over an array."
-            )
-        return value
-    remedy = "Give the fraction of a kernel's unmasked weights that one mask update exchanges."
-    try:
-        if isinstance(value, str):  # float("0.5") would pass
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError):
-        raise value_error("drop_fraction", value, "is not a number in [0, 1)", remedy) from None
-    if not 0.0 <= number < 1.0:
-        raise value_error("drop_fraction", number, "is outside [0, 1)", remedy)
-    return number
-
-
 def single_key(value: Any, *, name: str = "key") -> tuple[Any, Any]:
     """Accept one random key, new style or old; return its integers and its implementation."""
     remedy = "Give one key: jax.random.key(0). Use jax.vmap over an array of keys."
@@ -196,7 +171,7 @@ def single_key(value: Any, *, name: str = "key") -> tuple[Any, Any]:
     except TypeError:
         raise value_error(name, value, "is outside the random keys", remedy) from None
     if shape != ():
-        raise ValueError(f"{name} has shape {shape}, outside {{()}}. {remedy}")
+        raise ValueError(f"{name} has shape {shape}, outside the single keys. {remedy}")
     return data, impl
 
 

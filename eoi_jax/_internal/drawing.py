@@ -95,7 +95,7 @@ def check_angles(angles: Any) -> AngleLaw:
             "angles", angles, "is traced", "Give a static angle or a law (key, dtype) -> scalar."
         )
     remedy = "Give an angle in radians away from the multiples of pi/2, or (key, dtype) -> scalar."
-    angle = checks.finite_scalar(angles, "angles")
+    angle = checks.number(angles, "angles")
     if abs(math.sin(2 * angle)) < 1e-6:
         raise checks.value_error("angles", angle, "only permutes coordinates", remedy)
     return float(angle)

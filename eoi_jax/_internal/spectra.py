@@ -13,16 +13,6 @@ from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 
 
-def real_array(value: Any, name: str) -> Array:
-    """Accept a real array, converted to float32, or float64 from float64."""
-    array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(
-            f"{name}.dtype={array.dtype.name} is outside the real dtypes. Use real arrays."
-        )
-    return array.astype(checks.compute_dtype(array.dtype))
-
-
 def batch_of(x: Any) -> Array:
     """Accept a batch of examples at which a function can be differentiated."""
     x = jnp.asarray(x)

@@ -70,7 +70,7 @@ def sparsity_aware_orthogonal(
         Esguerra et al., "Sparsity-Aware Orthogonal Initialization of Deep Neural Networks", IEEE
         Access 2023.
     """
-    scale = checks.finite_scalar(scale, "scale")
+    scale = checks.number(scale, "scale")
     activation = block_diagonal.check_activation(activation)
     trees.arrays(params)
     treedef: Any

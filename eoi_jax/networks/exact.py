@@ -98,7 +98,7 @@ def exact_orthogonal(
     Reference:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.
     """
-    scale = checks.finite_scalar(scale, "scale")
+    scale = checks.number(scale, "scale")
     trees.arrays(params)
     checks.one_of(
         infeasible,

@@ -165,7 +165,7 @@ def summarize(values: Array) -> SpectrumSummary:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization", ICML 2024, section 4.
     """
-    values = spectra.real_array(values, "values")
+    values = checks.real_array(values, "values")
     if values.size == 0:
         raise ValueError(
             f"values.shape={values.shape} is outside the non-empty shapes. "
@@ -208,13 +208,13 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization", ICML 2024: what exact orthogonality means there.
     """
-    matrix = spectra.real_array(matrix, "matrix")
+    matrix = checks.real_array(matrix, "matrix")
     if matrix.ndim < 2:
         raise ValueError(
             f"matrix.ndim={matrix.ndim} is outside [2, ...). "
             "Give a matrix, or reshape a kernel to one, as kernel.reshape(-1, kernel.shape[-1])."
         )
-    scale = checks.finite_scalar(scale, "scale")
+    scale = checks.number(scale, "scale")
     if not checks.is_traced(scale) and scale == 0.0:
         raise checks.value_error(
             "scale", scale, "is outside the non-zero numbers", "Give the scale of the initializer."
@@ -269,4 +269,4 @@ def _matrix_singular_values(matrix: Array) -> Array:
             matrix = jnp.linalg.qr(matrix, mode="r")
         return jnp.linalg.svd(matrix, compute_uv=False)
 
-    return spectra.where_finite(factorize, spectra.real_array(matrix, "matrix"))
+    return spectra.where_finite(factorize, checks.real_array(matrix, "matrix"))

@@ -73,7 +73,7 @@ def conv_singular_values(
     groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
     checks.feature_groups(groups, kernel.shape[-1], outputs_name="kernel.shape[-1]")
     grid = _grid(spatial_shape, kernel.ndim - 2, name="spatial_shape")
-    return _values(spectra.real_array(kernel, "kernel"), grid=grid, groups=groups)
+    return _values(checks.real_array(kernel, "kernel"), grid=grid, groups=groups)
 
 
 def kernel_singular_values(
@@ -191,7 +191,7 @@ def _stack_values(path: Any, leaf: Any, layout: LayoutOf | None, spatial_shape: 
     """Singular values of each layer of one kernel."""
     name = trees.path_name(path)
     stack, geometry = layouts.read(path, leaf, layout)
-    layers = spectra.real_array(leaf, f"params[{name}]").reshape(math.prod(stack), *geometry.shape)
+    layers = checks.real_array(leaf, f"params[{name}]").reshape(math.prod(stack), *geometry.shape)
     grid: tuple[int, ...] = ()
     if geometry.taps:
         given = spatial_shape(path, leaf) if callable(spatial_shape) else spatial_shape
@@ -287,7 +287,7 @@ def _grid(value: Sequence[int], axes: int, *, name: str) -> tuple[int, ...]:
 def _stack_errors(path: Any, leaf: Any, layout: LayoutOf | None) -> Array:
     """Return the error of each layer of one kernel."""
     stack, geometry = layouts.read(path, leaf, layout)
-    layers = spectra.real_array(leaf, f"params[{trees.path_name(path)}]")
+    layers = checks.real_array(leaf, f"params[{trees.path_name(path)}]")
     layers = layers.reshape(math.prod(stack), *geometry.shape)
     return _errors(layers, groups=geometry.groups).reshape(stack)
 

@@ -246,11 +246,11 @@ def _start(first: Callable[[Array], Array], example: Array) -> tuple[Array, Arra
 def _triangle(tall: Array) -> Array:
     """Return the triangular factor of a tall matrix, NaN if the matrix is not finite."""
     factorize = partial(jnp.linalg.qr, mode="r")
-    return spectra.where_finite(factorize, spectra.real_array(tall, "embed's Jacobian"))
+    return spectra.where_finite(factorize, checks.real_array(tall, "embed's Jacobian"))
 
 
 def _singular_values(tangents: Array) -> Array:
     """Singular values of the matrix with these columns, NaN if it is not finite."""
     matrix = tangents.reshape(len(tangents), math.prod(tangents.shape[1:]))
     factorize = partial(jnp.linalg.svd, compute_uv=False)
-    return spectra.where_finite(factorize, spectra.real_array(matrix, "step_fn's Jacobian"))
+    return spectra.where_finite(factorize, checks.real_array(matrix, "step_fn's Jacobian"))
