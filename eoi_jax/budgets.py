@@ -1,4 +1,4 @@
-r"""Budgets: how the weights that one density allows are shared among the layers.
+r"""Budgets: share the weights that one density of a whole network allows among its layers.
 
 Each rule gives layer :math:`l` of :math:`n_l` weights a density
 :math:`d_l = \min(1, \varepsilon r_l)`:
@@ -10,10 +10,11 @@ Each rule gives layer :math:`l` of :math:`n_l` weights a density
 :func:`erdos_renyi_kernel`   the sum of all the kernel's axes over their product
 ============================ ====================================================================
 
-and :math:`\varepsilon` solves :math:`\sum_l d_l n_l = b` for the budget of the whole,
+and :math:`\varepsilon` solves :math:`\sum_l d_l n_l = b` for the count of the whole network,
 :math:`b = \lfloor d \sum_l n_l + 1/2 \rfloor`: layers that would exceed 1 are dense, and the
 others share the rest. The products :math:`d_l n_l` are rounded to integers that sum to :math:`b`:
-each one down, then the largest remainders up, equal ones in the order of the tree.
+each one down, then the largest remainders up, equal ones in the order of the tree. ``RULES`` has
+the three functions by name.
 
 The returned densities are these integers over :math:`n_l`, so :func:`eoi_jax.masks.random` and
 :func:`eoi_jax.masks.fill` turn them back into the very same counts. All of it is done on the host
@@ -24,7 +25,8 @@ in float64 and reads shapes only: ``params`` may hold :class:`jax.ShapeDtypeStru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import jax
@@ -35,7 +37,7 @@ from eoi_jax import masks
 from eoi_jax._internal import checks, selection, trees
 from eoi_jax.typing import Densities, LayoutOf, Params, Where
 
-__all__ = ["erdos_renyi", "erdos_renyi_kernel", "uniform"]
+__all__ = ["RULES", "erdos_renyi", "erdos_renyi_kernel", "uniform"]
 
 _Ints: TypeAlias = NDArray[np.int64]
 _Floats: TypeAlias = NDArray[np.float64]
@@ -154,6 +156,11 @@ def erdos_renyi_kernel(
         <https://arxiv.org/abs/1911.11134>`_, 2020
     """
     return _share(params, density, where, layout, _sum_over_product)
+
+
+RULES: Mapping[str, Callable[..., Densities]] = MappingProxyType(
+    {"uniform": uniform, "erdos_renyi": erdos_renyi, "erdos_renyi_kernel": erdos_renyi_kernel}
+)
 
 
 def _sum_over_product(shape: tuple[int, ...]) -> float:
