@@ -37,15 +37,15 @@ def number(
     try:
         if isinstance(value, str):  # float("0.5") would pass
             raise TypeError
-        number = float(value)
+        real = float(value)
     except (TypeError, ValueError):
         raise value_error(name, value, f"is not a number in {interval}", remedy) from None
     low, high = map(float, interval[1:-1].split(", "))
-    is_above = number >= low if interval[0] == "[" else number > low
-    is_below = number <= high if interval[-1] == "]" else number < high
-    if not (is_above and is_below):
-        raise value_error(name, number, f"is outside {interval}", remedy)
-    return number
+    is_above = real >= low if interval[0] == "[" else real > low
+    is_below = real <= high if interval[-1] == "]" else real < high
+    if not (is_above and is_below):  # of NaN neither is true
+        raise value_error(name, real, f"is outside {interval}", remedy)
+    return real
 
 
 def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "density") -> Any:
@@ -104,14 +104,20 @@ def compute_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
+def widened(value: Any) -> jax.Array:
+    """Convert a real array to the dtype to compute in."""
+    array = jnp.asarray(value)
+    return array.astype(compute_dtype(array.dtype))
+
+
 def real_array(value: Any, name: str) -> jax.Array:
-    """Accept a real array, converted to float32, or float64 from float64."""
+    """Accept a real array, converted to the dtype to compute in."""
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
             f"{name}.dtype={array.dtype.name} is outside the real dtypes. Use real arrays."
         )
-    return array.astype(compute_dtype(array.dtype))
+    return widened(array)
 
 
 def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy: str = "") -> int:

@@ -307,7 +307,7 @@ class Kernels:
                     "Look for infinite or NaN weights, inputs or losses; scale the loss down if "
                     "its gradient overflows."
                 )
-            leaves[i] = widened(score)
+            leaves[i] = checks.widened(score)
         return jax.tree.unflatten(self.treedef, leaves)
 
     def without_biases(self) -> Kernels:
@@ -324,8 +324,3 @@ def _is_bias(path: Sequence[Any], leaf: Any) -> bool:
     """Whether a leaf's name is that of a bias; ``value`` is where NNX keeps the array."""
     names = [name for name in path_name(path).split("/") if name != "value"]
     return names[-1:] != [] and names[-1] in _BIAS_NAMES and hasattr(leaf, "dtype")
-
-
-def widened(values: Any) -> Array:
-    """Convert to float32, wider floats stay."""
-    return jnp.asarray(values, jnp.promote_types(jnp.result_type(values), jnp.float32))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import masks
-from eoi_jax._internal import trees
+from eoi_jax._internal import checks, trees
 from eoi_jax.typing import Array, Params, Scores, Where
 
 __all__ = ["grasp", "invert", "magnitude", "random", "snip"]
@@ -104,7 +104,7 @@ def snip(
     """
     tree = trees.Kernels(params, where)
     grads = jax.grad(lambda kernels: _loss(loss_fn, tree.params(kernels), batch))(tree.kernels)
-    products = [jnp.abs(trees.widened(w) * g) for w, g in zip(tree.kernels, grads, strict=True)]
+    products = [jnp.abs(checks.widened(w) * g) for w, g in zip(tree.kernels, grads, strict=True)]
     return tree.scores(products, "snip")
 
 
@@ -170,7 +170,7 @@ def grasp(
         def add(total: list[Array], part: Any) -> tuple[list[Array], None]:
             return [t + leaf for t, leaf in zip(total, fn(part), strict=True)], None
 
-        zeros = [jnp.zeros_like(trees.widened(leaf)) for leaf in tree.kernels]
+        zeros = [jnp.zeros_like(checks.widened(leaf)) for leaf in tree.kernels]
         total, _ = jax.lax.scan(add, zeros, parts)
         return [leaf / len(jax.tree.leaves(parts)[0]) for leaf in total]
 
@@ -179,7 +179,7 @@ def grasp(
     g = [leaf.astype(kernel.dtype) for leaf, kernel in zip(g, tree.kernels, strict=True)]
     hg = mean(lambda part: jax.jvp(lambda k: grad(k, part), (tree.kernels,), (g,))[1])
     return tree.scores(
-        [trees.widened(w) * h for w, h in zip(tree.kernels, hg, strict=True)], "grasp"
+        [checks.widened(w) * h for w, h in zip(tree.kernels, hg, strict=True)], "grasp"
     )
 
 

@@ -86,13 +86,13 @@ def synflow(
             "x.dtype", x.dtype.name, "is outside the floating dtypes", "Give an input of floats."
         )
     ones = jnp.ones(x.shape, x.dtype)
-    sizes = [jnp.abs(trees.widened(leaf)) for leaf in tree.kernels]
+    sizes = [checks.widened(jnp.abs(leaf)) for leaf in tree.kernels]
     unbiased = tree.without_biases()
 
     def total(kernels: list[Array], inputs: Array) -> Array:
         # The products are sums of non-negative terms; only coarse inputs would harm them.
         with jax.default_matmul_precision("highest"):
-            return trees.widened(jnp.sum(apply_fn(unbiased.params(kernels), inputs)))
+            return checks.widened(jnp.sum(apply_fn(unbiased.params(kernels), inputs)))
 
     return tree.scores(_carried_by_weights(total, sizes, ones), "synflow")
 
