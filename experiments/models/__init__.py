@@ -56,7 +56,6 @@ __all__ = [
     "Vgg",
     "choose",
     "create",
-    "in_cpu_loop",
     "input_shape",
     "layout",
     "where",
@@ -260,29 +259,6 @@ def where(name: str, *, attention: bool = False) -> Where:
         return masks.is_kernel(path, leaf) and not pruned.isdisjoint(_names(path))
 
     return selected
-
-
-def in_cpu_loop(name: str, model: Any) -> Any:
-    """Return a network with gradients that are fast in a loop on CPUs.
-
-    Args:
-        name: One of :data:`NAMES`.
-        model: The network, as :func:`create` builds it.
-
-    Returns:
-        A network of the same parameters and outputs; None if there is no such form, so that steps
-        are better dispatched one by one.
-
-    Raises:
-        ValueError: For another name.
-
-    Example:
-        >>> from experiments import models
-        >>> models.in_cpu_loop("resnet32", models.create("resnet32")) is None
-        True
-    """
-    adapt = SPECS[choose(name, NAMES)].in_cpu_loop
-    return None if adapt is None else adapt(model)
 
 
 def _names(path: tuple[Any, ...]) -> list[Any]:

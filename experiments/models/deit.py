@@ -74,11 +74,8 @@ class Deit(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
-
-        ``train`` changes nothing here; every network of the experiments takes it.
-        """
-        del train
+        """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``."""
+        del train  # there is no normalization
         *batch, height, width, _ = images.shape
         if height % self.patch or width % self.patch:
             raise ValueError(
@@ -182,14 +179,9 @@ class HeadProjection(nn.Module):
         return jax.vmap(lambda key: self.kernel_init(key, tuple(shape[1:]), dtype))(keys)
 
 
+_DEIT = Spec(Deit, {"depth": 12, "width": 384}, IMAGENET, 1000, "gelu", ("hidden", "attention"))
 SPECS = {
-    "deit_s": Spec(
-        Deit,
-        {"depth": 12, "width": 384},
-        IMAGENET,
-        num_classes=1000,
-        activation="gelu",
-        stacked=("hidden", "attention"),
+    "deit_s": _DEIT._replace(
         pruned=("mlp_in", "mlp_out"),  # as in the paper
         attention=("attention",),
         kernel_init=_EMBEDDING,

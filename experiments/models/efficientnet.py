@@ -131,13 +131,5 @@ class _Block(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-SPECS = {
-    "efficientnet_b0": Spec(
-        EfficientNet,
-        {"depth": _DEPTH, "width": _FIRST},
-        TINY_IMAGENET,
-        num_classes=200,
-        activation="silu",
-        depthwise=("depthwise",),
-    )
-}
+_B0 = Spec(EfficientNet, {"depth": _DEPTH, "width": _FIRST}, TINY_IMAGENET, 200, "silu")
+SPECS = {"efficientnet_b0": _B0._replace(depthwise=("depthwise",))}

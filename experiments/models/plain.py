@@ -48,11 +48,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
-
-        ``train`` changes nothing here; every network of the experiments takes it.
-        """
-        del train
+        """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``."""
+        del train  # there is no normalization
         x = images.reshape(*images.shape[:-3], -1)
         layer = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
         x = self.activation(layer(self.width, name="first")(x))
@@ -99,11 +96,8 @@ class Cnn(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``.
-
-        ``train`` changes nothing here; every network of the experiments takes it.
-        """
-        del train
+        """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``."""
+        del train  # there is no normalization
         conv = functools.partial(
             nn.Conv,
             self.width,
@@ -146,26 +140,11 @@ class _Hidden(nn.Module):
         return self.activation(self.layer()(x)), None
 
 
-_MLP = Spec(
-    Mlp,
-    {"depth": 7, "width": 100},
-    MNIST,
-    num_classes=10,
-    activation="tanh",
-    stacked=("hidden",),
-    in_cpu_loop=lambda mlp: mlp,
-)
+_STACK = ("hidden",)
+_MLP = Spec(Mlp, {"depth": 7, "width": 100}, MNIST, 10, "tanh", _STACK, in_cpu_loop=lambda mlp: mlp)
+_CNN = Spec(Cnn, {"depth": 998, "width": 128}, CIFAR, 10, "tanh", _STACK, center_density="density")
 SPECS = {
     "mlp7": _MLP,
     "mlp1000": _MLP._replace(sizes={"depth": 1000, "width": 128}),
-    "cnn1000": Spec(
-        Cnn,
-        {"depth": 998, "width": 128},
-        CIFAR,
-        num_classes=10,
-        activation="tanh",
-        stacked=("hidden",),
-        center_density="density",
-        in_cpu_loop=lambda cnn: cnn.clone(convolve=valid_convolution),
-    ),
+    "cnn1000": _CNN._replace(in_cpu_loop=lambda cnn: cnn.clone(convolve=valid_convolution)),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -124,13 +125,7 @@ _BLOCKS = {
 }
 
 
-def _stages(
-    network: ResNet | BottleneckResNet,
-    block: type[_Block],
-    blocks: tuple[int, ...],
-    x: Array,
-    train: bool,
-) -> Array:
+def _stages(network: Any, block: Any, blocks: tuple[int, ...], x: Array, train: bool) -> Array:
     """Apply so many blocks a stage, the mean over all pixels and the last layer."""
     for stage, number_of_blocks in enumerate(blocks):
         for number in range(number_of_blocks):
@@ -172,16 +167,10 @@ class _Bottleneck(_Block):
         return self.activation(x + y)
 
 
-_CIFAR = Spec(ResNet, {"depth": 32, "width": 16}, CIFAR, num_classes=10, activation="relu")
+_RESNET = Spec(ResNet, {"depth": 32, "width": 16}, CIFAR, 10, "relu")
 SPECS = {
-    "resnet32": _CIFAR,
-    "resnet56": _CIFAR._replace(sizes={"depth": 56, "width": 16}),
-    "resnet110": _CIFAR._replace(sizes={"depth": 110, "width": 16}),
-    "resnet50": Spec(
-        BottleneckResNet,
-        {"depth": 50, "width": 64},
-        IMAGENET,
-        num_classes=1000,
-        activation="relu",
-    ),
+    "resnet32": _RESNET,
+    "resnet56": _RESNET._replace(sizes={"depth": 56, "width": 16}),
+    "resnet110": _RESNET._replace(sizes={"depth": 110, "width": 16}),
+    "resnet50": Spec(BottleneckResNet, {"depth": 50, "width": 64}, IMAGENET, 1000, "relu"),
 }

@@ -35,8 +35,9 @@ class Spec(NamedTuple):
             activation asks.
         center_density: EOI's density of a convolution's center tap, as the paper has it for the
             network; None for the library's default.
-        in_cpu_loop: Takes the module and returns it with gradients that are fast in a loop of XLA
-            on CPUs; None if it has no such form, and is dispatched step by step there.
+        in_cpu_loop: Takes the module and returns one of the same parameters and outputs, with
+            gradients that XLA runs fast in a loop on CPUs; None if there is none, so that steps are
+            better dispatched one by one there.
     """
 
     module: Any

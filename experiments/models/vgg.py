@@ -80,4 +80,4 @@ class Vgg(nn.Module):
         return logits(self, x)
 
 
-SPECS = {"vgg16": Spec(Vgg, {"width": 64}, CIFAR, num_classes=10, activation="relu")}
+SPECS = {"vgg16": Spec(Vgg, {"width": 64}, CIFAR, 10, "relu")}

@@ -82,7 +82,7 @@ def dense_of_equal_size(
     miss = abs(size(best) / target - 1)
     if miss > _TOLERANCE:
         raise ValueError(
-            f"{field}={best} is the best of the options, but has {miss:.1%} more or less weights than "
+            f"{field}={best}, the best of the options, has {miss:.1%} more or less weights than "
             f"density={config.density:g} keeps, and one percent is allowed. Choose another density."
         )
     dense = dataclasses.replace(config, method="dense", density=1.0)

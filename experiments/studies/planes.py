@@ -148,8 +148,8 @@ def start(
             continue
         if leaf.ndim - layout(path, leaf).batch_axes != 2:
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has shape {leaf.shape}, which is neither a matrix "
-                "nor a stack of matrices. Use planes='independent' for a network with convolutions."
+                f"params{jax.tree_util.keystr(path)} has shape {leaf.shape}, which is neither a "
+                "matrix nor a stack. Use planes='independent' for a network with convolutions."
             )
         weights = _stack(jax.random.fold_in(for_weights, number), leaf, density, pattern, scale)
         drawn.append(weights)

@@ -17,7 +17,7 @@ import optax
 from eoi_jax.dynamic import DynamicSparseState
 from eoi_jax.typing import Array
 from experiments.training.keys import Purpose, key_of
-from experiments.training.steps import State, Sums, no_sums
+from experiments.training.steps import State, Sums
 
 __all__ = [
     "Advance",
@@ -102,10 +102,10 @@ def step_of_epoch(
         >>> import jax.numpy as jnp
         >>> from experiments.training import loops, steps
         >>> def train_step(state, number, learning_rate, images, labels):
-        ...     return state + learning_rate * images.sum(), steps.no_sums()
+        ...     return state + learning_rate * images.sum(), steps.Sums()
         >>> step = loops.step_of_epoch(train_step, 8)
         >>> epoch = loops.Epoch(jnp.arange(4).reshape(2, 2), 1.0, jnp.arange(4), jnp.arange(4))
-        >>> [float(step(0, steps.no_sums(), number, epoch)[0]) for number in (0, 1)]
+        >>> [float(step(0, steps.Sums(), number, epoch)[0]) for number in (0, 1)]
         [1.0, 5.0]
     """
     milestones = {-(-num_steps * quarters // 4): 0.1 for quarters in (2, 3)}
@@ -184,7 +184,7 @@ def python_loop(step: Step) -> Advance:
 def _sums_of(epoch: Epoch) -> Sums:
     """Return the sums of no steps, for each seed of an epoch."""
     seeds = epoch.order.shape[:-2]
-    return jax.tree.map(lambda zero: jnp.broadcast_to(zero, seeds), no_sums())
+    return jax.tree.map(lambda zero: jnp.broadcast_to(zero, seeds), Sums())
 
 
 def stack(states: list[State]) -> State:

@@ -10,9 +10,8 @@ import jax
 
 from experiments import models
 from experiments.config import Start
-from experiments.data import Dataset
 
-__all__ = ["build", "example_shape"]
+__all__ = ["build"]
 
 
 def build(config: Start, num_classes: int) -> Any:
@@ -54,21 +53,3 @@ def _build(
     return models.create(
         name, num_classes, activation=activation, bias_init=bias_init, depth=depth, width=width
     )
-
-
-def example_shape(dataset: Dataset) -> tuple[int, ...]:
-    """Return the shape of a batch of one image, as a network takes it.
-
-    Args:
-        dataset: Its normalization may change the shape of images.
-
-    Returns:
-        ``(1, height, width, channels)``.
-
-    Example:
-        >>> from experiments import data
-        >>> from experiments.training import network
-        >>> network.example_shape(data.load("made"))
-        (1, 28, 28, 1)
-    """
-    return jax.eval_shape(dataset.normalize, dataset.train.images[:1]).shape

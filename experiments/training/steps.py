@@ -28,7 +28,6 @@ __all__ = [
     "evaluation",
     "init_state",
     "is_finite",
-    "no_sums",
     "sparse_sgd",
     "train_step",
 ]
@@ -61,7 +60,7 @@ class State(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What some steps add up to, for each seed.
+    """What some steps add up to, for each seed; by default no steps at all.
 
     Attributes:
         loss: Mean cross-entropies of the steps' batches, summed.
@@ -69,20 +68,9 @@ class Sums(NamedTuple):
         bad_step: First step whose loss was not finite, :data:`NEVER` if there is none.
     """
 
-    loss: Array
-    accuracy: Array
-    bad_step: Array
-
-
-def no_sums() -> Sums:
-    """Return the sums of no steps.
-
-    Example:
-        >>> from experiments.training import steps
-        >>> float(steps.no_sums().loss)
-        0.0
-    """
-    return Sums(jnp.zeros(()), jnp.zeros(()), jnp.array(NEVER))
+    loss: Any = np.float32(0)
+    accuracy: Any = np.float32(0)
+    bad_step: Any = np.int32(NEVER)
 
 
 def init_state(
