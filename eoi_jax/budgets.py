@@ -68,8 +68,8 @@ def uniform(
         below one half weight may get 0.
 
     Raises:
-        ValueError: If the density leaves no weight at all or is out of range or traced, if the
-            default ``where`` selects no leaf, or if a layout does not fit its leaf.
+        ValueError: If the density leaves no weight at all or is out of range or traced, if
+            ``where`` selects no leaf, or if a layout does not fit its leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -192,7 +192,7 @@ def _share(
     sizes = np.repeat(np.array([math.prod(shape) for shape in shapes], np.int64), repeats)
     ratios = np.repeat([ratio(shape) if math.prod(shape) else 0.0 for shape in shapes], repeats)
     total = int(sizes.sum())
-    target = int(selection.budget(density, total))
+    target = int(selection.target_count(density, total))
     if total > 0 and target == 0:
         problem = f"leaves none of {total} weights, outside [{0.5 / total:.6g}, 1]"
         raise checks.value_error("density", density, problem, "Give a density that keeps a weight.")

@@ -63,8 +63,8 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         The mask: boolean arrays of the kernels' shapes, scalar ``True`` elsewhere.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, so that the mask would mask nothing,
-            or a kernel of zeros only, which would never train.
+        ValueError: If ``where`` selects no leaf, so that the mask would mask nothing, or a kernel
+            of zeros only, which would never train.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,8 +74,7 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         ([[False, True], [True, False]], True)
     """
     kernels = trees.kernels(params, where)
-    if where is is_kernel:
-        trees.some_weights(params, kernels)
+    trees.some_weights(params, kernels)
     # A new scalar each time: one buffer shared by two leaves could not be donated.
     return jax.tree.map(
         lambda kernel, leaf: jnp.asarray(leaf) != 0 if kernel else jnp.array(True), kernels, params
@@ -192,7 +191,7 @@ def top_k(
     size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
     high = selection.MAX_SIZE
     checks.integer(size, low=0, high=high, name="scores.size", remedy="Use scope='layer'.")
-    return selection.largest_of_tree(scores, selection.budget(density, size))
+    return selection.largest_of_tree(scores, selection.target_count(density, size))
 
 
 def fill(key: Array, mask: Mask, densities: Densities) -> Mask:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +110,7 @@ def test_counts_are_integers_that_sum_to_the_budget(shapes, density, rule):
     sizes = sizes_of(shapes)
     target = np.floor(density * sizes.sum() + 0.5)
     if target == 0:
-        with pytest.raises(ValueError, match="leaves none of"):
+        with refuses(f"density={density}"):
             getattr(budgets, rule)(tree_of(shapes), density)
         return
     found = kernels_of(getattr(budgets, rule)(tree_of(shapes), density))
@@ -169,7 +170,6 @@ def test_all_or_no_weights(rule):
     assert (kernels_of(share(tree_of(RESNET32), 1.0)) == 1).all()
     params = {"kernel": jnp.ones((0, 3)), "other": {"kernel": jnp.ones((2, 2))}}
     assert share(params, 0.5) == {"kernel": 1.0, "other": {"kernel": 0.5}}
-    assert share({"w": jnp.ones((4, 4))}, 0.5, where=lambda path, leaf: False) == {"w": 1.0}
 
 
 @pytest.mark.parametrize("rule", RATIOS)
@@ -188,23 +188,24 @@ KERNEL = {"kernel": jnp.ones((4, 5))}
 
 @pytest.mark.parametrize("rule", RATIOS)
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("named", "call"),
     [
-        (lambda f: f(KERNEL, 0.0), r"density=0.0 is outside \(0, 1\]"),
-        (lambda f: f(KERNEL, 1.2), r"density=1.2 is outside \(0, 1\]"),
-        (lambda f: f(KERNEL, 0.02), r"density=0.02 leaves none of 20 .*outside \[0.025, 1\]"),
-        (lambda f: jax.jit(lambda d: f(KERNEL, d))(0.5), "density=.* is being traced.*static"),
-        (lambda f: f({"bias": jnp.ones((4, 5))}, 0.5), "params=.*no floating leaf.*where=lambda"),
+        ("density=0.0", lambda f: f(KERNEL, 0.0)),
+        ("density=1.2", lambda f: f(KERNEL, 1.2)),
+        ("density=0.02", lambda f: f(KERNEL, 0.02)),
+        ("density=", lambda f: jax.jit(lambda d: f(KERNEL, d))(0.5)),
+        ("params=['bias']", lambda f: f({"bias": jnp.ones((4, 5))}, 0.5)),
+        ("params=['kernel']", lambda f: f(KERNEL, 0.5, where=lambda path, leaf: False)),
         (
+            "layout(kernel).batch_axes=2",
             lambda f: f(KERNEL, 0.5, layout=lambda path, leaf: Layout(batch_axes=2)),
-            r"layout\(kernel\).batch_axes=2 is outside \[0, 1\]",
         ),
         (
+            "layout(kernel).groups=0",
             lambda f: f(KERNEL, 0.5, layout=lambda path, leaf: Layout(groups=0)),
-            r"layout\(kernel\).groups=0 is outside \[1, ...\)",
         ),
     ],
 )
-def test_errors_name_the_argument_and_the_remedy(rule, call, message):
-    with pytest.raises(ValueError, match=message):
+def test_errors_name_the_argument(rule, named, call):
+    with refuses(named):
         call(getattr(budgets, rule))

@@ -27,7 +27,7 @@ def magnitude(params: Params, *, where: Where = masks.is_kernel) -> Scores:
         The scores.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, or if a weight is not finite.
+        ValueError: If ``where`` selects no leaf, or if a weight is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,7 +54,7 @@ def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Sco
         The scores.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf.
+        ValueError: If ``where`` selects no leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,7 +88,7 @@ def snip(
         The scores.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, if the loss is no real scalar, or if
+        ValueError: If ``where`` selects no leaf, if the loss is no real scalar, or if
             a score is not finite.
 
     Example:
@@ -140,7 +140,7 @@ def grasp(
         The scores, of either sign.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, if the loss is no real scalar, if the
+        ValueError: If ``where`` selects no leaf, if the loss is no real scalar, if the
             micro-batches do not divide the examples, or if a score is not finite.
 
     Example:

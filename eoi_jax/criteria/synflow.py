@@ -65,7 +65,7 @@ def synflow(
         output.
 
     Raises:
-        ValueError: If the default ``where`` selects no leaf, if ``x`` is not floating, if the
+        ValueError: If ``where`` selects no leaf, if ``x`` is not floating, if the
             network is not positively homogeneous, or if a network that is no chain leaves the
             range of its dtype. Where values are being traced, scores are NaN instead.
 
