@@ -55,6 +55,7 @@ def test_every_notebook_is_listed():
         assert found == set(execute.NAMES) == set(SMALL)
 
 
+@pytest.mark.slow
 @each
 def test_executes_at_a_small_size(name, monkeypatch):
     # Nearly all time is compiling, and what is tested is that the cells run: do not optimize.
