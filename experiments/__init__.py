@@ -1,1 +1,1 @@
-"""Experiments with eoi_jax: a quickstart, benchmarks, and what they share."""
+"""The paper's experiments with eoi_jax, run from a checkout: ``python -m experiments`` lists them."""
