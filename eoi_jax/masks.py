@@ -182,7 +182,7 @@ def top_k(
     trees.scores(scores)
     if scope == "layer":
         checked = trees.densities(density, scores, name="density", tree_name="scores")
-        return selection.by_rows(lambda _, *rows: selection.largest_rows(*rows), scores, checked)
+        return selection.map_rows(lambda _, *rows: selection.largest_rows(*rows), scores, checked)
     if scope != "global":
         raise checks.value_error(
             "scope", scope, "is outside {'global', 'layer'}", "Give one of the two."
@@ -235,17 +235,17 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
     trees.mask_leaves(mask)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(mask)
 
-    def fill_rows(index: int, rows: Array, budgets: Any) -> Array:
+    def fill_rows(index: int, rows: Array, counts: Any) -> Array:
         path, leaf = paths_and_leaves[index]  # while jit traces, even constant rows are traced
-        if not checks.is_traced(leaf) and not checks.is_traced(budgets):
-            counts = np.count_nonzero(np.asarray(leaf).reshape(rows.shape), axis=1)
+        if not checks.is_traced(leaf) and not checks.is_traced(counts):
+            unmasked = np.count_nonzero(np.asarray(leaf).reshape(rows.shape), axis=1)
             name = f"mask[{trees.path_name(path)}]"
-            trees.budget_holds(counts, budgets, rows.shape[1], name=name)
+            trees.counts_at_most(unmasked, counts, rows.shape[1], name=name)
         keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
-        return selection.unmask_rows(keys, rows, budgets)
+        return selection.unmask_rows(keys, rows, counts)
 
     checked = trees.densities(densities, mask, name="densities", tree_name="mask")
-    return selection.by_rows(fill_rows, mask, checked)
+    return selection.map_rows(fill_rows, mask, checked)
 
 
 def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
@@ -278,7 +278,7 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         return selection.unmask_rows(keys, jnp.zeros_like(rows), counts)
 
     layers = jax.tree.leaves(densities(mask, layout=layout))
-    return selection.by_rows(shuffle_rows, mask, layers)
+    return selection.map_rows(shuffle_rows, mask, layers)
 
 
 def density(mask: Mask) -> float | Array:

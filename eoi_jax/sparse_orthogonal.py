@@ -140,7 +140,7 @@ def orthogonal(
     at_most = stopping == "at_most"
     if at_most and not checks.is_traced(density):
         # The integer that masks.fill has: float32 may round to the one above.
-        count = selection.budget(density, rows * columns)
+        count = selection.target_count(density, rows * columns)
         target = jnp.asarray(max(int(count), min(rows, columns)), jnp.int32)
     else:
         target = jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float)))

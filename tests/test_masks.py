@@ -221,7 +221,9 @@ def test_budgets_are_exact_where_float32_has_no_odd_numbers():
     mask[:3] = False
     assert selection.target_count((size - 1) / size, size) == size - 1
     assert selection.target_count(np.float64(1.0), size) == size
-    np.testing.assert_array_equal(selection.target_count(np.array([0.5, 1.0]), size), [size // 2, size])
+    np.testing.assert_array_equal(
+        selection.target_count(np.array([0.5, 1.0]), size), [size // 2, size]
+    )
     assert masks.density({"w": mask}) == (size - 3) / size
 
 

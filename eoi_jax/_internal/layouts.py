@@ -191,8 +191,8 @@ def _layer_counts(density: Any, stack: tuple[int, ...], size: int, name: str) ->
         )
     layers = math.prod(stack)
     if np.ndim(density):
-        return np.asarray(selection.budget(density, size), np.int64).reshape(layers)
-    total = int(selection.budget(density, layers * size))
+        return np.asarray(selection.target_count(density, size), np.int64).reshape(layers)
+    total = int(selection.target_count(density, layers * size))
     share = np.full(layers, total // layers, np.int64)
     share[: total % layers] += 1
     return share

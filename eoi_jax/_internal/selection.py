@@ -1,4 +1,4 @@
-"""Selecting exactly so many entries by a threshold, never by sorting.
+"""Counts, and the selection of exactly so many entries by a threshold, never by sorting.
 
 The threshold is the ``count``-th largest key. It is found bit by bit from the highest, with one
 count over the keys for each bit: 16 million keys take 32 such passes, and sorting them takes 20
@@ -18,32 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax._internal import checks
 from eoi_jax._internal.vmap import varying_as
-
-Array = jax.Array
-
-__all__ = [
-    "MAX_SIZE",
-    "budget",
-    "by_rows",
-    "count",
-    "fraction",
-    "largest",
-    "largest_of_tree",
-    "largest_rows",
-    "ordered_bits",
-    "round_to_total",
-    "smallest",
-    "unmask_rows",
-]
+from eoi_jax.typing import Array
 
 # Counts are int32: this many entries at most in all the arrays of one selection.
 MAX_SIZE = 2**31 - 1
 
 
-def budget(density: Any, size: int) -> Any:
+def target_count(density: Any, size: int) -> Any:
     """Round ``density * size`` half up: in float64 on the host unless the density is traced."""
-    if isinstance(density, jax.core.Tracer):
+    if checks.is_traced(density):
         # ``size`` itself caps the product: float32 has no 2^24 + 1.
         product = jnp.floor(density * size + 0.5)
         return jnp.minimum(product.astype(jnp.int32), size)
@@ -65,14 +50,14 @@ def round_to_total(quotas: Any, sizes: Any, total: int) -> Any:
 
 def count(leaf: Any) -> Any:
     """Count the True entries: exactly, on the host unless the leaf is being traced."""
-    if isinstance(leaf, jax.core.Tracer):
+    if checks.is_traced(leaf):
         return jnp.sum(leaf, dtype=jnp.int32)
     return int(np.count_nonzero(leaf))
 
 
 def fraction(counts: Sequence[Any], sizes: Sequence[Any]) -> float | Array:
     """Divide the sum of counts by the sum of sizes: in float64 unless traced. 0 / 0 is 1."""
-    if not any(isinstance(number, jax.core.Tracer) for number in (*counts, *sizes)):
+    if not any(map(checks.is_traced, (*counts, *sizes))):
         return sum(counts) / sum(sizes) if sum(sizes) else 1.0
     # Numbers add up as floats: the total of a large network overflows 32-bit integers.
     part, whole = (
@@ -81,8 +66,10 @@ def fraction(counts: Sequence[Any], sizes: Sequence[Any]) -> float | Array:
     return jnp.where(whole > 0, part / jnp.maximum(whole, 1.0), 1.0)
 
 
-def by_rows(select: Callable[[int, Array, Any], Array], tree: Any, densities: Sequence[Any]) -> Any:
-    """Map ``select(leaf index, rows, budgets)`` over a tree of kernels: a budget for each row.
+def map_rows(
+    select: Callable[[int, Array, Any], Array], tree: Any, densities: Sequence[Any]
+) -> Any:
+    """Map ``select(leaf index, rows, counts)`` over a tree of kernels: a count for each row.
 
     ``densities`` has a number, or one for each slice of its leading axes, for each leaf. Other
     leaves stay as they are if they are masks; scores become True.
@@ -96,11 +83,11 @@ def by_rows(select: Callable[[int, Array, Any], Array], tree: Any, densities: Se
             continue
         num_rows = math.prod(np.shape(density))
         rows = jnp.reshape(leaf, (num_rows, leaf.size // num_rows))
-        budgets = budget(density, rows.shape[1])
+        counts = target_count(density, rows.shape[1])
         # On the host unless traced: they are compared with counts while a program is traced.
-        numpy: Any = jnp if isinstance(budgets, jax.core.Tracer) else np
-        budgets = numpy.reshape(budgets, (num_rows,)).astype(np.int32)
-        out.append(select(index, rows, budgets).reshape(leaf.shape))
+        numpy: Any = jnp if checks.is_traced(counts) else np
+        counts = numpy.reshape(counts, (num_rows,)).astype(np.int32)
+        out.append(select(index, rows, counts).reshape(leaf.shape))
     return jax.tree.unflatten(treedef, out)
 
 
@@ -148,9 +135,9 @@ def largest_of_tree(scores: Any, count: Any) -> Any:
 
 @jax.jit
 @jax.vmap
-def largest_rows(scores: Array, budget: Array) -> Array:
-    """Select exactly ``budget[r]`` entries of each row ``r``, the largest; ties by index."""
-    return _select([ordered_bits(scores)], [True], budget)[0]
+def largest_rows(scores: Array, count: Array) -> Array:
+    """Select exactly ``count[r]`` entries of each row ``r``, the largest; ties by index."""
+    return _select([ordered_bits(scores)], [True], count)[0]
 
 
 def smallest(values: Array, eligible: Array, count: Array) -> Array:
@@ -163,9 +150,9 @@ def smallest(values: Array, eligible: Array, count: Array) -> Array:
 
 @jax.jit
 @jax.vmap
-def unmask_rows(key: Array, row: Array, budget: Array) -> Array:
-    """Unmask random masked entries of each row until its budget is met."""
-    missing = budget - jnp.sum(row, dtype=jnp.int32)
+def unmask_rows(key: Array, row: Array, count: Array) -> Array:
+    """Unmask random masked entries of each row until ``count[r]`` of row ``r`` are unmasked."""
+    missing = count - jnp.sum(row, dtype=jnp.int32)
     return row | smallest(jax.random.bits(key, row.shape, jnp.uint32), ~row, missing)
 
 

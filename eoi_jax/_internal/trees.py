@@ -140,17 +140,17 @@ def leaf_density(value: Any, shape: Sequence[int], *, name: str) -> Any:
     return numbers
 
 
-def budget_holds(counts: Any, budget: Any, size: int, *, name: str) -> None:
-    """Require that no row of a leaf has more unmasked weights than its budget allows."""
-    counts, budget = np.broadcast_arrays(counts, budget)
-    over = np.flatnonzero(counts > budget)
+def counts_at_most(counts: Any, limits: Any, size: int, *, name: str) -> None:
+    """Require that no row of a leaf has more unmasked weights than its limit."""
+    counts, limits = np.broadcast_arrays(counts, limits)
+    over = np.flatnonzero(counts > limits)
     if over.size:
         row = over[0]
         where = name if counts.size == 1 else f"{name}[{row}]"
         raise ValueError(
             f"{where} has density {counts[row] / size:.6g}: {counts[row]} of {size} weights are "
-            f"unmasked, outside [0, {budget[row]}], the budget of density "
-            f"{budget[row] / size:.6g}. A support cannot be trimmed without losing "
+            f"unmasked, outside [0, {limits[row]}], the count of density "
+            f"{limits[row] / size:.6g}. A support cannot be trimmed without losing "
             "orthogonality: raise the density, or build the support at a lower one."
         )
 

@@ -71,7 +71,7 @@ def prune(
     checks.integer(size, low=0, high=selection.MAX_SIZE, name="number of scores")
     numpy: Any = jnp if checks.is_traced(density) else np
     # The last exponent is 1, so the last count is that of masks.top_k.
-    counts = selection.budget(density ** (numpy.arange(1, num_steps + 1) / num_steps), size)
+    counts = selection.target_count(density ** (numpy.arange(1, num_steps + 1) / num_steps), size)
     # Static are the tree, what jit cannot take, and which leaves have scores: dense ones have ().
     shapes = tuple(leaf.shape for leaf in jax.tree.leaves(shapes))
     counts = counts.astype(np.int32)
