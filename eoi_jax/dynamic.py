@@ -25,7 +25,8 @@ import optax
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, selection, trees
-from eoi_jax.optim import StaticSparseState, bring_back, refresh_masked, static_sparse
+from eoi_jax._internal.masked_state import reset_masked_state, zero_masked_params
+from eoi_jax.optim import StaticSparseState, static_sparse
 from eoi_jax.typing import Array, LayoutOf, Mask, Params
 
 __all__ = ["DynamicSparseState", "rigl", "sparse_evolutionary_training"]
@@ -35,13 +36,13 @@ _MAX_STEP = 2**31 - 1
 
 
 class DynamicSparseState(NamedTuple):
-    """The state of both transformations.
+    """The state of :func:`sparse_evolutionary_training` and of :func:`rigl`.
 
     Attributes:
         step: The number of calls of ``update`` so far, int32.
         key: The integers of the random key (:func:`jax.random.key_data`, which can be saved where
             a typed key cannot), or None if nothing is drawn.
-        mask: The mask that rules now.
+        mask: The mask of this step.
         inner_state: The state of the optimizer inside.
     """
 
@@ -113,13 +114,12 @@ def sparse_evolutionary_training(
 
     def draw(index: int, state: DynamicSparseState, gradients: Array) -> Array:
         assert state.key is not None
-        of_step = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.step)
-        keys = jax.random.split(jax.random.fold_in(of_step, index), len(gradients))
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.step)
+        keys = jax.random.split(jax.random.fold_in(step_key, index), len(gradients))
         return jax.vmap(lambda row: jax.random.bits(row, gradients.shape[1:], jnp.uint32))(keys)
 
-    return _dynamic_sparse(
-        inner, mask, draw, key_data, update_every, drop_fraction, stop_step, regrow_dropped, layout
-    )
+    options = _Options(draw, update_every, drop_fraction, stop_step, regrow_dropped, layout)
+    return _dynamic_sparse(inner, mask, options, key_data)
 
 
 def rigl(
@@ -217,45 +217,69 @@ def rigl(
         <https://arxiv.org/abs/1911.11134>`_, 2020
     """
 
-    def order(index: int, state: DynamicSparseState, gradients: Array) -> Array:
+    def largest_gradients(index: int, state: DynamicSparseState, gradients: Array) -> Array:
         del index, state
         return ~selection.ordered_bits(jnp.abs(gradients))
 
-    return _dynamic_sparse(
-        inner, mask, order, None, update_every, drop_fraction, stop_step, regrow_dropped, layout
+    options = _Options(
+        largest_gradients, update_every, drop_fraction, stop_step, regrow_dropped, layout
     )
+    return _dynamic_sparse(inner, mask, options)
+
+
+class _Options(NamedTuple):
+    """The arguments of :func:`rigl`, and which weights grow.
+
+    ``growth_order(leaf index, state, gradients)`` gives each weight of a ``(layers, weights)``
+    array an unsigned integer: those of the smallest grow.
+    """
+
+    growth_order: Callable[[int, DynamicSparseState, Array], Array]
+    update_every: int
+    drop_fraction: Any
+    stop_step: int | None
+    regrow_dropped: bool
+    layout: LayoutOf | None
+
+    def checked(self) -> _Options:
+        """Check the numbers among the options."""
+        every, fraction, stop = self.update_every, self.drop_fraction, self.stop_step
+        every = checks.integer(every, low=1, high=_MAX_STEP, name="update_every")
+        if stop is not None:
+            stop = checks.integer(stop, low=0, high=_MAX_STEP, name="stop_step")
+        if not callable(fraction):
+            fraction = _fraction(fraction)
+        return self._replace(update_every=every, drop_fraction=fraction, stop_step=stop)
+
+    def updates_mask(self, step: Array) -> Array:
+        """Tell whether a step updates the mask instead of training."""
+        is_update = (step > 0) & (step % self.update_every == 0)
+        return is_update if self.stop_step is None else is_update & (step < self.stop_step)
+
+    def fraction_at(self, step: Array) -> Array:
+        """Return the fraction of a kernel's unmasked weights to drop."""
+        fraction = self.drop_fraction
+        fraction = _fraction(fraction(step) if callable(fraction) else fraction)
+        return jnp.asarray(fraction, jnp.float32)
 
 
 def _dynamic_sparse(
     inner: optax.GradientTransformation | optax.MultiSteps,
     mask: Mask,
-    order: Callable[[int, DynamicSparseState, Array], Array],
-    key_data: Array | None,
-    update_every: int,
-    drop_fraction: Any,
-    stop_step: int | None,
-    regrow_dropped: bool,
-    layout: LayoutOf | None,
+    options: _Options,
+    key_data: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Do what :func:`rigl` says.
-
-    ``order(leaf index, state, gradients)`` gives each weight of a ``(layers, weights)`` array an
-    unsigned integer: those of the smallest grow.
-    """
-    update_every = checks.integer(update_every, low=1, high=_MAX_STEP, name="update_every")
-    if stop_step is not None:
-        stop_step = checks.integer(stop_step, low=0, high=_MAX_STEP, name="stop_step")
-    if not callable(drop_fraction):
-        drop_fraction = _fraction(drop_fraction)
+    """Train under a mask that drops and grows weights."""
+    options = options.checked()
     static = static_sparse(inner, mask)
 
     def init(params: Params) -> DynamicSparseState:
-        own, inner_state = static.init(params)
+        static_state = static.init(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            trees.layout(layout, path, leaf)
+            trees.layout(options.layout, path, leaf)
         # A copy: a donated state must not take the user's key along.
-        own_key = None if key_data is None else jnp.array(key_data, copy=True)
-        return DynamicSparseState(jnp.zeros((), jnp.int32), own_key, own, inner_state)
+        key_copy = None if key_data is None else jnp.array(key_data, copy=True)
+        return DynamicSparseState(jnp.zeros((), jnp.int32), key_copy, *static_state)
 
     def update(
         updates: optax.Updates,
@@ -267,25 +291,21 @@ def _dynamic_sparse(
             static_state = StaticSparseState(state.mask, state.inner_state)
             return static.update(updates, static_state, params, **extra_args)
 
-        def exchange() -> tuple[optax.Updates, StaticSparseState]:
+        def update_mask() -> tuple[optax.Updates, StaticSparseState]:
             # Both return the same dtypes, and an optimizer may widen its updates or its state.
             like = jax.eval_shape(train)
-            fraction = drop_fraction(state.step) if callable(drop_fraction) else drop_fraction
-            fraction = jnp.asarray(_fraction(fraction), jnp.float32)
-            kept, new = _exchange(updates, state, params, order, fraction, regrow_dropped, layout)
+            kept, new = _drop_and_grow(updates, state, params, options)
             stay = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[0])
             fresh = inner.init(masks.apply(kept, params))
-            inner_state = refresh_masked(kept, params, state.inner_state, fresh)
-            result = bring_back(kept, stay, params), StaticSparseState(new, inner_state)
+            inner_state = reset_masked_state(kept, params, state.inner_state, fresh)
+            result = zero_masked_params(kept, stay, params), StaticSparseState(new, inner_state)
             return jax.tree.map(lambda leaf, to: jnp.asarray(leaf, to.dtype), result, like)
 
-        is_exchange = (state.step > 0) & (state.step % update_every == 0)
-        if stop_step is not None:
-            is_exchange &= state.step < stop_step
-        if checks.is_traced(is_exchange):
-            new_updates, static_state = jax.lax.cond(is_exchange, exchange, train)
+        is_update = options.updates_mask(state.step)
+        if checks.is_traced(is_update):
+            new_updates, static_state = jax.lax.cond(is_update, update_mask, train)
         else:  # outside of jit a condition is compiled anew at each call
-            new_updates, static_state = exchange() if is_exchange else train()
+            new_updates, static_state = update_mask() if is_update else train()
         step = optax.safe_increment(state.step)
         return new_updates, DynamicSparseState(step, state.key, *static_state)
 
@@ -298,19 +318,14 @@ def _fraction(value: Any) -> Any:
     return checks.number(value, "drop_fraction", interval="[0, 1)", remedy=remedy)
 
 
-def _exchange(
-    updates: optax.Updates,
-    state: DynamicSparseState,
-    params: Params,
-    order: Callable[[int, DynamicSparseState, Array], Array],
-    fraction: Array,
-    regrow_dropped: bool,
-    layout: LayoutOf | None,
+def _drop_and_grow(
+    updates: optax.Updates, state: DynamicSparseState, params: Params, options: _Options
 ) -> tuple[Mask, Mask]:
     """Return the mask of the weights that stay, and the next mask: those and the grown."""
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaf_masks, gradients = treedef.flatten_up_to(state.mask), treedef.flatten_up_to(updates)
+    fraction = options.fraction_at(state.step)
     pairs: list[list[Any]] = []
     for index, ((path, leaf), leaf_mask, gradient) in enumerate(
         zip(paths_and_leaves, leaf_masks, gradients, strict=True)
@@ -318,29 +333,29 @@ def _exchange(
         if np.ndim(leaf_mask) == 0 or leaf_mask.size == 0:
             pairs.append([leaf_mask, leaf_mask])
             continue
-        batch_axes = trees.layout(layout, path, leaf).batch_axes
+        batch_axes = trees.layout(options.layout, path, leaf).batch_axes
         layers = (math.prod(leaf.shape[:batch_axes]), -1)
         rows = [jnp.reshape(array, layers) for array in (leaf_mask, leaf, gradient)]
-        priority = order(index, state, rows[2])
-        exchanged = _exchange_rows(rows[0], rows[1], priority, fraction, regrow_dropped)
-        pairs.append([array.reshape(leaf.shape) for array in exchanged])
+        order = options.growth_order(index, state, rows[2])
+        found = _drop_and_grow_rows(rows[0], rows[1], order, fraction, options.regrow_dropped)
+        pairs.append([array.reshape(leaf.shape) for array in found])
     kept, new = zip(*pairs, strict=True)
     return jax.tree.unflatten(treedef, kept), jax.tree.unflatten(treedef, new)
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _exchange_rows(
-    mask: Array, weights: Array, priority: Array, fraction: Array, regrow_dropped: bool
+def _drop_and_grow_rows(
+    mask: Array, weights: Array, order: Array, fraction: Array, regrow_dropped: bool
 ) -> tuple[Array, Array]:
-    """Exchange the weights of each row, a layer of the stack that a leaf is."""
+    """Drop and grow in each row, a layer of the stack that a leaf is."""
 
-    def exchange(row: Array, weights: Array, priority: Array) -> tuple[Array, Array]:
+    def drop_and_grow(row: Array, weights: Array, order: Array) -> tuple[Array, Array]:
         active = jnp.sum(row, dtype=jnp.int32)
         wanted = jnp.floor(fraction * active.astype(jnp.float32)).astype(jnp.int32)
-        number = jnp.minimum(wanted, jnp.minimum(active, row.size - active))
+        count = jnp.minimum(wanted, jnp.minimum(active, row.size - active))
         magnitude = selection.ordered_bits(jnp.abs(weights))
-        kept = row & ~selection.smallest(magnitude, row, number)
+        kept = row & ~selection.smallest(magnitude, row, count)
         growable = ~kept if regrow_dropped else ~row
-        return kept, kept | selection.smallest(priority, growable, number)
+        return kept, kept | selection.smallest(order, growable, count)
 
-    return jax.vmap(exchange)(mask, weights, priority)
+    return jax.vmap(drop_and_grow)(mask, weights, order)

@@ -1,4 +1,4 @@
-r"""Optax transformations that keep masked weights at exactly zero.
+r"""Optax transformations that keep masked weights at exactly zero while a network trains.
 
 Masking gradients is not enough: weight decay, momentum from before a mask changed, and optimizers
 that mix the entries of a kernel (Muon) or average weights (schedule-free) move a weight whose
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, trees
+from eoi_jax._internal.masked_state import reset_masked_state, zero_masked_params
 from eoi_jax.typing import Mask, Params
 
 __all__ = ["MaskUpdatesState", "StaticSparseState", "mask_updates", "static_sparse"]
@@ -66,7 +66,7 @@ def mask_updates(mask: Mask) -> optax.GradientTransformation:
     """
 
     def init(params: Params) -> MaskUpdatesState:
-        return MaskUpdatesState(_own(mask, params))
+        return MaskUpdatesState(_checked_copy(mask, params))
 
     def update(
         updates: optax.Updates, state: MaskUpdatesState, params: Params | None = None
@@ -153,9 +153,9 @@ def static_sparse(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> StaticSparseState:
-        own = _own(mask, params)
-        masked = params if _is_placeholder(params) else masks.apply(own, params)
-        return StaticSparseState(own, inner.init(masked))
+        state_mask = _checked_copy(mask, params)
+        masked_params = params if _is_placeholder(params) else masks.apply(state_mask, params)
+        return StaticSparseState(state_mask, inner.init(masked_params))
 
     def update(
         updates: optax.Updates,
@@ -178,17 +178,18 @@ def static_sparse(
         inner_updates, inner_state = inner.update(
             masks.apply(mask, updates),
             # Before the step too: the mask may have been replaced since the last one.
-            refresh_masked(mask, params, state.inner_state, fresh),
+            reset_masked_state(mask, params, state.inner_state, fresh),
             masked_params,
             **extra_args,
         )
-        inner_state = refresh_masked(mask, params, inner_state, fresh)
-        return bring_back(mask, inner_updates, params), StaticSparseState(mask, inner_state)
+        inner_state = reset_masked_state(mask, params, inner_state, fresh)
+        new_updates = zero_masked_params(mask, inner_updates, params)
+        return new_updates, StaticSparseState(mask, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _own(mask: Mask, params: Params) -> Mask:
+def _checked_copy(mask: Mask, params: Params) -> Mask:
     """Check a mask and copy it: a donated optimizer state must not take the user's mask along."""
     if not _is_placeholder(params):
         trees.mask_fits(mask, params)
@@ -202,51 +203,3 @@ def _is_placeholder(params: Params) -> bool:
     The mask is then no copy of the parameters: map_params leaves it as it is.
     """
     return type(params).__name__ == "_ParamsPlaceholder"
-
-
-def bring_back(mask: Mask, updates: optax.Updates, params: Params) -> optax.Updates:
-    """Replace the updates of masked weights by those that lead to zero."""
-
-    def bring_back(leaf_mask: Any, update: Any, param: Any) -> Any:
-        if np.ndim(leaf_mask) == 0:
-            return update
-        # The wider dtype of the two: -w rounded to fewer bits would not cancel w.
-        return jnp.where(leaf_mask, update, -param)
-
-    return jax.tree.map(bring_back, mask, updates, params)
-
-
-def _is_absent(node: Any) -> bool:
-    """Whether a node is what Optax puts where a transformation has no business."""
-    return isinstance(node, optax.MaskedNode)
-
-
-def refresh_masked(mask: Mask, params: Params, state: optax.OptState, fresh: optax.OptState) -> Any:
-    """Give the masked entries of each copy of the parameters' tree their value in ``fresh``."""
-
-    def is_copy(node: Any) -> bool:
-        treedef: Any
-        leaves, treedef = jax.tree.flatten(node, is_leaf=_is_absent)
-        try:
-            parts = treedef.flatten_up_to(params)
-        except ValueError:
-            return False
-        # A single array is a prefix of every tree, so its counterpart has to be an array too.
-        return all(
-            _is_absent(leaf) or jax.tree_util.all_leaves([part])
-            for leaf, part in zip(leaves, parts, strict=True)
-        )
-
-    def refresh_leaf(leaf: Any, fresh_leaf: Any, leaf_mask: Any, param: Any) -> Any:
-        if _is_absent(leaf) or np.ndim(leaf_mask) == 0:
-            return leaf
-        if np.shape(leaf)[-np.ndim(param) :] != np.shape(param):
-            return leaf
-        return jnp.where(leaf_mask, leaf, fresh_leaf.astype(leaf.dtype))
-
-    def refresh(node: Any, fresh_node: Any) -> Any:
-        if not is_copy(node):
-            return node
-        return jax.tree.map(refresh_leaf, node, fresh_node, mask, params, is_leaf=_is_absent)
-
-    return jax.tree.map(refresh, state, fresh, is_leaf=is_copy)
