@@ -197,7 +197,9 @@ def test_channels_of_efficient_networks():
         36: [24, 32, 48, 88, 128, 216, 360],  # 16 would be less than nine tenths of 18
     }.items():
         model = models.EfficientNet(width=width)
-        assert [model.channels(own) for own in (16, 24, 40, 80, 112, 192, 320)] == expected
+        assert [
+            model.channels(channels) for channels in (16, 24, 40, 80, 112, 192, 320)
+        ] == expected
     params = params_of("efficientnet_b0", depth=2, width=64)
     assert params["first"]["kernel"].shape[-1] == 64
     assert params["block2_1"]["project"]["kernel"].shape[-1] == 48
@@ -208,12 +210,12 @@ def test_widths_scale_all_stages():
     for name in ("resnet32", "vgg16", "resnet50"):
         params = params_of(name, width=8)
         full = built(name)[1]["params"]
-        own = full["conv1_1" if name == "vgg16" else "first"]["kernel"].shape[-1]
+        first_width = full["conv1_1" if name == "vgg16" else "first"]["kernel"].shape[-1]
         for (path, leaf), whole in zip(
             tree_leaves_with_path(params), jax.tree.leaves(full), strict=True
         ):
             if path[0].key != "last":
-                assert leaf.shape[-1] * own == whole.shape[-1] * 8, path_of(path)
+                assert leaf.shape[-1] * first_width == whole.shape[-1] * 8, path_of(path)
 
 
 @pytest.mark.parametrize("depth", [2, 7, 30, 33])
@@ -260,10 +262,10 @@ def test_activations_are_those_of_the_list():
 
 
 def test_activations_by_default_and_by_function():
-    own = {"mlp7": jnp.tanh, "mlp1000": jnp.tanh, "cnn1000": jnp.tanh}
-    own |= {"efficientnet_b0": nn.silu, "deit_s": gelu}
+    defaults = {"mlp7": jnp.tanh, "mlp1000": jnp.tanh, "cnn1000": jnp.tanh}
+    defaults |= {"efficientnet_b0": nn.silu, "deit_s": gelu}
     for name in models.NAMES:
-        assert models.create(name).activation is own.get(name, nn.relu)
+        assert models.create(name).activation is defaults.get(name, nn.relu)
         assert models.create(name, activation=nn.softplus).activation is nn.softplus
 
 
@@ -361,7 +363,7 @@ STACKS = {
 def test_layout_reads_the_stacks_and_groups_alone(name):
     params = built(name)[1]["params"]
     mask = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "bool"), params)
-    expected = {f"{layer}/kernel": own for layer, own in STACKS.get(name, {}).items()}
+    expected = {f"{layer}/kernel": stack for layer, stack in STACKS.get(name, {}).items()}
     if name == "efficientnet_b0":
         channels_of = {
             path_of(path): leaf.shape[-1]
@@ -451,14 +453,14 @@ def test_a_stack_counts_as_its_layers():
     assert [found["first"]["kernel"], *stack, found["last"]["kernel"]] == expected
 
 
-def matrices(kernel, own):
+def matrices(kernel, layout):
     """All matrices of a kernel, each at the center tap; other taps have to be zero."""
     kernel = np.asarray(kernel, np.float64)
-    kernel = kernel.reshape(-1, *kernel.shape[own.batch_axes :])
+    kernel = kernel.reshape(-1, *kernel.shape[layout.batch_axes :])
     center = tuple((size - 1) // 2 for size in kernel.shape[1:-2])
     tap = kernel[(slice(None), *center)]
     assert np.count_nonzero(kernel) == np.count_nonzero(tap)
-    split = tap.reshape(*tap.shape[:2], own.groups, -1)
+    split = tap.reshape(*tap.shape[:2], layout.groups, -1)
     return np.moveaxis(split, 2, 1).reshape(-1, tap.shape[1], split.shape[-1])
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refuses
 
 import eoi_jax as eoi
 from experiments import data, models
@@ -52,12 +53,12 @@ def test_the_methods_of_a_seed_share_dense_weights_and_mask(dataset):
     weights, values = kernels(dense.variables), kernels(ai.variables)
     on_base = kernels(base.variables)
     for name, mask in masks.items():
-        own = f"['params']{name}"
-        np.testing.assert_array_equal(on_base[own], np.where(mask, weights[own], 0))
+        leaf = f"['params']{name}"
+        np.testing.assert_array_equal(on_base[leaf], np.where(mask, weights[leaf], 0))
         np.testing.assert_array_equal(kernels(ai.mask)[name], mask)
-        assert (values[own][~mask] == 0).all()
-        assert not np.array_equal(values[own], on_base[own])
-        gram = weights[own].swapaxes(-1, -2) @ weights[own]
+        assert (values[leaf][~mask] == 0).all()
+        assert not np.array_equal(values[leaf], on_base[leaf])
+        gram = weights[leaf].swapaxes(-1, -2) @ weights[leaf]
         np.testing.assert_allclose(gram, np.broadcast_to(2.25 * np.eye(10), gram.shape), atol=2e-5)
     assert starts.count(dense) == (400, 400)
     for start in (base, ai):
@@ -74,16 +75,19 @@ def test_another_seed_draws_all_of_it_anew(dataset):
 
 
 def test_purposes_have_keys_of_their_own():
-    keys = [tuple(jax.random.key_data(key_of(jax.random.key(1), own)).tolist()) for own in Purpose]
+    keys = [
+        tuple(jax.random.key_data(key_of(jax.random.key(1), purpose)).tolist())
+        for purpose in Purpose
+    ]
     assert len(set(keys)) == len(Purpose)
 
 
 def test_networks_by_their_fields(dataset):
-    own = dataclasses.replace(TWO, bias_std=0.5)
-    biases = network.build(own, 10).bias_init(jax.random.key(0), (1000,))
+    biased = dataclasses.replace(TWO, bias_std=0.5)
+    biases = network.build(biased, 10).bias_init(jax.random.key(0), (1000,))
     assert abs(float(biases.std()) - 0.5) < 4 * 0.5 / 2000**0.5  # standard errors
     assert not starts.dense(TWO, 1, dataset)["params"]["last"]["bias"].any()
-    assert network.build(own, 10) is not network.build(TWO, 10)
+    assert network.build(biased, 10) is not network.build(TWO, 10)
     assert network.build(dataclasses.replace(TWO, method="eoi"), 10) is network.build(TWO, 10)
 
 
@@ -195,12 +199,12 @@ def kept(scores, density):
 
 @pytest.mark.parametrize(("criterion", "score"), [("snip", snip), ("grasp", grasp)])
 def test_scores_by_hand(criterion, score, dataset):
-    own = dataclasses.replace(TWO, criterion=criterion, batch_size=64)
-    params = starts.dense(own, 1, dataset)["params"]
+    config = dataclasses.replace(TWO, criterion=criterion, batch_size=64)
+    params = starts.dense(config, 1, dataset)["params"]
     weights = [np.asarray(params[name]["kernel"], np.float64) for name in ("first", "last")]
     # One batch; of GraSP two, for ten images of each of ten classes.
     x, y = examples(dataset, 64 if criterion == "snip" else 128)
-    mask = make(own, dataset).mask
+    mask = make(config, dataset).mask
     for name, expected in zip(("first", "last"), kept(score(weights, x, y), 0.25), strict=True):
         found = np.asarray(mask[name]["kernel"])
         assert (found == expected).mean() >= 0.98  # float32 may swap two that are nearly equal
@@ -230,8 +234,8 @@ def test_synflow_by_hand(norm, dataset, monkeypatch):
     """A hundred rounds in float64; tanh counts as the identity, normalization as a factor."""
     if norm:
         monkeypatch.setattr(network, "build", normalized)
-    own = dataclasses.replace(TWO, criterion="synflow")
-    variables = starts.dense(own, 1, dataset)
+    config = dataclasses.replace(TWO, criterion="synflow")
+    variables = starts.dense(config, 1, dataset)
     first, last = (
         np.abs(np.asarray(variables["params"][name]["kernel"], np.float64))
         for name in ("first", "last")
@@ -241,7 +245,7 @@ def test_synflow_by_hand(norm, dataset, monkeypatch):
         one, two = masks[0] * first, masks[1] * last
         scores = [one * two.sum(1), one.sum(0)[:, None] * two]
         masks = kept(scores, 0.25 ** (number / 100))
-    start = make(own, dataset)
+    start = make(config, dataset)
     for name, expected in zip(("first", "last"), masks, strict=True):
         assert (np.asarray(start.mask[name]["kernel"]) == expected).mean() >= 0.98
     assert ("batch_stats" in start.variables) == norm
@@ -250,14 +254,14 @@ def test_synflow_by_hand(norm, dataset, monkeypatch):
 
 @pytest.mark.parametrize("criterion", ["uniform", "erdos_renyi", "magnitude", "random"])
 def test_counts_of_the_other_criteria(criterion, dataset):
-    own = dataclasses.replace(TWO, criterion=criterion)
-    start = make(own, dataset)
+    config = dataclasses.replace(TWO, criterion=criterion)
+    start = make(config, dataset)
     assert starts.count(start) == (50, 200)
     first, last = (np.asarray(start.mask[name]["kernel"]) for name in ("first", "last"))
     if criterion == "uniform":
         assert (first.sum(), last.sum()) == (25, 25)
     if criterion == "magnitude":
-        params = starts.dense(own, 1, dataset)["params"]
+        params = starts.dense(config, 1, dataset)["params"]
         sizes = [np.abs(np.asarray(params[name]["kernel"])) for name in ("first", "last")]
         for found, expected in zip((first, last), kept(sizes, 0.25), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -267,26 +271,26 @@ def test_counts_of_the_other_criteria(criterion, dataset):
 
 
 def test_masks_are_found_once(dataset, tmp_path, monkeypatch):
-    own = dataclasses.replace(TWO, criterion="snip")
-    first = make(own, dataset, cache=tmp_path / "cache")
+    snip_config = dataclasses.replace(TWO, criterion="snip")
+    first = make(snip_config, dataset, cache=tmp_path / "cache")
     [path] = (tmp_path / "cache").iterdir()
     monkeypatch.setattr(criteria, "_snip_scores", lambda *args: pytest.fail("scored again"))
     for change in ({"method": "ai", "ai_steps": 2}, {"learning_rate": 1.0, "experiment": "other"}):
-        start = make(dataclasses.replace(own, **change), dataset, cache=tmp_path / "cache")
+        start = make(dataclasses.replace(snip_config, **change), dataset, cache=tmp_path / "cache")
         jax.tree.map(np.testing.assert_array_equal, start.mask, first.mask)
         assert eoi.masks.density(start.mask) == 0.25
     monkeypatch.setattr(eoi, "approximate_isometry", lambda *a, **b: pytest.fail("solved again"))
     again = make(
-        dataclasses.replace(own, method="ai", ai_steps=2), dataset, cache=tmp_path / "cache"
+        dataclasses.replace(snip_config, method="ai", ai_steps=2), dataset, cache=tmp_path / "cache"
     )
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert not np.array_equal(again.variables["params"]["first"]["kernel"], 0)
     names = {
         criteria.part_digest(config, seed, *criteria.FIELDS)
         for config in (
-            own,
-            dataclasses.replace(own, density=0.5),
-            dataclasses.replace(own, scale=2.0),
+            snip_config,
+            dataclasses.replace(snip_config, density=0.5),
+            dataclasses.replace(snip_config, scale=2.0),
         )
         for seed in (1, 2)
     }
@@ -307,7 +311,7 @@ def test_kept_trees_are_whole_and_named_if_they_are_not(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, plain)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
     (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"x\.npz is corrupt .* Remove it and run again"):
+    with refuses("x.npz", tmp_path):
         get_or_compute(tmp_path, "x", like, lambda: plain)
 
 

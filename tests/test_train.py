@@ -105,9 +105,9 @@ def made():
     dataset, _ = train.load(ONE, None)
 
     def split(name):
-        own = getattr(dataset, name)
-        pixels = own.images.reshape(len(own.images), -1).astype(np.float64)
-        return (pixels / 255 - 0.5) / 0.2, own.labels
+        part = getattr(dataset, name)
+        pixels = part.images.reshape(len(part.images), -1).astype(np.float64)
+        return (pixels / 255 - 0.5) / 0.2, part.labels
 
     return split
 

@@ -40,9 +40,6 @@ FIELDS = (
 """Fields on which a mask depends. The batch size is that of the examples that are scored."""
 
 _HOMOGENEOUS = tuple(models.ACTIVATIONS[name] for name in ("identity", "relu", "leaky_relu"))
-_RULES = {
-    name: getattr(eoi.budgets, name) for name in ("uniform", "erdos_renyi", "erdos_renyi_kernel")
-}
 _ROUNDS = 100
 _TEMPERATURE = 200.0
 _PER_CLASS = 10
@@ -195,7 +192,7 @@ def _synflow(net: DenseNetwork) -> Mask:
 
 
 CRITERIA: Mapping[str, Callable[[DenseNetwork], Mask]] = {
-    **{name: functools.partial(_allocated, rule) for name, rule in _RULES.items()},
+    **{name: functools.partial(_allocated, rule) for name, rule in eoi.budgets.RULES.items()},
     "magnitude": _magnitude,
     "random": _random,
     "snip": _cached(_snip),
