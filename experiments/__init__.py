@@ -1,1 +1,1 @@
-"""The paper's experiments with eoi_jax, run from a checkout: ``python -m experiments`` lists them."""
+"""The experiments of the paper: ``python -m experiments`` lists them, in a checkout."""
