@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx, serialization
+from helpers import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_optim import (
@@ -695,43 +696,37 @@ def test_exact_orthogonal_kernels_train():
 
 @pytest.mark.parametrize("method", ["rigl", "set"])
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("name", "value"),
     [
-        ({"update_every": 0}, r"update_every=0 is outside \[1, "),
-        ({"update_every": 2.5}, r"update_every=2.5 is not an integer in \[1, "),
-        ({"update_every": 2**31}, r"update_every=2147483648 is outside"),
-        ({"drop_fraction": 1.0}, r"drop_fraction=1.0 is outside \[0, 1\)"),
-        ({"drop_fraction": -0.1}, r"drop_fraction=-0.1 is outside \[0, 1\)"),
-        ({"drop_fraction": np.nan}, r"drop_fraction=nan is outside \[0, 1\)"),
-        ({"drop_fraction": "0.3"}, r"drop_fraction='0.3' is not a number in \[0, 1\)"),
-        ({"stop_step": -1}, r"stop_step=-1 is outside \[0, "),
-        ({"stop_step": 1.5}, r"stop_step=1.5 is not an integer in \[0, "),
+        *[("update_every", value) for value in (0, 2.5, 2**31)],
+        *[("drop_fraction", value) for value in (1.0, -0.1, np.nan, "0.3")],
+        *[("stop_step", value) for value in (-1, 1.5, 0.0)],
     ],
 )
-def test_arguments_out_of_range_are_refused_where_they_are_given(method, kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        make("sgd", method, **kwargs)
+def test_arguments_out_of_range_are_refused_where_they_are_given(method, name, value):
+    with refuses(f"{name}={value!r}"):
+        make("sgd", method, **{name: value})
 
 
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("key", "named"),
     [
-        (0, "key=0 is outside the random keys"),
-        (None, "key=None is outside the random keys"),
-        (jax.random.split(KEY, 3), r"key has shape \(3,\), outside \{\(\)\}"),
-        (jnp.zeros((3, 2), jnp.uint32), r"key has shape \(3,\), outside \{\(\)\}"),
+        (0, "key=0"),
+        (None, "key=None"),
+        (jax.random.split(KEY, 3), "(3,)"),
+        (jnp.zeros((3, 2), jnp.uint32), "(3,)"),
     ],
 )
-def test_what_is_not_one_key_is_refused(key, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_not_one_key_is_refused(key, named):
+    with refuses("key", named):
         make("sgd", "set", key=key)
 
 
 def test_what_does_not_fit_the_parameters_is_refused_at_init():
-    with pytest.raises(ValueError, match="mask has the structure"):
+    with refuses("mask", "params"):
         make("sgd", "rigl").init({"kernel": jnp.ones((2, 2))})
     tx = make("sgd", "rigl", layout=lambda path, leaf: typing.Layout(batch_axes=3))
-    with pytest.raises(ValueError, match=r"layout\(dense/bias\).batch_axes=3 is outside"):
+    with refuses("layout(dense/bias).batch_axes=3"):
         tx.init(START)
 
 
@@ -739,12 +734,12 @@ def test_what_does_not_fit_the_parameters_is_refused_at_init():
 def test_update_without_params_is_refused(step):
     for update in (make("sgd", "set").update, jax.jit(make("sgd", "set").update)):
         state = make("sgd", "set").init(START)._replace(step=jnp.int32(step))
-        with pytest.raises(ValueError, match=r"params=None .*tx\.update\(grads, state, params\)"):
+        with refuses("params=None", "tx.update(grads, state, params)"):
             update(at(GRADS, 0), state)
 
 
 def test_a_schedule_out_of_range_is_refused_where_it_is_known():
     tx = make("sgd", "rigl", drop_fraction=optax.constant_schedule(1.5))
     state = tx.init(START)
-    with pytest.raises(ValueError, match=r"drop_fraction=1.5 is outside \[0, 1\)"):
+    with refuses("drop_fraction=1.5"):
         jax.jit(tx.update)(at(GRADS, 0), state, START)

@@ -19,6 +19,7 @@ import pytest
 from flax import nnx, serialization
 from flax.core import freeze
 from flax.training.train_state import TrainState
+from helpers import refuses
 
 from eoi_jax import dynamic, masks, optim
 
@@ -646,23 +647,23 @@ def test_mask_updates_keeps_its_mask_in_the_state():
     "make", [optim.mask_updates, lambda mask: optim.static_sparse(optax.sgd(0.1), mask)]
 )
 @pytest.mark.parametrize(
-    ("mask", "message"),
+    ("mask", "named"),
     [
-        ({"w": jnp.ones((2, 2), bool)}, "mask has the structure .*, but params has"),
-        ({"kernel": jnp.ones((2, 3), bool)}, r"mask\[kernel\] has shape \(2, 3\), outside"),
-        ({"kernel": jnp.ones((2, 2))}, r"mask\[kernel\] has dtype float32, outside"),
-        ({"kernel": False}, r"mask\[kernel\]=False is outside \{True\}"),
-        ({"kernel": None}, "mask has the structure"),
+        ({"w": jnp.ones((2, 2), bool)}, ["mask[w]", "params"]),
+        ({"kernel": jnp.ones((2, 3), bool)}, ["mask[kernel]", "(2, 3)"]),
+        ({"kernel": jnp.ones((2, 2))}, ["mask[kernel]", "float32"]),
+        ({"kernel": False}, ["mask[kernel]=False"]),
+        ({"kernel": None}, ["mask[kernel]", "None"]),
     ],
 )
-def test_a_mask_that_does_not_fit_is_refused_at_init(make, mask, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_mask_that_does_not_fit_is_refused_at_init(make, mask, named):
+    with refuses(*named):
         make(mask).init({"kernel": jnp.ones((2, 2))})
 
 
 def test_update_without_params_is_refused():
     tx = optim.static_sparse(optax.sgd(0.1), MASK)
-    with pytest.raises(ValueError, match=r"params=None .*tx\.update\(grads, state, params\)"):
+    with refuses("params=None", "tx.update(grads, state, params)"):
         tx.update(at(GRADS, 0), tx.init(PARAMS))
 
 
@@ -682,5 +683,5 @@ def test_optax_maps_over_the_copies_of_the_parameters(make):
 
 
 def test_swapped_arguments_are_named():
-    with pytest.raises(ValueError, match="inner='ndarray' is outside the Optax transformations"):
+    with refuses("inner='ndarray'"):
         optim.static_sparse(np.ones((2, 2), bool), optax.adam(1e-3))
