@@ -94,7 +94,7 @@ def test_networks_by_their_fields(dataset):
 def test_orthogonal_convolutions_are_deltas_by_group():
     shapes = {"plain": (3, 3, 4, 6), "depthwise": (3, 3, 1, 5)}
     params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
-    drawn = starts._orthogonal(jax.random.key(0), params, 2.0, eoi.masks.is_kernel)
+    drawn = starts.redraw_orthogonal(jax.random.key(0), params, 2.0, eoi.masks.is_kernel)
     plain, depthwise = (np.array(drawn[name]["kernel"]) for name in ("plain", "depthwise"))
     np.testing.assert_allclose(plain[1, 1] @ plain[1, 1].T, 4 * np.eye(4), atol=1e-5)
     np.testing.assert_allclose(np.abs(depthwise[1, 1]), np.full((1, 5), 2.0), atol=1e-5)

@@ -13,19 +13,28 @@ Example:
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
+from eoi_jax._internal import checks
 from experiments.benchmarks import timing
-from experiments.benchmarks.initialization import Init, Optim, bench_init, bench_optim
+from experiments.benchmarks.initialization import Init, bench_init
 from experiments.benchmarks.methods import Methods, bench_methods
+from experiments.benchmarks.optimizers import Optim, bench_optim
 from experiments.benchmarks.spectrum import Spectrum, bench_spectrum
 
 __all__ = ["main"]
 
-Command = (
+_BENCHMARKS: dict[type, Callable[[Any, Console], None]] = {
+    Init: bench_init,
+    Optim: bench_optim,
+    Methods: bench_methods,
+    Spectrum: bench_spectrum,
+}
+_Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Optim, tyro.conf.subcommand("optim")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
@@ -36,22 +45,15 @@ Command = (
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     prog = "python -m experiments benchmarks"
-    command: Init | Optim | Methods | Spectrum = tyro.cli(
-        Command, args=arguments, description=__doc__, prog=prog
-    )
+    options: Any = tyro.cli(_Command, args=arguments, description=__doc__, prog=prog)
     console = Console(width=None if Console().is_terminal else 120)
     try:
-        timing.check(command.repeats, getattr(command, "output", None))
+        checks.integer(options.repeats, low=1, name="repeats")
+        if hasattr(options, "output"):
+            timing.check_output(options.output)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if isinstance(command, Init):
-        bench_init(command, console)
-    elif isinstance(command, Optim):
-        bench_optim(command, console)
-    elif isinstance(command, Methods):
-        bench_methods(command, console)
-    else:
-        bench_spectrum(command, console)
+    _BENCHMARKS[type(options)](options, console)
 
 
 if __name__ == "__main__":

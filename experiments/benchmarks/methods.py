@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import matplotlib
-import optax
-from rich.box import SIMPLE
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
-from experiments import models
-from experiments.benchmarks.timing import haar, machine, medians, sparse
+from experiments import config, data, models
+from experiments.benchmarks.timing import haar, machine, medians, sparse, tabulate
+from experiments.training import starts
+from experiments.training.criteria import DenseNetwork
+from experiments.training.keys import Purpose
 
-__all__ = ["Methods", "bench_methods", "seconds_of"]
+__all__ = ["Methods", "bench_methods", "network_starts", "plot", "seconds_of"]
 
-SIZES = (2**7, 2**8, 2**9, 2**10, 2**11, 2**12)
-DENSITIES = (2**-7, 2**-6, 2**-5, 2**-4, 2**-3, 2**-2, 2**-1)
+_SIZES = (2**7, 2**8, 2**9, 2**10, 2**11, 2**12)
+_DENSITIES = (2**-7, 2**-6, 2**-5, 2**-4, 2**-3, 2**-2, 2**-1)
 # The paper's density and steps of AI for each network.
-NETWORKS = {"mlp7": (0.1, 10_000), "resnet32": (0.1, 10_000), "mlp1000": (0.125, 1_000)}
-LONG = 60.0  # seconds: a longer call is run only once
+_NETWORKS = {"mlp7": (0.1, 10_000), "resnet32": (0.1, 10_000), "mlp1000": (0.125, 1_000)}
+_LONG = 60.0  # seconds: a longer call is run only once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,154 +51,104 @@ def bench_methods(options: Methods, console: Console) -> None:
     """Print the tables of ``methods`` and save its plot."""
     console.print(machine())
     if options.networks:
-        bench_networks(options, console)
+        _bench_networks(options, console)
     if options.matrices:
-        bench_matrices(options, console)
+        _bench_matrices(options, console)
 
 
-def starts(name: str, density: float, steps: int) -> dict[str, Callable[[], Any]]:
-    """Return every method as a function without arguments, from a dense start to the sparse one."""
-    model: Any = models.create(name)
-    key = jax.random.key(0)
-    images = jax.random.normal(key, (128, *models.input_shape(name)))
-    labels = jnp.arange(128) % 10
-    variables = jax.jit(model.init)(key, images[:1])
-    # SynFlow needs a positively homogeneous network.
-    flow: Any = models.create(name, activation="identity") if name.startswith("mlp") else model
+def network_starts(model: str, density: float, ai_steps: int) -> dict[str, Callable[[], Any]]:
+    """Return every method as a function without arguments, from dense weights on.
 
-    def logits(variables: Any, images: Array) -> Array:
-        return model.apply(variables, images)
+    Args:
+        model: Name of the network.
+        density: Fraction of the weights that are kept.
+        ai_steps: Steps of AI.
 
-    def loss_fn(variables: Any, images: Array, labels: Array, temperature: float = 1.0) -> Array:
-        own = logits(variables, images) / temperature
-        return optax.softmax_cross_entropy_with_integer_labels(own, labels).mean()
-
-    grasp_loss = functools.partial(loss_fn, temperature=200.0)
-    snip = jax.jit(lambda v: eoi.criteria.snip(loss_fn, v, images, labels))
-    grasp = jax.jit(
-        lambda v: eoi.criteria.grasp(grasp_loss, v, images, labels, micro_batch_size=32)
+    Returns:
+        The functions by the names of the benchmark's table.
+    """
+    dataset = data.load("made", image_shape=models.input_shape(model))
+    base = config.Start(
+        model=model, data="made", method="base", init="fan_in", density=density, ai_steps=ai_steps
     )
+    net = DenseNetwork(base, 0, dataset, starts.dense(base, 0, dataset))
 
-    def score(variables: Any) -> Any:
-        return eoi.criteria.synflow(
-            flow.apply, variables, images[:1].astype(jnp.result_type(float))
-        )
-
-    def synflow() -> Any:
-        if name.startswith("mlp"):
-            mask = eoi.criteria.prune(
-                score, variables, density, num_steps=100, layout=models.layout
-            )
-            return eoi.masked(variables, mask)
-        # A residual network has no factor to scale away: its flow needs the range of float64.
-        with jax.enable_x64(True):
-            wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
-            mask = eoi.criteria.prune(score, wide, density, num_steps=100)
-        return eoi.masked(variables, mask)
-
-    def densities() -> Any:
-        return eoi.budgets.erdos_renyi_kernel(variables, density, layout=models.layout)
-
-    def top(scores: Any) -> Any:
-        return eoi.masked(variables, eoi.masks.top_k(scores, density))
-
-    def random_mask() -> Any:
-        return eoi.masks.random(key, variables, densities())
+    def start(method: config.Method, **fields: Any) -> Callable[[], eoi.SparseInit]:
+        changed = dataclasses.replace(base, method=method, **fields)
+        return functools.partial(starts.METHODS[method], net._replace(config=changed))
 
     return {
-        "dense orthogonal (QR)": lambda: eoi.networks.redraw(
-            key, variables, _orthogonal, layout=models.layout
+        "dense orthogonal (QR)": lambda: starts.redraw_orthogonal(
+            net.key(Purpose.WEIGHTS), net.params, 1.0, net.where
         ),
-        "ERK, random mask (Base)": lambda: eoi.masked(variables, random_mask()),
-        "magnitude (Base)": lambda: top(eoi.criteria.magnitude(variables)),
-        "SNIP (Base)": lambda: top(snip(variables)),
-        "GraSP (Base)": lambda: top(grasp(variables)),
-        "SynFlow, 100 rounds (Base)": synflow,
-        "ERK, EOI": lambda: eoi.exact_orthogonal(
-            key, variables, densities(), infeasible="redistribute", layout=models.layout
-        ),
-        "SAO": lambda: eoi.sparsity_aware_orthogonal(key, variables, density, layout=models.layout),
-        f"ERK, AI ({steps:,} steps)": lambda: eoi.approximate_isometry(
-            variables, random_mask(), num_steps=steps, layout=models.layout
-        ),
+        "ERK, random mask (Base)": start("base"),
+        "magnitude (Base)": start("base", criterion="magnitude"),
+        "SNIP (Base)": start("base", criterion="snip"),
+        "GraSP (Base)": start("base", criterion="grasp", batch_size=32),
+        "SynFlow, 100 rounds (Base)": start("base", criterion="synflow"),
+        "ERK, EOI": start("eoi"),
+        "SAO": start("sao"),
+        "ERK, AI": start("ai"),
     }
 
 
-def _orthogonal(
-    key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None
-) -> Array:
-    """Draw Haar matrices for linear layers and delta kernels of them for convolutions."""
-    del out_sharding
-    if len(shape) > 2:
-        return eoi.initializers.delta_orthogonal()(key, shape, dtype)
-    return jax.nn.initializers.orthogonal()(key, shape, dtype)
-
-
-def bench_networks(options: Methods, console: Console) -> None:
+def _bench_networks(options: Methods, console: Console) -> None:
     """Print the seconds that each method takes to initialize each network."""
-    names = ("mlp7",) if options.quick else tuple(NETWORKS)
-    cells: dict[str, dict[str, tuple[str, str]]] = {}
-    for name in names:
-        density, steps = NETWORKS[name]
-        for method, start in starts(name, density, 100 if options.quick else steps).items():
-            row = method if "AI" not in method else "ERK, AI"
-            cells.setdefault(row, {})[name] = _first_and_warm(start)
+    networks = {"mlp7": (0.1, 100)} if options.quick else _NETWORKS
+    cells: dict[str, list[str]] = {}
+    for name, (density, ai_steps) in networks.items():
+        for method, start in network_starts(name, density, ai_steps).items():
+            try:
+                cell = _first_and_warm(start)
+            except ValueError as error:
+                cell = "– / –"
+                console.print(f"{name}, {method}: {error}", highlight=False)
+            cells.setdefault(method, []).append(cell)
             jax.clear_caches()
-    table = Table(
-        title="Seconds to initialize a network: first call (with compilation) / again", box=SIMPLE
-    )
-    table.add_column("method", no_wrap=True)
-    for name in names:
-        density, steps = NETWORKS[name]
-        table.add_column(f"{name}, density {density}", justify="right")
-    for method, seconds in cells.items():
-        table.add_row(method, *(" / ".join(seconds[name]) for name in names))
-    console.print(table)
-    taken = ", ".join(f"{100 if options.quick else NETWORKS[name][1]:,} ({name})" for name in names)
+    heads = ["method", *(f"{name}, density {density}" for name, (density, _) in networks.items())]
+    title = "Seconds to initialize a network: first call (with compilation) / again"
+    rows = ([method, *seconds] for method, seconds in cells.items())
+    console.print(tabulate(title, heads, rows, names=1))
+    taken = ", ".join(f"{ai_steps:,} ({name})" for name, (_, ai_steps) in networks.items())
     console.print(
-        f"Steps of AI: {taken}. A call of more than {LONG:.0f} s is not repeated (…). "
+        f"Steps of AI: {taken}. A call of more than {_LONG:.0f} s is not repeated (…). "
         "An empty cell: the method cannot do it."
     )
 
 
-def _first_and_warm(start: Callable[[], Any]) -> tuple[str, str]:
+def _first_and_warm(start: Callable[[], Any]) -> str:
     """Time a method twice: once with compilation, once without."""
     seconds: list[float] = []
     for _ in range(2):
         begin = time.perf_counter()
-        try:
-            jax.block_until_ready(start())
-        except ValueError as error:
-            if "does not suit the method" not in str(error):
-                raise
-            return "–", "–"
+        jax.block_until_ready(start())
         seconds.append(time.perf_counter() - begin)
-        if seconds[0] > LONG:
-            return f"{seconds[0]:.0f}", "…"
-    return f"{seconds[0]:.2g}", f"{seconds[1]:.2g}"
+        if seconds[0] > _LONG:
+            return f"{seconds[0]:.0f} / …"
+    return f"{seconds[0]:.2g} / {seconds[1]:.2g}"
 
 
-def bench_matrices(options: Methods, console: Console) -> None:
+def _bench_matrices(options: Methods, console: Console) -> None:
     """Print the milliseconds of one matrix with each method over sizes and densities."""
     rows = {
-        (size, density): own
-        for size in (SIZES[:3] if options.quick else SIZES)
-        for density, own in seconds_of(size, DENSITIES, options.repeats).items()
+        (size, density): seconds
+        for size in (_SIZES[:3] if options.quick else _SIZES)
+        for density, seconds in seconds_of(size, _DENSITIES, options.repeats).items()
     }
-    table = Table(title="Milliseconds to draw one n x n matrix of density d", box=SIMPLE)
     heads = ("n", "d", "EOI", "QR", "SAO", "one step of AI", "QR / EOI", "EOI in steps of AI")
-    for head in heads:
-        table.add_column(head, justify="right")
+    cells = []
     for (size, density), row in rows.items():
-        cells = [row["EOI"], row["QR"], row["SAO"], row["AI"]]
-        table.add_row(
-            str(size),
-            f"1/{round(1 / density)}",
-            *("–" if cell != cell else f"{1e3 * cell:.3g}" for cell in cells),
-            f"{row['QR'] / row['EOI']:.1f}",
-            f"{row['EOI'] / row['AI']:.2g}",
+        milliseconds = [1e3 * row[method] for method in ("EOI", "QR", "SAO", "AI")]
+        cells.append(
+            [
+                str(size),
+                f"1/{round(1 / density)}",
+                *("–" if math.isnan(time) else f"{time:.3g}" for time in milliseconds),
+                f"{row['QR'] / row['EOI']:.1f}",
+                f"{row['EOI'] / row['AI']:.2g}",
+            ]
         )
-    console.print(table)
+    console.print(tabulate("Milliseconds to draw one n x n matrix of density d", heads, cells))
     slower = [f"n = {n}, d = {d:.3g}" for (n, d), row in rows.items() if row["EOI"] > row["QR"]]
     steps = max(row["EOI"] / row["AI"] for row in rows.values())
     console.print(
@@ -206,7 +156,9 @@ def bench_matrices(options: Methods, console: Console) -> None:
         f"longer than {steps:.1f} steps of AI; the paper takes 10,000. QR and a step of AI "
         "do not depend on the density. SAO has no degree below 2."
     )
-    console.print(f"Plot: {plot_matrices(rows, options.output)}")
+    path = Path(options.output)
+    plot(rows).savefig(path, dpi=120, format=path.suffix[1:] or "png")
+    console.print(f"Plot: {path}")
 
 
 def seconds_of(
@@ -215,9 +167,9 @@ def seconds_of(
     """Time one ``size x size`` matrix with each method, all of them in turns.
 
     Args:
-        size: rows and columns.
-        densities: fractions of non-zeros; those below one non-zero a row are left out.
-        repeats: runs of each, of which the median counts; at most 3 from size 4096 on and of AI.
+        size: Rows and columns.
+        densities: Fractions of non-zeros; those below one non-zero a row are left out.
+        repeats: Runs of each, of which the median counts; at most 3 from size 4096 on and of AI.
 
     Returns:
         For each density the seconds of EOI, SAO (NaN where the degree is below 2 or divides the
@@ -231,23 +183,19 @@ def seconds_of(
         calls[f"EOI {density}"] = functools.partial(sparse((size, size), density), key)
         degree = round(density * size)
         if degree >= 2 and size % degree == 0:
-            calls[f"SAO {density}"] = functools.partial(_sao(size, degree), key)
-    own = medians(calls, repeats)
+            draw = jax.jit(functools.partial(eoi.sao.orthogonal, size=size, degree=degree))
+            calls[f"SAO {density}"] = functools.partial(draw, key)
+    seconds = medians(calls, repeats)
     step = _seconds_of_a_step(size, repeats)
     return {
         density: {
-            "EOI": own[f"EOI {density}"],
-            "SAO": own.get(f"SAO {density}", float("nan")),
+            "EOI": seconds[f"EOI {density}"],
+            "SAO": seconds.get(f"SAO {density}", math.nan),
             "AI": step,
-            "QR": own["QR"],
+            "QR": seconds["QR"],
         }
         for density in feasible
     }
-
-
-def _sao(size: int, degree: int) -> Callable[[Array], Array]:
-    """Draw a block-diagonal matrix of Haar blocks with permuted rows and columns."""
-    return jax.jit(lambda key: eoi.sao.orthogonal(key, size, degree))
 
 
 def _seconds_of_a_step(size: int, repeats: int) -> float:
@@ -260,15 +208,19 @@ def _seconds_of_a_step(size: int, repeats: int) -> float:
         solve = jax.jit(functools.partial(eoi.isometry.approximate_isometry, num_steps=steps))
         return functools.partial(solve, kernel, mask)
 
-    own = medians({"few": run(few), "many": run(many)}, min(repeats, 3))
-    return (own["many"] - own["few"]) / (many - few)
+    seconds = medians({"few": run(few), "many": run(many)}, min(repeats, 3))
+    return (seconds["many"] - seconds["few"]) / (many - few)
 
 
-def plot_matrices(rows: dict[tuple[int, float], dict[str, float]], output: str) -> Path:
-    """Plot time against size at one density, and against density at one size."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def plot(rows: Mapping[tuple[int, float], Mapping[str, float]]) -> Figure:
+    """Plot time against size at density 1/8, and against density at one size up to 1024.
 
+    Args:
+        rows: By size and density, as :func:`seconds_of` returns them.
+
+    Returns:
+        The figure.
+    """
     looks = {
         "EOI": ("EOI", "#0072B2", "-", "o"),
         "QR": ("dense orthogonal (QR)", "#D55E00", "--", "s"),
@@ -278,30 +230,28 @@ def plot_matrices(rows: dict[tuple[int, float], dict[str, float]], output: str) 
     sizes = sorted({size for size, _ in rows})
     density, size = 0.125, max(n for n in sizes if n <= 1024)
     densities = sorted(d for n, d in rows if n == size)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
-    for name, (label, color, style, marker) in looks.items():
-        factor = 10_000 if name == "AI" else 1
-        for own, xs, cells in (
-            (axes[0], sizes, [(n, density) for n in sizes]),
-            (axes[1], densities, [(size, d) for d in densities]),
-        ):
-            ys = [rows[cell][name] * factor for cell in cells]
-            own.plot(xs, ys, style, color=color, marker=marker, label=label)
-    axes[0].set(
-        xlabel="n of an n x n matrix", ylabel="time (s)", title=f"Against size, density {density}"
-    )
-    axes[1].set(xlabel="density (fraction of non-zeros)", title=f"Against density, n = {size}")
-    for own, ticks, labels in (
-        (axes[0], sizes, [str(n) for n in sizes]),
-        (axes[1], densities, [f"1/{round(1 / d)}" for d in densities]),
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, ticks, labels, cells in (
+        (left, sizes, map(str, sizes), [(n, density) for n in sizes]),
+        (
+            right,
+            densities,
+            [f"1/{round(1 / d)}" for d in densities],
+            [(size, d) for d in densities],
+        ),
     ):
-        own.set(xscale="log", yscale="log")
-        own.set_xticks(ticks, labels)
-        own.minorticks_off()
-        own.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        for method, (label, color, style, marker) in looks.items():
+            factor = 10_000 if method == "AI" else 1
+            seconds = [rows[cell][method] * factor for cell in cells]
+            axes.plot(ticks, seconds, style, color=color, marker=marker, label=label)
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(ticks, labels)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    title = f"Against size, density {density}"
+    left.set(xlabel="n of an n x n matrix", ylabel="time (s)", title=title)
+    right.set(xlabel="density (fraction of non-zeros)", title=f"Against density, n = {size}")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(machine(), fontsize=9)
-    path = Path(output)
-    figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")
-    plt.close(figure)
-    return path
+    return figure

@@ -10,14 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import data, models
-from experiments.benchmarks.timing import machine, medians
+from experiments.benchmarks.timing import machine, medians, tabulate
 
 __all__ = ["Spectrum", "bench_spectrum"]
 
@@ -41,14 +39,14 @@ class Spectrum:
 def bench_spectrum(options: Spectrum, console: Console) -> None:
     """Print the tables of ``spectrum``."""
     console.print(f"Median of {options.repeats} runs. {machine()}")
-    bench_all(options, console)
-    bench_extremes(options, console)
+    _bench_all(options, console)
+    _bench_extremes(options, console)
 
 
-def bench_all(options: Spectrum, console: Console) -> None:
+def _bench_all(options: Spectrum, console: Console) -> None:
     """Time all singular values of MLP-7 on 128 images of MNIST."""
     model: Any = models.create("mlp7")
-    images, source = example_images(128, options.data_dir)
+    images, source = _example_images(128, options.data_dir)
     variables = jax.jit(model.init)(jax.random.key(1), images[:1])
 
     def logits(image: Array) -> Array:
@@ -64,27 +62,20 @@ def bench_all(options: Spectrum, console: Console) -> None:
     def loop() -> list[Array]:
         return [one(image) for image in images]
 
-    own = medians({"at once": lambda: at_once(images), "loop": loop}, options.repeats)
+    seconds = medians({"at once": lambda: at_once(images), "loop": loop}, options.repeats)
     difference = jnp.abs(at_once(images) - jnp.stack(loop())).max()
-    table = Table(title=f"All 1280 singular values of MLP-7 on 128 images ({source})", box=SIMPLE)
-    for head in (
-        "spectrum.singular_values, one call (ms)",
-        "jitted loop (ms)",
-        "ratio",
-        "max |difference|",
-    ):
-        table.add_column(head, justify="right")
-    table.add_row(
-        f"{1e3 * own['at once']:.1f}",
-        f"{1e3 * own['loop']:.1f}",
-        f"{own['loop'] / own['at once']:.1f}",
-        f"{float(difference):.1e}",
-    )
-    console.print(table)
+    row = {
+        "spectrum.singular_values, one call (ms)": f"{1e3 * seconds['at once']:.1f}",
+        "jitted loop (ms)": f"{1e3 * seconds['loop']:.1f}",
+        "ratio": f"{seconds['loop'] / seconds['at once']:.1f}",
+        "max |difference|": f"{float(difference):.1e}",
+    }
+    title = f"All 1280 singular values of MLP-7 on 128 images ({source})"
+    console.print(tabulate(title, list(row), [row.values()]))
 
 
-def example_images(samples: int, data_dir: str | None) -> tuple[Array, str]:
-    """Return the first images of MNIST, or Gaussian ones of its shape, and what they are."""
+def _example_images(samples: int, data_dir: str | None) -> tuple[Array, str]:
+    """Return the first images of MNIST, or Gaussian ones of its shape, and their name."""
     if data_dir is None:
         shape = (samples, *models.input_shape("mlp7"))
         return jax.random.normal(jax.random.key(0), shape), "Gaussian inputs"
@@ -92,7 +83,7 @@ def example_images(samples: int, data_dir: str | None) -> tuple[Array, str]:
     return mnist.normalize(mnist.train.images[:samples]), "MNIST"
 
 
-def bench_extremes(options: Spectrum, console: Console) -> None:
+def _bench_extremes(options: Spectrum, console: Console) -> None:
     """Time the extreme singular values of a deep convolutional network, and tell the memory."""
     layers, channels = options.layers, options.channels
     keys = jax.random.split(jax.random.key(2), layers)
@@ -127,11 +118,6 @@ def bench_extremes(options: Spectrum, console: Console) -> None:
     analysis: Any = compiled.memory_analysis()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     size = 64 * channels
-    table = Table(
-        title=f"Extremes of a {size} x {size} Jacobian: {layers} convolutions, {channels} channels",
-        box=SIMPLE,
-        show_header=False,
-    )
     rows = {
         "compile (s)": f"{compile_seconds:.1f}",
         f"{options.steps} steps (s)": f"{seconds:.1f}",
@@ -144,6 +130,7 @@ def bench_extremes(options: Spectrum, console: Console) -> None:
         "within": f"{float(ends.largest_residual[0]):.1e}",
         "smallest singular value, at most": f"{float(ends.smallest[0]):.4f}",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
+    title = f"Extremes of a {size} x {size} Jacobian: {layers} convolutions, {channels} channels"
+    table = tabulate(title, ("", ""), rows.items(), names=2)
+    table.show_header = False
     console.print(table)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians of functions in turns, and the starts to compare with."""
+"""What the benchmarks share: medians of functions in turns, tables, and what is timed."""
 
 from __future__ import annotations
 
@@ -6,28 +6,41 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich.box import SIMPLE
+from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
 
-__all__ = ["check", "haar", "machine", "medians", "normal", "sparse"]
+__all__ = ["check_output", "haar", "machine", "medians", "normal", "sparse", "tabulate"]
 
 
-def check(repeats: int, output: str | None) -> None:
-    """Refuse settings that would only fail after minutes of measuring.
+def check_output(output: str) -> None:
+    """Refuse a file that could not be written after minutes of measuring.
+
+    Args:
+        output: Path of a file; its folder has to exist.
 
     Raises:
-        ValueError: naming the setting, its value, the allowed range and the remedy.
+        ValueError: If the folder does not exist.
+
+    Example:
+        >>> from experiments.benchmarks import timing
+        >>> timing.check_output("no/such/folder/plot.png")
+        Traceback (most recent call last):
+        ValueError: output='no/such/folder/plot.png' is in a folder that does not exist. ...
     """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats} is outside [1, ...). Give a larger number.")
-    if output is not None and not Path(output).resolve().parent.is_dir():
-        raise ValueError(f"output={output!r} is in a folder that does not exist. Create it first.")
+    folder = Path(output).resolve().parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"output={output!r} is in a folder that does not exist. Create {folder}, or name "
+            "another place."
+        )
 
 
 def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -35,6 +48,13 @@ def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
 
     Taking turns lets a machine's drift in speed fall on all of them alike. The first turn compiles
     and is not counted.
+
+    Args:
+        functions: What to run, by name; all results are waited for.
+        repeats: Turns that count, at least 1.
+
+    Returns:
+        Seconds by name.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
@@ -43,7 +63,7 @@ def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
             jax.block_until_ready(function())
             if turn:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(own) for name, own in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def machine() -> str:
@@ -54,6 +74,28 @@ def machine() -> str:
         f"{device.device_kind} x {jax.device_count()}, {cores} CPU cores, "
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
+
+
+def tabulate(
+    title: str, heads: Sequence[str], rows: Iterable[Iterable[str]], *, names: int = 0
+) -> Table:
+    """Build a table of numbers.
+
+    Args:
+        title: What stands above it.
+        heads: Names of the columns.
+        rows: Cells of each row.
+        names: How many of the first columns hold names, which are aligned at the left.
+
+    Returns:
+        The table.
+    """
+    table = Table(title=title, box=SIMPLE)
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="left" if index < names else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def normal(shape: Sequence[int]) -> Callable[[Array], Array]:

@@ -38,7 +38,7 @@ from experiments.training import criteria, network
 from experiments.training.criteria import DenseNetwork
 from experiments.training.keys import Purpose, key_of
 
-__all__ = ["METHODS", "Start", "count", "dense", "make"]
+__all__ = ["METHODS", "Start", "count", "dense", "make", "redraw_orthogonal"]
 
 
 class Start(NamedTuple):
@@ -131,7 +131,7 @@ def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
     variables = _init(model, key, (1, *dataset.image_shape))
     if config.init == "orthogonal":
         pruned = models.where(config.model, attention=config.attention)
-        params = _orthogonal(key, variables["params"], config.scale, pruned)
+        params = redraw_orthogonal(key, variables["params"], config.scale, pruned)
         variables = {**variables, "params": params}
     return variables
 
@@ -141,8 +141,27 @@ def _init(model: Any, key: Array, shape: tuple[int, ...]) -> dict[str, Any]:
     return dict(model.init(key, jnp.zeros(shape)))
 
 
-def _orthogonal(key: Array, params: Params, scale: float, pruned: Where) -> Params:
-    """Draw Haar matrices for linear layers, delta kernels of them for convolutions and groups."""
+def redraw_orthogonal(key: Array, params: Params, scale: float, pruned: Where) -> Params:
+    """Draw Haar matrices for linear layers, delta kernels of them for convolutions and groups.
+
+    Args:
+        key: A random key.
+        params: The parameters of any network of :mod:`experiments.models`.
+        scale: Gain of the kernels.
+        pruned: Which of the leaves to draw anew.
+
+    Returns:
+        The parameters, with dense orthogonal kernels.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import eoi_jax as eoi
+        >>> from experiments.training import starts
+        >>> params = {"kernel": jnp.zeros((8, 4)), "bias": jnp.ones(4)}
+        >>> drawn = starts.redraw_orthogonal(jax.random.key(0), params, 1.0, eoi.masks.is_kernel)
+        >>> bool(eoi.spectrum.orthogonality_error(drawn["kernel"]) < 1e-5)
+        True
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for number in {models.layout(path, leaf).groups for path, leaf in leaves if pruned(path, leaf)}:
 
