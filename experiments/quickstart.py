@@ -14,29 +14,36 @@ Example:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-import optax
 import tyro
+from matplotlib.axes import Axes
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import eoi_jax as eoi
-from eoi_jax.typing import Array, Mask, Params
+from eoi_jax._internal import checks
+from eoi_jax.typing import Array
 from experiments import data, models
+from experiments.benchmarks import timing
+from experiments.reporting.figures import Curves, Figure
+from experiments.studies import measure
+from experiments.training import steps
 
-SPECTRUM_SAMPLES = 128  # one batch, as the paper measures it
+__all__ = ["STARTS", "Config", "Result", "StepFns", "check", "main", "run", "train"]
+
+_FLOOR = 1e-8  # smallest singular value in the picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,39 +92,25 @@ class Result:
 def check(config: Config) -> None:
     """Refuse settings that would only fail after minutes of training.
 
+    Args:
+        config: The settings.
+
     Raises:
-        ValueError: naming the setting, its value, the allowed range and the remedy.
+        ValueError: Naming the setting, its value, the allowed range and the remedy.
     """
-    smallest = {"layers": 2, "width": 2, "steps": 1, "batch_size": 1}
-    for name, low in smallest.items():
-        if getattr(config, name) < low:
-            raise ValueError(
-                f"{name}={getattr(config, name)} is outside [{low}, ...). Give a larger number."
-            )
-    positive = ("scale",) if config.learning_rate is None else ("scale", "learning_rate")
-    for name in positive:
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(
-                f"{name}={getattr(config, name)} is outside (0, inf). Give a positive number."
-            )
-    if not 0 <= config.bias_std < math.inf:
-        raise ValueError(f"bias_std={config.bias_std} is outside [0, inf). Give 0 for no biases.")
-    if not 0 <= config.seed < 2**31:
-        raise ValueError(f"seed={config.seed} is outside [0, 2**31). Give another seed.")
-    if not 1 / config.width <= config.density <= 1:
-        raise ValueError(
-            f"density={config.density} is outside [{1 / config.width:.4g}, 1], what an orthogonal "
-            f"matrix of width {config.width} can have. Give a density in it or a larger width."
-        )
-    folder = Path(config.output).resolve().parent
-    if not folder.is_dir():
-        raise ValueError(
-            f"output={config.output!r} is in a folder that does not exist. Create {folder}, or "
-            "name another place."
-        )
+    for name, low in {"layers": 2, "width": 2, "steps": 1, "batch_size": 1}.items():
+        checks.integer(getattr(config, name), low=low, name=name)
+    checks.integer(config.seed, low=0, high=2**31 - 1, name="seed")
+    checks.number(config.scale, "scale", interval="(0, inf)")
+    checks.number(config.bias_std, "bias_std", interval="[0, inf)")
+    if config.learning_rate is not None:
+        checks.number(config.learning_rate, "learning_rate", interval="(0, inf)")
+    remedy = f"Orthogonal matrices of width={config.width} have no fewer weights: use more."
+    checks.density(config.density, minimum=1 / config.width, why=remedy)
+    timing.check_output(config.output)
 
 
-def model_of(config: Config, num_classes: int, kernel_init: Any) -> models.Mlp:
+def _model(config: Config, num_classes: int, kernel_init: Any) -> models.Mlp:
     """Build the network with one initializer for all its kernels."""
     return models.Mlp(
         depth=config.layers,
@@ -128,104 +121,76 @@ def model_of(config: Config, num_classes: int, kernel_init: Any) -> models.Mlp:
     )
 
 
-def _example(dataset: data.Dataset) -> Array:
-    return dataset.normalize(dataset.train.images[:1])
+def _draw(config: Config, key: Array, dataset: data.Dataset, kernel_init: Any) -> eoi.SparseInit:
+    """Draw the network; what its initializer leaves zero is masked."""
+    example = dataset.normalize(dataset.train.images[:1])
+    params = _model(config, dataset.num_classes, kernel_init).init(key, example)["params"]
+    return eoi.SparseInit(params, eoi.masks.support(params))
 
 
-def dense_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> tuple[Params, Mask]:
-    """All weights, orthogonal kernels."""
-    init = jax.nn.initializers.orthogonal(config.scale)
-    params = model_of(config, dataset.num_classes, init).init(key, _example(dataset))
-    return params, eoi.masks.support(params)
+def _dense_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
+    return _draw(config, key, dataset, jax.nn.initializers.orthogonal(config.scale))
 
 
-def exact_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> tuple[Params, Mask]:
-    """Sparse and exactly orthogonal kernels."""
-    init = eoi.dense(config.density, scale=config.scale)
-    params = model_of(config, dataset.num_classes, init).init(key, _example(dataset))
-    return params, eoi.masks.support(params)
+def _eoi(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
+    return _draw(config, key, dataset, eoi.dense(config.density, scale=config.scale))
 
 
-def masked_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> tuple[Params, Mask]:
-    """Orthogonal kernels with random weights removed."""
+def _masked_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
     for_mask, for_params = jax.random.split(key)
-    params, mask = dense_orthogonal(config, for_params, dataset)
-    empty = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if leaf.ndim else leaf, mask)
-    # One density per layer: the scanned layers are slices of one leaf.
-    densities = jax.tree.map(
-        lambda leaf: np.full(leaf.shape[:-2], config.density) if leaf.ndim else 1.0, mask
-    )
-    mask = eoi.masks.fill(for_mask, empty, densities)
-    return eoi.masks.apply(mask, params), mask
+    params = _dense_orthogonal(config, for_params, dataset).params
+    # One density a layer: the scanned layers are slices of one leaf.
+    densities = jax.tree.map(lambda leaf: np.full(leaf.shape[:-2], config.density), params)
+    return eoi.masked(params, eoi.masks.random(for_mask, params, densities))
 
 
-def masked_gaussian(config: Config, key: Array, dataset: data.Dataset) -> tuple[Params, Mask]:
-    """Gaussian kernels with random weights removed and the variance each unit's inputs ask for."""
+def _masked_gaussian(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
     for_mask, for_noise = jax.random.split(key)
-    params, mask = masked_orthogonal(config, for_mask, dataset)
+    params, mask = _masked_orthogonal(config, for_mask, dataset)
 
-    def fill(key: Array, leaf_mask: Array, leaf: Array) -> Array:
+    def draw(key: Array, leaf_mask: Array, leaf: Array) -> Array:
         if leaf_mask.ndim == 0:
             return leaf
         kept = jnp.maximum(leaf_mask.sum(axis=-2, keepdims=True), 1)
-        noise = jax.random.normal(key, leaf.shape)
-        return jnp.where(leaf_mask, config.scale * noise / jnp.sqrt(kept), 0.0)
+        return config.scale * jax.random.normal(key, leaf.shape) / jnp.sqrt(kept)
 
     structure: Any = jax.tree.structure(mask)
     keys = jax.tree.unflatten(structure, jax.random.split(for_noise, structure.num_leaves))
-    return jax.tree.map(fill, keys, mask, params), mask
+    return eoi.masked(jax.tree.map(draw, keys, mask, params), mask)
 
 
-Start = Callable[[Config, Array, data.Dataset], tuple[Params, Mask]]
-STARTS: dict[str, Start] = {
-    "dense orthogonal": dense_orthogonal,
-    "EOI": exact_orthogonal,
-    "masked orthogonal": masked_orthogonal,
-    "masked Gaussian": masked_gaussian,
+STARTS: dict[str, Callable[[Config, Array, data.Dataset], eoi.SparseInit]] = {
+    "dense orthogonal": _dense_orthogonal,
+    "EOI": _eoi,
+    "masked orthogonal": _masked_orthogonal,
+    "masked Gaussian": _masked_gaussian,
 }
+"""Starts by name: ``(config, key, dataset) -> (params, mask)``."""
 
 
-class Trainer:
-    """The compiled functions that all starts share: one network, one optimizer."""
+class StepFns:
+    """The compiled functions that all starts share: one network, one optimizer.
 
-    def __init__(self, config: Config, dataset: data.Dataset):
-        model = model_of(config, dataset.num_classes, jax.nn.initializers.zeros)
-        rate = 0.5 / config.layers if config.learning_rate is None else config.learning_rate
-        sgd = optax.sgd(rate, momentum=0.9, nesterov=True)
+    Args:
+        config: The settings.
+        dataset: What is learned.
 
-        def loss_fn(params: Params, images: Array, labels: Array) -> Array:
-            logits = model.apply(params, dataset.normalize(images))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    Attributes:
+        model: The network.
+        begin: ``(key, variables, mask) -> state``.
+        step: ``(state, number, learning_rate, images, labels) -> (state, sums)``.
+        evaluate: ``(state, images, labels) -> (loss, accuracy)``.
+    """
 
-        self.init = lambda params, mask: eoi.static_sparse(sgd, mask).init(params)
-
-        @jax.jit
-        def step(params: Params, state: Any, images: Array, labels: Array) -> Any:
-            loss, grads = jax.value_and_grad(loss_fn)(params, images, labels)
-            # The mask that counts is the one in the state.
-            tx = eoi.static_sparse(sgd, optax.tree.get(state, "mask"))
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state, loss
-
-        self.step = step
-
-        def predict(params: Params, images: Array) -> Array:
-            logits: Any = model.apply(params, dataset.normalize(images))
-            return jnp.argmax(logits, axis=-1)
-
-        self.predict = jax.jit(predict)
-
-        @jax.jit
-        def singular_values(params: Params, images: Array) -> Array:
-            normalized = dataset.normalize(images)
-            return eoi.spectrum.singular_values(
-                lambda x: model.apply(params, x[None])[0], normalized
-            )
-
-        self.singular_values = singular_values
+    def __init__(self, config: Config, dataset: data.Dataset) -> None:
+        self.model = _model(config, dataset.num_classes, jax.nn.initializers.zeros)
+        optimizer_of = steps.sparse_sgd(config.steps, weight_decay=0.0)
+        self.begin = functools.partial(steps.init_state, optimizer_of)
+        self.step = jax.jit(steps.train_step(self.model, dataset, optimizer_of))
+        self.evaluate = jax.jit(steps.evaluation(self.model, dataset, len(dataset.test.labels)))
 
 
-def batches(config: Config, size: int) -> Any:
+def _batches(config: Config, size: int) -> Iterator[np.ndarray]:
     """Yield indices of batches, epoch after epoch, each in a new order."""
     generator = np.random.default_rng(config.seed)
     batch = min(config.batch_size, size)
@@ -238,41 +203,59 @@ def batches(config: Config, size: int) -> Any:
 def train(
     config: Config,
     dataset: data.Dataset,
-    trainer: Trainer,
+    step_fns: StepFns,
     name: str,
     results: list[Result],
     tick: Callable[[float], None],
 ) -> None:
-    """Train from one start; the result stands in ``results`` from the first step on."""
-    key = jax.random.key(config.seed)
-    params, mask = jax.jit(lambda key: STARTS[name](config, key, dataset))(key)
-    kept = sum(int(leaf.sum()) for leaf in jax.tree.leaves(mask) if leaf.ndim)
-    values = trainer.singular_values(params, dataset.train.images[:SPECTRUM_SAMPLES])
-    result = Result(name, float(eoi.masks.density(mask)), kept, np.asarray(values), [])
+    """Train from one start.
+
+    Args:
+        config: The settings.
+        dataset: What is learned.
+        step_fns: The compiled functions.
+        name: One of :data:`STARTS`.
+        results: Where the result is appended, before the first step; each step adds to it.
+        tick: Called with the loss of each step.
+    """
+    key, (images, labels) = jax.random.key(config.seed), dataset.train
+    start = jax.jit(lambda key: STARTS[name](config, key, dataset))(key)
+    kept = sum(int(leaf.sum()) for leaf in jax.tree.leaves(start.mask) if leaf.ndim)
+    variables = {"params": start.params}
+    examples = dataset.normalize(images[: measure.SAMPLES])
+    values = np.asarray(measure.singular_values(step_fns.model, variables, examples))
+    result = Result(name, float(eoi.masks.density(start.mask)), kept, values, [])
     results.append(result)
-    state = trainer.init(params, mask)
-    for _, index in zip(
-        range(config.steps), batches(config, len(dataset.train.images)), strict=False
-    ):
-        params, state, loss = trainer.step(
-            params, state, dataset.train.images[index], dataset.train.labels[index]
-        )
-        result.losses.append(float(loss))
+    rate = 0.5 / config.layers if config.learning_rate is None else config.learning_rate
+    state = step_fns.begin(key, variables, start.mask)
+    batches = _batches(config, len(labels))
+    for number, index in zip(range(config.steps), batches, strict=False):
+        state, sums = step_fns.step(state, number, rate, images[index], labels[index])
+        result.losses.append(float(sums.loss))
         tick(result.losses[-1])
-    predicted = trainer.predict(params, dataset.test.images)
-    result.accuracy = float((predicted == dataset.test.labels).mean())
+    result.accuracy = float(step_fns.evaluate(state, *map(jnp.asarray, dataset.test))[1])
 
 
 def run(config: Config, console: Console | None = None) -> list[Result]:
     """Train from every start, print the table and save the picture.
 
     Ctrl-C ends the training; the table and the picture then show what there is.
+
+    Args:
+        config: The settings.
+        console: Where to print; default: standard output.
+
+    Returns:
+        One result a start.
+
+    Raises:
+        ValueError: As :func:`check` raises it, or for data that cannot be read.
     """
     check(config)
     console = console or Console()
     dataset = data.load(config.data, config.data_dir, validation=0)
     started, results = time.perf_counter(), list[Result]()
-    batch = min(config.batch_size, len(dataset.train.images))
+    batch, total = min(config.batch_size, len(dataset.train.labels)), config.steps * len(STARTS)
     console.print(
         f"{config.layers} layers of width {config.width}, tanh, no residuals, on {config.data}: "
         f"{config.steps} steps of {batch} images from each of {len(STARTS)} starts"
@@ -289,30 +272,29 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
     )
     stopped = False
     with progress:
-        bar = progress.add_task("", total=config.steps * len(STARTS), loss=math.nan)
+        bar = progress.add_task("", total=total, loss=math.nan)
+
+        def tick(loss: float) -> None:
+            progress.update(bar, advance=1, loss=loss)
+
         try:
-            trainer = Trainer(config, dataset)
+            step_fns = StepFns(config, dataset)
             for name in STARTS:
                 progress.update(bar, description=name)
-                train(
-                    config,
-                    dataset,
-                    trainer,
-                    name,
-                    results,
-                    lambda loss: progress.update(bar, advance=1, loss=loss),
-                )
+                train(config, dataset, step_fns, name, results, tick)
         except KeyboardInterrupt:
             stopped = True
     if stopped:
         done = sum(len(result.losses) for result in results)
         console.print(
-            f"[yellow]Stopped by Ctrl-C after {done} of {config.steps * len(STARTS)} steps; "
+            f"[yellow]Stopped by Ctrl-C after {done} of {total} steps; "
             "these are the results so far."
         )
-    console.print(table(config, results))
+    console.print(_table(config, results))
     if results:
-        path = draw(config, results)
+        path = Path(config.output)
+        canvas = _figure(config, results).draw()
+        canvas.savefig(path, dpi=120, format=path.suffix[1:] or "png")
         console.print(f"Picture: {path}")
     console.print(f"{time.perf_counter() - started:.0f} s")
     if stopped:
@@ -320,7 +302,7 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
     return results
 
 
-def table(config: Config, results: list[Result]) -> Table:
+def _table(config: Config, results: list[Result]) -> Table:
     """Tabulate what each start gave, in 80 columns."""
     out = Table(
         title=f"{config.layers}-layer tanh MLP on {config.data}", box=SIMPLE, padding=(0, 1, 0, 0)
@@ -340,50 +322,50 @@ def table(config: Config, results: list[Result]) -> Table:
         )
     out.caption = (
         "mean, min, max: singular values of the input-output Jacobian at the start, "
-        f"{SPECTRUM_SAMPLES} images; loss: last step; test: accuracy"
+        f"{measure.SAMPLES} images; loss: last step; test: accuracy"
     )
     return out
 
 
-def draw(config: Config, results: list[Result]) -> Path:
-    """Save the picture: loss curves beside the singular values at the start."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    colors = dict(zip(STARTS, ("#000000", "#0072B2", "#D55E00", "#CC79A7"), strict=True))
-    styles = dict(zip(STARTS, ("--", "-", ":", "-."), strict=True))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    floor = 1e-8
+def _figure(config: Config, results: list[Result]) -> Figure:
+    """Draw loss curves beside the singular values at the start."""
+    losses, values, names = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, str]()
     for result in results:
-        look = {"color": colors[result.start], "linestyle": styles[result.start], "linewidth": 2}
-        label = f"{result.start}, density {result.density:.3g}"
+        start = {"start": result.start}
+        names[result.start] = f"{result.start}, density {result.density:.3g}"
         if not math.isnan(result.accuracy):
-            label += f": {result.accuracy:.0%}"
-        left.plot(range(1, len(result.losses) + 1), result.losses, label=label, **look)
-        values = np.sort(result.singular_values.ravel())[::-1]
-        right.plot(np.linspace(0, 1, len(values)), np.maximum(values, floor), **look)
-    left.set(xlabel="training step", ylabel="cross-entropy (nats)", title="Training loss")
-    figure.legend(title="start: test accuracy", loc="outside lower center", ncols=2)
-    right.set(
+            names[result.start] += f", test accuracy {result.accuracy:.0%}"
+        losses += [{**start, "step": step, "loss": y} for step, y in enumerate(result.losses, 1)]
+        descending = np.maximum(np.sort(result.singular_values.ravel())[::-1], _FLOOR)
+        fractions = np.linspace(0, 1, len(descending))
+        pairs = zip(fractions, descending, strict=True)
+        values += [{**start, "fraction": x, "value": y} for x, y in pairs]
+    look: dict[str, Any] = {"names": names, "order": tuple(STARTS)}
+    look |= {"spread": "none", "markers": False}
+    left = Curves(
+        *(losses, "step", "loss", "start", "training step", "cross-entropy (nats)"),
+        title="Training loss",
+        **look,
+    )
+    right = Curves(
+        *(values, "fraction", "value", "start"),
+        *("fraction of the singular values", "singular value"),
+        title="Singular values of the Jacobian at the start",
         yscale="log",
-        ylim=(floor / 2, 10),
-        xlabel="fraction of the singular values",
-        ylabel="singular value",
-        title="Singular values of the input-output Jacobian at the start",
+        **look,
     )
-    right.annotate(
-        f"at or below {floor:g}", (0.98, floor * 1.6), ha="right", fontsize=9, color="#555555"
-    )
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.suptitle(
+
+    def spectrum(axes: Axes) -> None:
+        right(axes)
+        axes.set(ylim=(_FLOOR / 2, 10))
+        text = f"at or below {_FLOOR:g}"
+        axes.annotate(text, (0.98, _FLOOR * 1.6), ha="right", fontsize=9, color="0.3")
+
+    title = (
         f"{config.layers}-layer tanh MLP of width {config.width} on {config.data}, "
         "no residuals, no normalization"
     )
-    path = Path(config.output)
-    figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")
-    plt.close(figure)
-    return path
+    return Figure("quickstart", title, "", (left, spectrum), across=2, size=(5.5, 4.5))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -112,22 +112,8 @@ class Figure:
     size: tuple[float, float] = (4.4, 3.6)
     share: bool = False
 
-    def png(self, dpi: int = 120) -> bytes:
-        r"""Draw the figure.
-
-        Args:
-            dpi: pixels an inch.
-
-        Returns:
-            The bytes of a PNG file; the same for the same rows and version of matplotlib.
-
-        Example:
-            >>> from experiments.reporting.figures import Curves, Figure
-            >>> rows = [{"density": d, "method": "eoi", "loss": 1 - d} for d in (0.1, 0.2)]
-            >>> curves = Curves(rows, "density", "loss", "method", "density", "loss")
-            >>> Figure("made", "Losses", "One epoch.", (curves,)).png()[:4]
-            b'\x89PNG'
-        """
+    def draw(self) -> Canvas:
+        """Draw the figure, with matplotlib's own class; no backend is chosen."""
         across = min(self.across, len(self.panels))
         down = -(-len(self.panels) // across)
         # No pyplot: it would keep every figure, and choose a backend.
@@ -154,6 +140,24 @@ class Figure:
                     break
                 legend.remove()
         canvas.suptitle(self.title)
+        return canvas
+
+    def png(self, dpi: int = 120) -> bytes:
+        r"""Draw the figure.
+
+        Args:
+            dpi: pixels an inch.
+
+        Returns:
+            The bytes of a PNG file; the same for the same rows and version of matplotlib.
+
+        Example:
+            >>> from experiments.reporting.figures import Curves, Figure
+            >>> rows = [{"density": d, "method": "eoi", "loss": 1 - d} for d in (0.1, 0.2)]
+            >>> curves = Curves(rows, "density", "loss", "method", "density", "loss")
+            >>> Figure("made", "Losses", "One epoch.", (curves,)).png()[:4]
+            b'\x89PNG'
+        """
         file = io.BytesIO()
-        canvas.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+        self.draw().savefig(file, format="png", dpi=dpi, metadata={"Software": None})
         return file.getvalue()

@@ -19,7 +19,7 @@ from experiments.benchmarks import timing
 from experiments.runs import Runtime, write_json
 from experiments.training import network, starts
 
-__all__ = ["counts", "kernel", "spectrum", "spectrum_of", "times"]
+__all__ = ["counts", "kernel", "singular_values", "spectrum", "spectrum_of", "times"]
 
 SAMPLES = 128  # the first batch of training images, as the paper measures it
 
@@ -96,11 +96,35 @@ def spectrum_of(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _summary(model: Any, variables: Any, images: Array) -> eoi.spectrum.SpectrumSummary:
+def singular_values(model: Any, variables: Any, images: Array) -> Array:
+    """Measure the singular values of a network's Jacobian at each image.
+
+    Args:
+        model: A Linen module from images to logits.
+        variables: Its parameters and other collections.
+        images: ``(batch, height, width, channels)``, normalized.
+
+    Returns:
+        The values, ``(batch, logits)``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from experiments import models
+        >>> from experiments.studies import measure
+        >>> model, images = models.create("mlp7"), jnp.zeros((2, 28, 28, 1))
+        >>> measure.singular_values(model, model.init(jax.random.key(0), images), images).shape
+        (2, 10)
+    """
+
     def logits(image: Array) -> Array:
         return model.apply(variables, image[None])[0]
 
-    return eoi.spectrum.summarize(eoi.spectrum.singular_values(logits, images))
+    return eoi.spectrum.singular_values(logits, images)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _summary(model: Any, variables: Any, images: Array) -> eoi.spectrum.SpectrumSummary:
+    return eoi.spectrum.summarize(singular_values(model, variables, images))
 
 
 def counts(config: configs.Counts, folder: Path, runtime: Runtime) -> None:
@@ -130,7 +154,7 @@ def counts(config: configs.Counts, folder: Path, runtime: Runtime) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     size = sum(leaf.size for path, leaf in leaves if pruned(path, leaf))
     parameters = sum(leaf.size for _, leaf in leaves)
-    rule = getattr(eoi.budgets, config.budget)
+    rule = eoi.budgets.RULES[config.budget]
     densities = rule(params, config.density, where=pruned, layout=models.layout)
     layers = jax.tree_util.tree_leaves_with_path(densities)
     sizes = {path: leaf.size for path, leaf in leaves if pruned(path, leaf)}
