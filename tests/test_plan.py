@@ -27,7 +27,7 @@ FEW = ("mlp7", "mlp1000", "resnet32")
 KINDS = [
     (name, budget)
     for name in models.NAMES
-    for budget in (planning.BUDGETS if name in FEW else ("erdos_renyi_kernel",))
+    for budget in (eoi.budgets.RULES if name in FEW else ("erdos_renyi_kernel",))
 ]
 each_kind = pytest.mark.parametrize(("name", "budget"), KINDS)
 
@@ -75,7 +75,7 @@ def test_totals_are_exact(name, budget):
 def test_layers_get_what_the_budget_says(name, budget):
     """The rule itself, on the parameter tree and with the networks' own layout."""
     params, where = params_of(name), models.where(name)
-    rule = getattr(eoi.budgets, budget)
+    rule = eoi.budgets.RULES[budget]
     densities = rule(params, 0.1, where=where, layout=models.layout)
     expected = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

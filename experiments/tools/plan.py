@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from eoi_jax import budgets, masks
-from eoi_jax.typing import Densities, Layout, Shape, Where
+from eoi_jax.typing import Layout, Shape, Where
 from experiments import models
 from experiments.tools.layer_cost import Layer
 
-__all__ = ["BUDGETS", "Layer", "Plan", "plan"]
+__all__ = ["Layer", "Plan", "plan"]
 
 _LAYERS = (nn.Dense, nn.Conv, models.HeadProjection)
 
@@ -41,12 +41,6 @@ _NUMBERS = (
     ("mask", "mask_bytes", "B"),
     ("sparse", "sparse_bytes", "B"),
 )
-
-BUDGETS: dict[str, Callable[..., Densities]] = {
-    "uniform": budgets.uniform,
-    "erdos_renyi": budgets.erdos_renyi,
-    "erdos_renyi_kernel": budgets.erdos_renyi_kernel,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +98,7 @@ def plan(
             than once counts as called once.
         input_shape: shape of one example, without a batch axis.
         density: fraction of the weights of all pruned kernels together, in (0, 1].
-        budget: how the layers share them, one of :data:`BUDGETS`; hyphens do for underscores.
+        budget: how the layers share them, a name in ``eoi.budgets.RULES``; hyphens do.
         where: which leaves are pruned, such as :func:`experiments.models.where` says; the other
             kernels are listed as dense.
 
@@ -127,7 +121,7 @@ def plan(
     Reference:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.
     """
-    rule = BUDGETS[models.choose(budget.replace("-", "_"), BUDGETS, "budget")]
+    rule = budgets.RULES[models.choose(budget.replace("-", "_"), budgets.RULES, "budget")]
     calls, params = _trace(model, input_shape)
     kernels = {
         _names(path): (leaf, where(path, leaf))
@@ -277,7 +271,7 @@ class Config:
     density: float = 0.1
     """Fraction of the weights of all pruned kernels together, in (0, 1]."""
     budget: Annotated[
-        str, tyro.conf.arg(help=f"How the layers share them: {', '.join(BUDGETS)}.")
+        str, tyro.conf.arg(help=f"How the layers share them: {', '.join(budgets.RULES)}.")
     ] = "erdos_renyi_kernel"
     num_classes: int | None = None
     """Units of the last layer; default: the network's own."""
