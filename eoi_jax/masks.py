@@ -105,7 +105,6 @@ def apply(mask: Mask, tree: Params) -> Params:
         [[3.0, 0.0]]
     """
     trees.mask_fits(mask, tree, tree_name="tree")
-    trees.mask_leaves(mask)
 
     def leaf_apply(leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0:

@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from eoi_jax import spectrum
-from eoi_jax._internal import checks, trees
+from eoi_jax._internal import checks, selection, trees
 from eoi_jax._internal.files import atomic_write
 from eoi_jax._internal.version import __version__
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
@@ -138,7 +138,6 @@ def save(
     """
     trees.arrays(params)
     trees.mask_fits(mask, params)
-    trees.mask_leaves(mask)
     leaves: dict[str, _Leaf] = {}
     records: dict[str, dict[str, Any]] = {}
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -378,8 +377,8 @@ def _clash(names: Iterable[str]) -> str | None:
 
 def _counts(kept: NDArray[np.bool_]) -> dict[str, Any]:
     """Count what a mask keeps."""
-    count = int(np.count_nonzero(kept))
-    return {"kept": count, "density": count / kept.size if kept.size else 1.0}
+    count = selection.count(kept)
+    return {"kept": count, "density": selection.fraction([count], [kept.size])}
 
 
 def _check_weights(leaf: _Leaf, where: str, remedy: str) -> None:

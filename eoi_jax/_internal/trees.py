@@ -22,14 +22,50 @@ _BIAS_NAMES = ("bias", "b", "offset")
 
 
 def same_structure(tree: Any, other: Any, *, name: str, other_name: str) -> None:
-    """Require two pytrees of one structure."""
-    left: Any = jax.tree.structure(tree)
-    right: Any = jax.tree.structure(other)
-    if left != right:
+    """Require two pytrees of one structure; the error names the first path where they differ."""
+    if _structure(tree) != _structure(other):
+        path, problem = _first_difference(tree, other, other_name)
         raise ValueError(
-            f"{name} has the structure {left}, but {other_name} has {right}. "
+            f"{name}[{path_name(path)}] {problem}. "
             f"Build {name} from the same tree that you pass as {other_name}."
         )
+
+
+def _first_difference(tree: Any, other: Any, other_name: str) -> tuple[tuple[Any, ...], str]:
+    """Return the first path at which two trees differ, and what to say of it."""
+    (children, node), (other_children, other_node) = map(_one_level, (tree, other))
+    if node == other_node:
+        pairs = ((key, child, other_children[key]) for key, child in children.items())
+        key, child, other_child = next(p for p in pairs if _structure(p[1]) != _structure(p[2]))
+        path, problem = _first_difference(child, other_child, other_name)
+        return (*key, *path), problem
+    if type(tree) is type(other) and children.keys() != other_children.keys():
+        for key in children:
+            if key not in other_children:
+                return key, f"has no counterpart in {other_name}"
+        missing = next(key for key in other_children if key not in children)
+        return missing, f"is missing, though {other_name} has it"
+    problem = f"is {_kind(tree)}, but {other_name} has {_kind(other)} there"
+    if tree is None or other is None:
+        problem += ", and None is no leaf: the mask of a dense leaf is a scalar True"
+    return (), problem
+
+
+def _structure(tree: Any) -> Any:
+    return jax.tree.structure(tree)
+
+
+def _one_level(node: Any) -> tuple[dict[Any, Any], Any]:
+    """Return the children of a node by their keys, and its structure without theirs."""
+    children, treedef = jax.tree_util.tree_flatten_with_path(node, lambda part: part is not node)
+    return dict(children), treedef
+
+
+def _kind(node: Any) -> str:
+    if node is None:
+        return "None"
+    is_leaf = jax.tree_util.all_leaves([node])
+    return "a leaf" if is_leaf else f"a node {_one_level(node)[1]}"
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -79,21 +115,16 @@ def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
 
 
 def mask_fits(mask: Any, tree: Any, *, name: str = "mask", tree_name: str = "params") -> None:
-    """Require a mask tree that fits ``tree``: booleans, scalar or of the leaf's own shape."""
+    """Require a mask that fits ``tree``: booleans of a leaf's own shape, or a scalar ``True``."""
     same_structure(mask, tree, name=name, other_name=tree_name)
+    mask_leaves(mask, name=name)
 
     def check(path: Sequence[Any], leaf_mask: Any, leaf: Any) -> None:
-        mask_dtype, mask_shape = jnp.result_type(leaf_mask), np.shape(leaf_mask)
-        where = f"{name}[{path_name(path)}]"
-        if mask_dtype != jnp.bool_:
+        if np.shape(leaf_mask) not in ((), np.shape(leaf)):
             raise ValueError(
-                f"{where} has dtype {mask_dtype}, outside {{bool}}. "
-                "Convert it with `leaf != 0`; scores become masks through masks.top_k."
-            )
-        if mask_shape not in ((), np.shape(leaf)):
-            raise ValueError(
-                f"{where} has shape {mask_shape}, outside {{(), {np.shape(leaf)}}}. "
-                f"Use the shape of {tree_name}'s leaf, or a scalar True for a dense leaf."
+                f"{name}[{path_name(path)}] has shape {np.shape(leaf_mask)}, but is a scalar True "
+                f"or has the shape {np.shape(leaf)} of the leaf of {tree_name}. "
+                "Build it with that shape; the scalar keeps the leaf dense."
             )
 
     jax.tree_util.tree_map_with_path(check, mask, tree)
@@ -107,7 +138,7 @@ def mask_leaves(mask: Any, *, name: str = "mask") -> None:
         dtype = jnp.result_type(leaf)
         if dtype != jnp.bool_:
             raise ValueError(
-                f"{where} has dtype {dtype}, outside {{bool}}. "
+                f"{where} has dtype {dtype}, but a mask is boolean. "
                 "Convert it with `leaf != 0`; scores become masks through masks.top_k."
             )
         if np.ndim(leaf) == 0 and not checks.is_traced(leaf) and not bool(leaf):
@@ -120,12 +151,12 @@ def mask_leaves(mask: Any, *, name: str = "mask") -> None:
 
 
 def leaf_density(value: Any, shape: Sequence[int], *, name: str) -> Any:
-    """Accept a density in [0, 1] for a leaf, or one for each slice of its first axis or axes."""
+    """Accept a density in [0, 1] for a leaf, or one for each slice of its leading axes."""
     axes = np.ndim(value)
     if axes > 0 and (axes >= len(shape) or np.shape(value) != tuple(shape[:axes])):
         raise ValueError(
-            f"{name} has shape {np.shape(value)}, outside {{(), ({shape[0]},)}}. "
-            "Give one density for the leaf, or one for each slice of its first axis."
+            f"{name} has shape {np.shape(value)} for a leaf of shape {tuple(shape)}. "
+            "Give one density for the leaf, or one for each slice of its leading axes."
         )
     if checks.is_traced(value):
         return value
@@ -194,7 +225,7 @@ def scores(value: Any, *, name: str = "scores") -> None:
         where = f"{name}[{path_name(path)}]"
         if leaf.dtype.name not in dtypes:
             raise ValueError(
-                f"{where} has dtype {leaf.dtype}, outside {{{', '.join(dtypes)}}}. "
+                f"{where} has dtype {leaf.dtype}, but scores are {', '.join(dtypes)}. "
                 "Convert the scores with `leaf.astype(jnp.float32)`."
             )
         if checks.is_traced(leaf):

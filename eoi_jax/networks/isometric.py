@@ -69,7 +69,6 @@ def approximate_isometry(
         Networks at Initialization", ICLR 2020.
     """
     trees.mask_fits(mask, params)
-    trees.mask_leaves(mask)
 
     def solve(path: Any, leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0 or np.size(leaf) == 0:
