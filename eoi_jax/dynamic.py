@@ -1,8 +1,7 @@
 r"""Dynamic sparse training: masks that move while the network trains, as Optax transformations.
 
-Both methods train under a mask as :func:`eoi_jax.optim.static_sparse` does, and every
-``update_every`` steps they exchange a part of each kernel's weights: those of the smallest
-magnitude are dropped, and as many others are grown, drawn at random
+Both methods keep masked weights at exactly zero, and every ``update_every`` steps they drop a part
+of each kernel's weights, those of the smallest magnitude, and grow as many others: drawn at random
 (:func:`sparse_evolutionary_training`) or of the largest gradients (:func:`rigl`). The number of
 unmasked weights of each kernel never changes.
 
@@ -65,29 +64,37 @@ def sparse_evolutionary_training(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Train with SET: drop the weights of the smallest magnitude, grow others at random.
 
-    Mask updates take the place of training steps as in :func:`rigl`, with the same counts. Only
-    the set that grows differs: each set of :math:`m` weights outside :math:`M \setminus D` is
-    equally likely. The gradients of a mask update are not used.
+    The steps :math:`\Delta T, 2 \Delta T, \ldots` below ``stop_step`` update the mask **instead
+    of** training. In each kernel of :math:`n` weights, of which the mask :math:`M` leaves
+    :math:`k`, the :math:`m = \min(\lfloor \alpha k \rfloor, n - k)` smallest :math:`D \subset M`
+    are dropped, and :math:`m` weights grow: each set of :math:`m` outside :math:`M \setminus D` is
+    equally likely. Dropped weights become exactly 0, and grown ones start from exactly 0. The
+    gradients of a mask update are not used. :func:`rigl` differs in the set that grows alone.
 
-    Magnitudes are compared as they are, the form in which Evci et al. compare SET with RigL.
-    Mocanu et al. rank positive and negative weights apart, and update after each epoch.
+    Magnitudes are compared whatever their sign, as Evci et al. compare SET with RigL. Mocanu et
+    al. rank positive and negative weights apart, and update after each epoch.
 
     Args:
-        inner: Any Optax optimizer or chain, as for :func:`eoi_jax.optim.static_sparse`.
-        mask: The mask to start from, of the parameters' structure.
+        inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
+        mask: The mask to start from, of the parameters' structure. Leaves with a scalar ``True``
+            stay dense.
         key: A random key. Step :math:`t` draws from ``jax.random.fold_in(key, t)``.
-        update_every: Training steps and one mask update in a period, in [1, 2^31).
-        drop_fraction: As for :func:`rigl`.
-        stop_step: As for :func:`rigl`.
-        regrow_dropped: As for :func:`rigl`.
-        layout: As for :func:`rigl`.
+        update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
+        drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to drop, in
+            [0, 1), or a schedule ``step -> fraction``.
+        stop_step: No mask is updated at or after this step, in [0, 2^31); never stop if None.
+        regrow_dropped: Whether a weight that was just dropped may grow.
+        layout: ``(path, leaf) -> Layout`` of the parameters: each layer of a stack is a kernel by
+            itself. Without it a stack is one kernel.
 
     Returns:
         A transformation whose state is a :class:`DynamicSparseState`. Extra arguments of
         ``update`` reach ``inner``.
 
     Raises:
-        ValueError: As :func:`rigl` raises it, or if ``key`` is not one random key.
+        ValueError: If an argument is out of range, or if ``key`` is not one random key; from
+            ``init`` if the mask or the layout does not fit the parameters; from ``update`` if
+            ``params`` is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -148,11 +155,11 @@ def rigl(
         M &\leftarrow (M \setminus D) \cup G .
 
     Dropped weights become exactly 0, and grown ones start from exactly 0. The inner state's
-    entries of both become those of a new weight, for any optimizer (:math:`P` of
-    :func:`eoi_jax.optim.static_sparse` with the mask :math:`M \setminus D`). All else stays as it
-    is: the other weights, dense leaves, and the inner optimizer's own step count, so its schedule
-    counts training steps only. Every other call is a step of ``static_sparse`` under the mask of
-    that time, and gradients off the mask have no influence on it.
+    entries of both become those that ``inner.init`` gives to a weight of zero, for any optimizer.
+    All else stays as it is: the other weights, dense leaves, and the step count of the inner
+    optimizer, so its schedule counts training steps only. Every other call is a step of
+    :func:`eoi_jax.optim.static_sparse` under the mask of that time, and gradients off the mask
+    have no influence on it.
 
     As in the paper, a weight that was just dropped may grow at once if its gradient is among the
     largest (its value is lost); ``regrow_dropped=False`` takes :math:`G` outside :math:`M`. The
@@ -170,17 +177,17 @@ def rigl(
     ``update_every=1`` nothing trains between step 1 and ``stop_step``.
 
     Args:
-        inner: Any Optax optimizer or chain, as for :func:`eoi_jax.optim.static_sparse`.
+        inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
         mask: The mask to start from, of the parameters' structure. Leaves with a scalar ``True``
             stay dense. A kernel without a masked weight has nothing to grow and stays as it is.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
-        drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to exchange, in
+        drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to drop, in
             [0, 1), or a schedule ``step -> fraction``; a schedule's value is limited by what the
             kernel has to drop and to grow.
         stop_step: No mask is updated at or after this step, in [0, 2^31); never stop if None.
         regrow_dropped: Whether a weight that was just dropped may grow.
-        layout: ``(path, leaf) -> Layout`` of the parameters: each layer of a stack is a kernel of
-            its own. Without it a stack is one kernel.
+        layout: ``(path, leaf) -> Layout`` of the parameters: each layer of a stack is a kernel by
+            itself. Without it a stack is one kernel.
 
     Returns:
         A transformation whose state is a :class:`DynamicSparseState`. Extra arguments of
@@ -313,8 +320,8 @@ def _dynamic_sparse(
 
 
 def _fraction(value: Any) -> Any:
-    """Accept the part of a kernel's unmasked weights that one mask update exchanges."""
-    remedy = "Give the fraction of a kernel's unmasked weights that one mask update exchanges."
+    """Accept the fraction of a kernel's unmasked weights that a mask update drops."""
+    remedy = "Give the fraction of a kernel's unmasked weights that a mask update drops."
     return checks.number(value, "drop_fraction", interval="[0, 1)", remedy=remedy)
 
 

@@ -3,7 +3,7 @@ r"""Optax transformations that keep masked weights at exactly zero while a netwo
 Masking gradients is not enough: weight decay, momentum from before a mask changed, and optimizers
 that mix the entries of a kernel (Muon) or average weights (schedule-free) move a weight whose
 gradient is zero. :func:`static_sparse` therefore stands outermost, around a whole optimizer, and
-:func:`mask_updates` is the bare element-wise mask for a chain of your own.
+:func:`mask_updates` is the bare element-wise mask for a chain that you write.
 
 Both keep the mask in their state. It is saved and restored with the rest of the optimizer,
 ``optax.tree.get(state, "mask")`` reads it back, ``optax.tree.set(state, mask=mask)`` replaces it,
@@ -148,7 +148,7 @@ def static_sparse(
             "The optimizer comes first: static_sparse(optax.adam(1e-3), mask).",
         )
     if isinstance(inner, optax.MultiSteps):
-        # Its own ``gradient_transformation()`` would drop the extra arguments of ``update``.
+        # ``inner.gradient_transformation()`` would drop the extra arguments of ``update``.
         inner = optax.GradientTransformationExtraArgs(inner.init, inner.update)
     inner = optax.with_extra_args_support(inner)
 
