@@ -16,26 +16,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 
 import eoi_jax as eoi
 from eoi_jax import mean_field
+from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 from experiments.benchmarks import timing
 
-__all__ = ["Config", "against_depth", "main", "run"]
+__all__ = ["Config", "against_depth", "main", "plot", "run"]
 
 # The critical point of tanh at which the published 1000-layer networks start.
-SIGMA_W, SIGMA_B = 1.0247, 0.00448
-LOOKS = {
+_SIGMA_W, _SIGMA_B = 1.0247, 0.00448
+_LOOKS = {
     "dense orthogonal": ("#000000", ":"),
     "EOI": ("#0072B2", "-"),
     "masked orthogonal": ("#D55E00", "--"),
@@ -62,20 +62,29 @@ class Config:
 
 
 def against_depth(config: Config) -> dict[str, Any]:
-    """Return the singular values ``(depths, samples, width)`` of the first layers of each start."""
+    """Return the singular values of the Jacobian of the first layers of each start.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        ``(depths, samples, width)`` by the name of the start.
+    """
     key = jax.random.key(config.seed)
     shape = (config.layers, config.width, config.width)
     params = {"kernel": jnp.zeros(shape)}
     draw = functools.partial(eoi.networks.redraw, key, params, layout=_stacked)
-    orthogonal = draw(jax.nn.initializers.orthogonal(SIGMA_W))
-    gaussian = draw(jax.nn.initializers.normal((SIGMA_W**2 / config.density / config.width) ** 0.5))
+    orthogonal = draw(jax.nn.initializers.orthogonal(_SIGMA_W))
+    gaussian = draw(
+        jax.nn.initializers.normal((_SIGMA_W**2 / config.density / config.width) ** 0.5)
+    )
     mask = eoi.masks.random(
         jax.random.key(3), params, {"kernel": np.full(config.layers, config.density)}
     )
     starts = {
         "dense orthogonal": orthogonal,
         "EOI": eoi.exact_orthogonal(
-            key, params, config.density, scale=SIGMA_W, layout=_stacked
+            key, params, config.density, scale=_SIGMA_W, layout=_stacked
         ).params,
         "masked orthogonal": eoi.masked(orthogonal, mask).params,
         "masked Gaussian": eoi.masked(gaussian, mask).params,
@@ -84,13 +93,14 @@ def against_depth(config: Config) -> dict[str, Any]:
 
     @jax.jit
     def values(kernels: Array, biases: Array) -> Array:
-        def step(own: tuple[Array, Array], h: Array) -> Array:
-            return own[0].T @ jnp.tanh(h) + own[1]
+        def step(layer: tuple[Array, Array], h: Array) -> Array:
+            kernel, bias = layer
+            return kernel.T @ jnp.tanh(h) + bias
 
         return eoi.spectrum.layerwise(step, (kernels, biases), x, every=config.layers // 50)
 
-    biases = SIGMA_B * jax.random.normal(jax.random.key(2), shape[:2])
-    return {name: np.asarray(values(own["kernel"], biases)) for name, own in starts.items()}
+    biases = _SIGMA_B * jax.random.normal(jax.random.key(2), shape[:2])
+    return {name: np.asarray(values(start["kernel"], biases)) for name, start in starts.items()}
 
 
 def _stacked(path: Any, leaf: Any) -> eoi.typing.Layout:
@@ -103,33 +113,38 @@ def run(config: Config, console: Console | None = None) -> None:
     console = console or Console()
     if config.quick:
         config = dataclasses.replace(config, layers=100)
-    timing.check(1, config.output)
-    if config.layers < 50:
-        raise ValueError(f"layers={config.layers} is outside [50, ...). Give a larger number.")
+    timing.check_output(config.output)
+    checks.integer(config.layers, low=50, name="layers")
     console.print(timing.machine())
     with console.status(f"{config.layers} layers"):
         depth = against_depth(config)
-    plot_depth(depth, config, Path(config.output))
+    plot(depth, config).savefig(config.output, dpi=120)
     console.print(f"Saved: {config.output}")
 
 
-def plot_depth(found: dict[str, Any], config: Config, path: Path) -> None:
-    """Plot median and spread of the singular values against the number of layers, and theory."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def plot(found: dict[str, Any], config: Config) -> Figure:
+    """Plot median and spread of the singular values against the number of layers, and theory.
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    Args:
+        found: What :func:`against_depth` returns.
+        config: The settings.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     every = config.layers // 50
     fractions = np.array([0.1, 0.5, 0.9])
     for name, values in found.items():
-        color, style = LOOKS[name]
+        color, style = _LOOKS[name]
         layers = np.minimum(every * (np.arange(len(values)) + 1), config.layers)
         pooled = values.reshape(len(values), -1).clip(1e-12)  # zeros have no logarithm
         low, middle, high = np.quantile(pooled, fractions, axis=1)
         axes.plot(layers, middle, style, color=color, label=name)
         axes.fill_between(layers, low, high, color=color, alpha=0.15)
     depths = np.unique(np.geomspace(1, config.layers, 25).astype(int))
-    for fraction, of in zip(fractions, quantiles_of_theory(depths, fractions).T, strict=True):
+    for fraction, of in zip(fractions, _quantiles_of_theory(depths, fractions).T, strict=True):
         label = "theory, dense orthogonal" if fraction == 0.5 else None
         axes.plot(depths, of, color="#E69F00", linestyle=(0, (1, 1)), label=label)
     axes.set(
@@ -142,14 +157,13 @@ def plot_depth(found: dict[str, Any], config: Config, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
-def quantiles_of_theory(depths: Any, fractions: Any) -> Any:
+def _quantiles_of_theory(depths: Any, fractions: Any) -> Any:
     """Return the quantiles ``(depths, fractions)`` of singular values by mean-field theory."""
-    q = mean_field.fixed_point("tanh", SIGMA_W, SIGMA_B)
-    laws = (mean_field.predicted_singular_values("tanh", int(d), SIGMA_W, q) for d in depths)
+    q = mean_field.fixed_point("tanh", _SIGMA_W, _SIGMA_B)
+    laws = (mean_field.predicted_singular_values("tanh", int(d), _SIGMA_W, q) for d in depths)
     return np.stack([law.quantile(fractions) for law in laws])
 
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -39,20 +40,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tyro
-from rich.box import SIMPLE
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax import mean_field
+from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 from experiments import models
 from experiments.benchmarks import timing
 
-__all__ = ["CASES", "Case", "Config", "Row", "chain", "main", "measure", "plot", "run"]
+__all__ = [
+    "CASES",
+    "Case",
+    "Config",
+    "Row",
+    "chain",
+    "compare",
+    "main",
+    "measure",
+    "predicted",
+    "run",
+]
 
 
 class Case(NamedTuple):
@@ -73,8 +85,8 @@ CASES = (
     Case("hard_tanh", 0.25),
     Case("relu", 1.0),
 )
-CURVED = CASES[1:]  # without the identity, whose distances are 0
-KINDS = ("Haar", "EOI", "blocks")
+_CURVED = CASES[1:]  # without the identity, whose distances are 0
+_KINDS = ("Haar", "EOI", "blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +133,8 @@ def chain(
         weights: ``(layers, width, width)``.
         biases: ``(layers, width)``.
         x: ``(width,)``.
-        activation: elementwise.
-        depths: increasing numbers of layers.
+        activation: Elementwise.
+        depths: Increasing numbers of layers.
 
     Returns:
         For each depth the singular values, ``(width,)``, and for each of its layers the means of
@@ -186,11 +198,11 @@ def measure(config: Config, tick: Callable[[str], None] = lambda text: None) -> 
     pooled: dict[tuple[Case, str, float], list[Any]] = {}
     depths = tuple(sorted(config.depths))
     laws = {(case, depth): predicted(case, depth) for case in CASES for depth in depths}
-    sparse = [(kind, density) for density in config.densities for kind in KINDS[1:]]
+    sparse = [(kind, density) for density in config.densities for kind in _KINDS[1:]]
     for width in config.widths:
         for kind, density in [("Haar", 1.0), *sparse]:
             for seed in range(config.seeds):
-                tick(f"width {width}, {name_of(kind, density)}, seed {seed}")
+                tick(f"width {width}, {_name_of(kind, density)}, seed {seed}")
                 key = jax.random.fold_in(jax.random.key(config.seed), seed)
                 for_weights, for_rest = jax.random.split(key)
                 weights = _weights(
@@ -202,13 +214,13 @@ def measure(config: Config, tick: Callable[[str], None] = lambda text: None) -> 
                         for_rest, weights, sigmas, activation=case.activation, depths=depths
                     )
                     for depth, (values, moments) in zip(depths, found, strict=True):
-                        own = np.asarray(values), np.asarray(moments)
-                        errors = compare(*own, float(sigmas[0]), laws[case, depth])
+                        measured = np.asarray(values), np.asarray(moments)
+                        errors = compare(*measured, float(sigmas[0]), laws[case, depth])
                         rows.append(Row(*case, width, depth, kind, density, seed, *errors))
                     if width == max(config.widths):
                         deepest = np.asarray(found[-1][0])
                         pooled.setdefault((case, kind, density), []).append(deepest)
-    return rows, {cell: np.concatenate(own) for cell, own in pooled.items()}
+    return rows, {cell: np.concatenate(values) for cell, values in pooled.items()}
 
 
 def predicted(case: Case, depth: int) -> mean_field.PredictedSpectrum:
@@ -227,10 +239,10 @@ def compare(
     to their squared means add up.
 
     Args:
-        values: singular values, ``(width,)``.
-        moments: means of squared slopes and of their squares, ``(depth, 2)``.
+        values: Singular values, ``(width,)``.
+        moments: Means of squared slopes and of their squares, ``(depth, 2)``.
         gain: ``σ_w`` of the weights.
-        law: what theory predicts.
+        law: What theory predicts.
 
     Returns:
         The Wasserstein-1 distance and both errors.
@@ -245,7 +257,7 @@ def compare(
     return float(distance), float(error), float(freeness_error)
 
 
-def name_of(kind: str, density: float) -> str:
+def _name_of(kind: str, density: float) -> str:
     """Name the weights."""
     return kind if kind == "Haar" else f"{kind} {density:.3g}"
 
@@ -257,7 +269,8 @@ def run(config: Config, console: Console | None = None) -> list[Row]:
         config = dataclasses.replace(
             config, widths=(128,), densities=(1 / 16, 1 / 4), depths=(4, 16), seeds=2
         )
-    timing.check(config.seeds, config.output)
+    checks.integer(config.seeds, low=1, name="seeds")
+    timing.check_output(config.output)
     for width in config.widths:
         for density in config.densities:
             eoi.sao.degree(width, density)  # refuses what has no blocks
@@ -271,8 +284,8 @@ def run(config: Config, console: Console | None = None) -> list[Row]:
         ("moment_error", "Relative error of the mean fourth power, against the prediction"),
         ("freeness_error", "The same against weights free of the slopes that were measured"),
     ):
-        for kind in KINDS[1:]:
-            console.print(table_of(rows, config, kind, statistic, f"{title}: {kind}"))
+        for kind in _KINDS[1:]:
+            console.print(_table(rows, config, kind, statistic, f"{title}: {kind}"))
     path = Path(config.output)
     with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -280,59 +293,48 @@ def run(config: Config, console: Console | None = None) -> list[Row]:
         writer.writerows(
             [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
         )
-    plot(rows, config, path.with_suffix(".png"))
-    plot_laws(pooled, config, path.with_name(f"{path.name}_laws.png"))
+    _plot(rows, config).savefig(path.with_suffix(".png"), dpi=110)
+    _plot_laws(pooled, config).savefig(path.with_name(f"{path.name}_laws.png"), dpi=110)
     console.print(f"Saved: {path}.csv, {path}.png, {path}_laws.png")
     return rows
 
 
 def _cell(rows: Sequence[Row], statistic: str, **kind: Any) -> tuple[float, float]:
-    own = [
+    """Return the mean of one statistic over the networks of a kind, and its deviation."""
+    values = [
         getattr(row, statistic)
         for row in rows
         if all(getattr(row, name) == value for name, value in kind.items())
     ]
-    return statistics.mean(own), statistics.stdev(own) if len(own) > 1 else 0.0
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def table_of(rows: Sequence[Row], config: Config, kind: str, statistic: str, title: str) -> Table:
-    """Build the table of one statistic: Haar weights beside one kind of sparse ones."""
-    table = Table(title=title, box=SIMPLE)
-    cells = [("Haar", 1.0), *((kind, density) for density in config.densities)]
-    for head in ("network", "width", "depth", *(name_of(*cell) for cell in cells)):
-        table.add_column(head, justify="right", no_wrap=True)
-    for case in CURVED:
-        for width in config.widths:
-            for depth in sorted(config.depths):
-                of = {**case._asdict(), "width": width, "depth": depth}
-                found = [_cell(rows, statistic, **of, weights=k, density=d) for k, d in cells]
-                own = [f"{mean:.2g} ± {deviation:.1g}" for mean, deviation in found]
-                table.add_row(str(case), str(width), str(depth), *own)
-    return table
+def _table(rows: Sequence[Row], config: Config, kind: str, statistic: str, title: str) -> Table:
+    """Tabulate one statistic: Haar weights beside one kind of sparse ones."""
+    weights = [("Haar", 1.0), *((kind, density) for density in config.densities)]
+    lines = []
+    for case, width, depth in itertools.product(_CURVED, config.widths, sorted(config.depths)):
+        network = {**case._asdict(), "width": width, "depth": depth}
+        cells = [_cell(rows, statistic, **network, weights=k, density=d) for k, d in weights]
+        texts = (f"{mean:.2g} ± {deviation:.1g}" for mean, deviation in cells)
+        lines.append([str(case), str(width), str(depth), *texts])
+    heads = ["network", "width", "depth", *(_name_of(*kind) for kind in weights)]
+    return timing.tabulate(title, heads, lines)
 
 
-def plot(rows: Sequence[Row], config: Config, path: Path) -> None:
+def _plot(rows: Sequence[Row], config: Config) -> Figure:
     """Plot distance against the non-zeros of a row: a column for each case, a row for each depth.
 
     Full symbols are sparse, hollow ones dense Haar weights, whose rows have ``width`` of them.
     """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     depths, colors = sorted(config.depths), ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-    figure, panels = plt.subplots(
-        *(len(depths), len(CURVED)),
-        figsize=(13, 2.6 * len(depths) + 1),
-        sharex=True,
-        sharey="row",
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(13, 2.6 * len(depths) + 1), layout="constrained")
+    panels = figure.subplots(len(depths), len(_CURVED), sharex=True, sharey="row", squeeze=False)
     for line, depth in zip(panels, depths, strict=True):
-        for axes, case in zip(line, CURVED, strict=True):
+        for axes, case in zip(line, _CURVED, strict=True):
             for width, color in zip(config.widths, colors, strict=False):
                 of = {**case._asdict(), "width": width, "depth": depth, "statistic": "wasserstein"}
-                for kind, look in zip(KINDS[1:], ("o-", "x:"), strict=True):
+                for kind, look in zip(_KINDS[1:], ("o-", "x:"), strict=True):
                     cells = [_cell(rows, **of, weights=kind, density=d) for d in config.densities]
                     x = [d * width for d in config.densities]
                     label = f"{kind}, width {width}"
@@ -349,21 +351,16 @@ def plot(rows: Sequence[Row], config: Config, path: Path) -> None:
     for axes in panels[-1]:
         axes.set_xlabel("mean non-zeros of a row")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def plot_laws(pooled: dict[tuple[Case, str, float], Any], config: Config, path: Path) -> None:
+def _plot_laws(pooled: dict[tuple[Case, str, float], Any], config: Config) -> Figure:
     """Draw the histograms of the widest, deepest networks and the predicted density over them."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     depth, width = max(config.depths), max(config.widths)
     shown = [("Haar", 1.0), ("EOI", max(config.densities)), ("EOI", min(config.densities))]
-    figure, panels = plt.subplots(
-        len(shown), len(CURVED), figsize=(13, 7), layout="constrained", sharex="col"
-    )
-    for column, case in enumerate(CURVED):
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    panels = figure.subplots(len(shown), len(_CURVED), sharex="col")
+    for column, case in enumerate(_CURVED):
         law = predicted(case, depth)
         top = 1.1 * max(float(law.quantile(0.999)), 1.0)
         bins = np.linspace(0, top, 60)
@@ -377,7 +374,7 @@ def plot_laws(pooled: dict[tuple[Case, str, float], Any], config: Config, path: 
             mass[1] += mass[0]  # an atom at 0 belongs to the first bin
             middles = (bins[1:] + bins[:-1]) / 2
             axes.plot(middles, mass[1:], color="#D55E00", label="predicted for Haar weights")
-            axes.set_title(f"{case}: {name_of(kind, density)}", fontsize=10)
+            axes.set_title(f"{case}: {_name_of(kind, density)}", fontsize=10)
             axes.set_yscale("symlog", linthresh=1e-2)
             axes.grid(alpha=0.3)
         panels[-1, column].set_xlabel("singular value (larger: last bin)")
@@ -385,8 +382,7 @@ def plot_laws(pooled: dict[tuple[Case, str, float], Any], config: Config, path: 
         axes.set_ylabel("share of a bin")
     panels[0, 0].legend(fontsize=9)
     figure.suptitle(f"Jacobians of {depth} layers of width {width}, {config.seeds} networks")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def main(arguments: list[str] | None = None) -> None:
