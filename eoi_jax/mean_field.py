@@ -40,8 +40,8 @@ __all__ = [
     "predicted_singular_values",
 ]
 
-Floats: TypeAlias = NDArray[np.float64]
-Function: TypeAlias = Callable[[Any], Any]
+_Floats: TypeAlias = NDArray[np.float64]
+_Function: TypeAlias = Callable[[Any], Any]
 
 
 class Activation(NamedTuple):
@@ -53,8 +53,8 @@ class Activation(NamedTuple):
         kinks: Where the function or its derivative jumps.
     """
 
-    function: Function
-    derivative: Function | None = None
+    function: _Function
+    derivative: _Function | None = None
     kinks: tuple[float, ...] = ()
 
 
@@ -72,23 +72,23 @@ class PredictedSpectrum(NamedTuple):
         atom_masses: These masses, ``(k,)``.
     """
 
-    grid: Floats
-    density: Floats
-    mass_below: Floats
-    atoms: Floats
-    atom_masses: Floats
+    grid: _Floats
+    density: _Floats
+    mass_below: _Floats
+    atoms: _Floats
+    atom_masses: _Floats
 
-    def cdf(self, values: float | Floats) -> Floats:
+    def cdf(self, values: float | _Floats) -> _Floats:
         """Fraction of singular values that are at most ``values``."""
         values = np.asarray(values, np.float64)
         atoms = (self.atom_masses * (self.atoms <= values[..., None])).sum(-1)
         return np.minimum(atoms + np.interp(values, self.grid, self.mass_below, left=0.0), 1.0)
 
-    def quantile(self, fractions: float | Floats) -> Floats:
+    def quantile(self, fractions: float | _Floats) -> _Floats:
         """Singular value that this fraction of them, in [0, 1], is at most."""
         return np.asarray(np.interp(fractions, *self._corners()))
 
-    def moments(self, count: int = 2) -> Floats:
+    def moments(self, count: int = 2) -> _Floats:
         """Means of the squared singular values and of their powers up to ``count``."""
         mass, ends = self._corners()
         powers = 2 * np.arange(1, count + 1)[:, None]
@@ -96,7 +96,7 @@ class PredictedSpectrum(NamedTuple):
         simpson = (ends[1:] ** powers + 4 * middles**powers + ends[:-1] ** powers) / 6
         return np.asarray(simpson @ np.diff(mass))
 
-    def _corners(self) -> tuple[Floats, Floats]:
+    def _corners(self) -> tuple[_Floats, _Floats]:
         """Masses and values at the corners of the distribution function, both in order."""
         below = (self.atom_masses * (self.atoms < self.grid[:, None])).sum(-1)
         after = self.cdf(self.atoms)
@@ -106,10 +106,10 @@ class PredictedSpectrum(NamedTuple):
         return np.maximum.accumulate(mass[order]), values[order]
 
 
-ActivationLike: TypeAlias = str | Activation | Function
+_ActivationLike: TypeAlias = str | Activation | _Function
 
 
-def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float) -> float:
+def fixed_point(activation: _ActivationLike, sigma_w: float, sigma_b: float) -> float:
     r"""Variance of the preactivations that deep layers settle at.
 
     The largest stable fixed point of :math:`q \mapsto \sigma_w^2 \mathbb{E}[\varphi(\sqrt{q}
@@ -162,7 +162,7 @@ def fixed_point(activation: ActivationLike, sigma_w: float, sigma_b: float) -> f
     raise checks.value_error("sigma_w", sigma_w, problem, "Give a smaller value.")
 
 
-def chi(activation: ActivationLike, sigma_w: float, q: float) -> float:
+def chi(activation: _ActivationLike, sigma_w: float, q: float) -> float:
     r"""Mean squared singular value of one layer's Jacobian.
 
     Args:
@@ -189,7 +189,7 @@ def chi(activation: ActivationLike, sigma_w: float, q: float) -> float:
     return _number(sigma_w, "sigma_w") ** 2 * float((squares * weights).sum())
 
 
-def critical_gain(activation: ActivationLike, q: float = 0.0) -> float:
+def critical_gain(activation: _ActivationLike, q: float = 0.0) -> float:
     r"""Gain at which gradients neither vanish nor explode: χ = 1.
 
     Args:
@@ -214,7 +214,7 @@ def critical_gain(activation: ActivationLike, q: float = 0.0) -> float:
     return 1.0 / math.sqrt(chi(activation, 1.0, q))
 
 
-def critical_line(activation: ActivationLike, q: float) -> tuple[float, float]:
+def critical_line(activation: _ActivationLike, q: float) -> tuple[float, float]:
     r"""Critical standard deviations of weights and biases that have ``q`` as their fixed point.
 
     .. math:: \sigma_w^2 = 1 / \mathbb{E}[\varphi'(\sqrt{q} z)^2], \qquad
@@ -251,8 +251,8 @@ def critical_line(activation: ActivationLike, q: float) -> tuple[float, float]:
 
 
 def predicted_moments(
-    activation: ActivationLike, depth: int, sigma_w: float, q: float, count: int = 2
-) -> Floats:
+    activation: _ActivationLike, depth: int, sigma_w: float, q: float, count: int = 2
+) -> _Floats:
     r"""Moments of the squared singular values of a deep Jacobian, by series of S-transforms.
 
     The first two, with :math:`\mu_k = \mathbb{E}[\varphi'(\sqrt{q} z)^{2k}]`, are :math:`m_1 =
@@ -299,7 +299,7 @@ def predicted_moments(
 
 
 def predicted_singular_values(
-    activation: ActivationLike, depth: int, sigma_w: float, q: float
+    activation: _ActivationLike, depth: int, sigma_w: float, q: float
 ) -> PredictedSpectrum:
     r"""Singular values that theory predicts for a deep Jacobian with Haar orthogonal weights.
 
@@ -364,7 +364,7 @@ def predicted_singular_values(
 # --- expectations over Gaussian preactivations ------------------------------------------------
 
 
-def _quadrature(activation: Activation, q: float) -> tuple[Floats, Floats]:
+def _quadrature(activation: Activation, q: float) -> tuple[_Floats, _Floats]:
     """Nodes √q z and their weights, in panels within which the activation does not bend much."""
     scale = math.sqrt(max(q, 1e-300))  # at q = 0 each side of 0 keeps its sign
     bends = 2.0 ** np.arange(-2, 7)
@@ -376,7 +376,7 @@ def _quadrature(activation: Activation, q: float) -> tuple[Floats, Floats]:
     return scale * z, half * weights * _normal_density(z)
 
 
-def _normal_density(z: Floats) -> Floats:
+def _normal_density(z: _Floats) -> _Floats:
     return np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
 
 
@@ -386,7 +386,7 @@ def _mean_square(activation: Activation, q: float) -> Any:
     return (activation.function(x) ** 2 * weights).sum()
 
 
-def _squared_slopes(activation: ActivationLike, q: float) -> tuple[Floats, Floats]:
+def _squared_slopes(activation: _ActivationLike, q: float) -> tuple[_Floats, _Floats]:
     """Squared derivatives and weights, an axis of panels and one of nodes within each."""
     f, derivative, _ = act = _activation(activation)
     x, weights = _quadrature(act, _number(q, "q", zero=True))
@@ -406,22 +406,22 @@ def _squared_slopes(activation: ActivationLike, q: float) -> tuple[Floats, Float
 class _Pieces(NamedTuple):
     """A law of mean 1 on [0, ∞) that is made of uniform pieces."""
 
-    center: Floats
-    half: Floats  # half the width of a piece, 0 for an atom
-    mass: Floats
+    center: _Floats
+    half: _Floats  # half the width of a piece, 0 for an atom
+    mass: _Floats
 
 
 class _Power(NamedTuple):
     """A free power of a law: a density along an axis of ``log x``, and atoms."""
 
-    log_x: Floats
-    density: Floats  # of log x
-    below: Floats  # mass below x, atoms left out
-    atoms: Floats
-    atom_masses: Floats
+    log_x: _Floats
+    density: _Floats  # of log x
+    below: _Floats  # mass below x, atoms left out
+    atoms: _Floats
+    atom_masses: _Floats
 
 
-def _uniform_pieces(squares: Floats, weights: Floats, mean: float) -> _Pieces:
+def _uniform_pieces(squares: _Floats, weights: _Floats, mean: float) -> _Pieces:
     """Approximate the law of the squared slopes, divided by their mean.
 
     Each panel becomes one piece of its mean and variance, so that both are exact for the law.
@@ -480,11 +480,11 @@ def _free_power(law: _Pieces, depth: int) -> _Power:
     return _Power(log_x[kept], density[kept], below[kept], atoms**depth, masses)
 
 
-def _on_real_axis(law: _Pieces, depth: int, log_r: Floats, least_angle: float) -> Floats:
+def _on_real_axis(law: _Pieces, depth: int, log_r: _Floats, least_angle: float) -> _Floats:
     """For radii of w: log r, log x, mass above x, density of log x (0 outside the spectrum)."""
     center, half, mass = law
 
-    def transform(angle: Floats, log_r: Floats) -> Any:
+    def transform(angle: _Floats, log_r: _Floats) -> Any:
         w = np.exp(log_r + 1j * angle)
         v = w[:, None] - center
         y, is_near = half / v, np.abs(v) < 10 * half
@@ -495,7 +495,7 @@ def _on_real_axis(law: _Pieces, depth: int, log_r: Floats, least_angle: float) -
         g = (mass * ratio / v).sum(1)
         return v, y, ratio, w * g, w - 1 / g
 
-    def excess(log_angle: Floats, log_r: Floats) -> Floats:
+    def excess(log_angle: _Floats, log_r: _Floats) -> _Floats:
         f = transform(np.exp(log_angle), log_r)[-1]
         # Rounding may lift a negative f above the axis that it is on or below: hence the abs.
         return np.exp(log_angle) - (depth - 1) * np.arctan2(np.abs(f.imag), f.real)
@@ -511,7 +511,7 @@ def _on_real_axis(law: _Pieces, depth: int, log_r: Floats, least_angle: float) -
     return np.stack([log_r, log_x, above / math.pi, density / math.pi])
 
 
-def _series_power(series: Floats, exponent: int) -> Floats:
+def _series_power(series: _Floats, exponent: int) -> _Floats:
     """Power of a series that starts with 1, to as many terms."""
     power = np.ones(series.size)
     for n in range(1, series.size):
@@ -523,7 +523,7 @@ def _series_power(series: Floats, exponent: int) -> Floats:
 # --- arguments --------------------------------------------------------------------------------
 
 
-def _activation(value: ActivationLike) -> Activation:
+def _activation(value: _ActivationLike) -> Activation:
     if isinstance(value, str):
         checks.one_of(value, tuple(_NAMED), name="activation", remedy="Or give a function.")
         return _NAMED[value]

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, trees
+from eoi_jax._internal import checks
+from eoi_jax._internal.kernel_tree import KernelTree
 from eoi_jax.typing import Array, Params, Scores, Where
 
 __all__ = ["synflow"]
 
-Total: TypeAlias = Callable[[list[Array], Array], Array]
+_Total: TypeAlias = Callable[[list[Array], Array], Array]
 
 
 def synflow(
@@ -80,7 +81,7 @@ def synflow(
         Tanaka, Kunin, Yamins and Ganguli, "Pruning neural networks without any data by
         iteratively conserving synaptic flow", NeurIPS 2020.
     """
-    tree = trees.Kernels(params, where)
+    tree = KernelTree.of(params, where)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise checks.value_error(
             "x.dtype", x.dtype.name, "is outside the floating dtypes", "Give an input of floats."
@@ -97,7 +98,7 @@ def synflow(
     return tree.scores(_carried_by_weights(total, sizes, ones), "synflow")
 
 
-def _carried_by_weights(total: Total, kernels: list[Array], ones: Array) -> list[Array]:
+def _carried_by_weights(total: _Total, kernels: list[Array], ones: Array) -> list[Array]:
     """Return ``w * dR/dw`` of the flow ``R = total(kernels, ones)``, up to one common factor.
 
     ``kernels`` are non-negative, and ``total`` returns a float32 or wider scalar. A flow that
@@ -124,7 +125,7 @@ def _carried_by_weights(total: Total, kernels: list[Array], ones: Array) -> list
 
 
 def _carried(
-    total: Total, kernels: list[Array], ones: Array
+    total: _Total, kernels: list[Array], ones: Array
 ) -> tuple[list[Array], Array, Array, Array]:
     """Return what weights carry, whether it can be used in two respects, and the input's degree."""
     scales, is_scaled = _log2_scales(total, kernels, ones)
@@ -158,7 +159,7 @@ def _scale(kernels: Sequence[Array], log2_scales: Sequence[Array]) -> list[Array
     return [kernel * jnp.exp2(scale).astype(kernel.dtype) for kernel, scale in pairs]
 
 
-def _log2_scales(total: Total, kernels: list[Array], ones: Array) -> tuple[list[Array], Array]:
+def _log2_scales(total: _Total, kernels: list[Array], ones: Array) -> tuple[list[Array], Array]:
     """Find factors that bring the flow into range, and say whether it was out of range.
 
     Each kernel is divided by the growth it would have if its weights were all equal. What is left
