@@ -191,9 +191,10 @@ def static_sparse(
 
 def _checked_copy(mask: Mask, params: Params) -> Mask:
     """Check a mask and copy it: a donated optimizer state must not take the user's mask along."""
-    if not _is_placeholder(params):
+    if _is_placeholder(params):
+        trees.mask_leaves(mask)
+    else:
         trees.mask_fits(mask, params)
-    trees.mask_leaves(mask)
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
 
 

@@ -6,7 +6,6 @@ value, the allowed range and the remedy; traced values are passed on as they are
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks
-from eoi_jax.typing import Array, Layout, Params, Scores, Where
+from eoi_jax.typing import Layout, Params, Where
 
 KERNEL_NAMES = ("kernel", "weight", "w")
-_BIAS_NAMES = ("bias", "b", "offset")
 
 
 def same_structure(tree: Any, other: Any, *, name: str, other_name: str) -> None:
@@ -256,26 +254,6 @@ def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
     return found
 
 
-def micro_batch_size(value: Any, batch: Any) -> int:
-    """Accept a divisor of the number of examples, which all arrays of a batch have in front."""
-    size = checks.integer(value, low=1, name="micro_batch_size")
-    leading = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(leading) != 1 or leading == {()}:
-        raise ValueError(
-            f"batch has arrays of the leading axes {sorted(leading)}, outside one number of "
-            "examples for all. Bind what is no batch to the loss, or leave micro_batch_size=None."
-        )
-    [(examples,)] = leading
-    if examples == 0 or examples % size:
-        raise checks.value_error(
-            "micro_batch_size",
-            size,
-            f"is outside the divisors of {examples} examples",
-            "Give a divisor, or drop examples.",
-        )
-    return size
-
-
 def some_weights(params: Any, kernels: Any) -> None:
     """Require a weight that is not zero of every kernel whose values can be read."""
 
@@ -307,51 +285,3 @@ def arrays(params: Any, *, name: str = "params") -> None:
                 "the parameters, or make zeros: jax.tree.map(lambda s: jnp.zeros(s.shape, "
                 "s.dtype), shapes)."
             )
-
-
-class Kernels:
-    """The kernels of a parameter tree, and the tree with other arrays in their place."""
-
-    def __init__(self, params: Params, where: Where) -> None:
-        paths_and_leaves, self.treedef = jax.tree_util.tree_flatten_with_path(params)
-        self.paths = [path for path, _ in paths_and_leaves]
-        self.leaves = [leaf for _, leaf in paths_and_leaves]
-        found = kernels(params, where)
-        self.index = [i for i, is_kernel in enumerate(jax.tree.leaves(found)) if is_kernel]
-        self.kernels = [jnp.asarray(self.leaves[i]) for i in self.index]
-
-    def params(self, kernels: Sequence[Array]) -> Params:
-        """Put kernels in the places of those of the tree."""
-        leaves = list(self.leaves)
-        for i, kernel in zip(self.index, kernels, strict=True):
-            leaves[i] = kernel
-        return jax.tree.unflatten(self.treedef, leaves)
-
-    def scores(self, scores: Sequence[Array], criterion: str) -> Scores:
-        """Build a tree of scores: ``inf`` for a leaf that is no kernel."""
-        leaves = [jnp.array(jnp.inf, jnp.float32) for _ in self.leaves]
-        for i, score in zip(self.index, scores, strict=True):
-            if not checks.is_traced(score) and not bool(jnp.all(jnp.isfinite(score))):
-                name = path_name(self.paths[i])
-                raise ValueError(
-                    f"{criterion}'s scores of {name} are not finite. "
-                    "Look for infinite or NaN weights, inputs or losses; scale the loss down if "
-                    "its gradient overflows."
-                )
-            leaves[i] = checks.widened(score)
-        return jax.tree.unflatten(self.treedef, leaves)
-
-    def without_biases(self) -> Kernels:
-        """Copy with every bias set to zero."""
-        other = copy.copy(self)
-        other.leaves = [
-            jnp.zeros_like(leaf) if _is_bias(path, leaf) else leaf
-            for path, leaf in zip(self.paths, self.leaves, strict=True)
-        ]
-        return other
-
-
-def _is_bias(path: Sequence[Any], leaf: Any) -> bool:
-    """Whether a leaf's name is that of a bias; ``value`` is where NNX keeps the array."""
-    names = [name for name in path_name(path).split("/") if name != "value"]
-    return names[-1:] != [] and names[-1] in _BIAS_NAMES and hasattr(leaf, "dtype")

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, trees
+from eoi_jax._internal import checks
+from eoi_jax._internal.kernel_tree import KernelTree
 from eoi_jax.typing import Array, Params, Scores, Where
 
 __all__ = ["grasp", "invert", "magnitude", "random", "snip"]
@@ -35,7 +36,7 @@ def magnitude(params: Params, *, where: Where = masks.is_kernel) -> Scores:
         >>> scores["kernel"].tolist(), scores["bias"].tolist()
         ([[0.5, 2.0]], inf)
     """
-    tree = trees.Kernels(params, where)
+    tree = KernelTree.of(params, where)
     return tree.scores([jnp.abs(leaf) for leaf in tree.kernels], "magnitude")
 
 
@@ -61,7 +62,7 @@ def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Sco
         >>> random(jax.random.key(0), {"kernel": jnp.ones((3, 2))})["kernel"].shape
         (3, 2)
     """
-    tree = trees.Kernels(params, where)
+    tree = KernelTree.of(params, where)
     keys = jax.random.split(key, len(tree.kernels))
     pairs = zip(keys, tree.kernels, strict=True)
     draws = [jax.random.uniform(k, leaf.shape, jnp.float32) for k, leaf in pairs]
@@ -102,7 +103,7 @@ def snip(
         Lee, Ajanthan and Torr, "SNIP: Single-shot Network Pruning based on Connection
         Sensitivity", ICLR 2019.
     """
-    tree = trees.Kernels(params, where)
+    tree = KernelTree.of(params, where)
     grads = jax.grad(lambda kernels: _loss(loss_fn, tree.params(kernels), batch))(tree.kernels)
     products = [jnp.abs(checks.widened(w) * g) for w, g in zip(tree.kernels, grads, strict=True)]
     return tree.scores(products, "snip")
@@ -155,10 +156,10 @@ def grasp(
         Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient
         Flow", ICLR 2020.
     """
-    tree = trees.Kernels(params, where)
+    tree = KernelTree.of(params, where)
     parts = None
     if micro_batch_size is not None:
-        size = trees.micro_batch_size(micro_batch_size, batch)
+        size = _micro_batch_size(micro_batch_size, batch)
         parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, size, *leaf.shape[1:])), batch)
     grad = jax.grad(lambda kernels, part: _loss(loss_fn, tree.params(kernels), part))
 
@@ -215,3 +216,23 @@ def _loss(loss_fn: Callable[..., Array], params: Params, batch: Sequence[Any]) -
             "Return the mean over the examples alone, without auxiliary output."
         )
     return loss
+
+
+def _micro_batch_size(value: Any, batch: Any) -> int:
+    """Accept a divisor of the number of examples, which all arrays of a batch have in front."""
+    size = checks.integer(value, low=1, name="micro_batch_size")
+    leading = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(leading) != 1 or leading == {()}:
+        raise ValueError(
+            f"batch has arrays of the leading axes {sorted(leading)}, outside one number of "
+            "examples for all. Bind what is no batch to the loss, or leave micro_batch_size=None."
+        )
+    [(examples,)] = leading
+    if examples == 0 or examples % size:
+        raise checks.value_error(
+            "micro_batch_size",
+            size,
+            f"is outside the divisors of {examples} examples",
+            "Give a divisor, or drop examples.",
+        )
+    return size
