@@ -1,7 +1,6 @@
 """What `inspect` says of files and runs, against NumPy."""
 
 import json
-import re
 import sys
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import gram_error
 
 import eoi_jax as eoi
 from eoi_jax.typing import Layout
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def own_argv(monkeypatch):
+def one_argument(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["test"])
 
 
@@ -34,13 +34,8 @@ def network():
     mask = jax.tree.map(lambda leaf: np.array(True), params)
     for name in ("conv", "first", "hidden"):
         mask[name]["kernel"] = RNG.random(shapes[name]) < 0.5
-    params = jax.tree.map(lambda leaf, own: np.float32(leaf * own), params, mask)
+    params = jax.tree.map(lambda leaf, leaf_mask: np.float32(leaf * leaf_mask), params, mask)
     return params, mask
-
-
-def gram_error(matrix):
-    matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    return np.abs(matrix @ matrix.T - np.eye(len(matrix))).max()
 
 
 def singular_values(kernel, grid):
@@ -64,21 +59,21 @@ def test_a_file(tmp_path, capsys):
     params, mask = network()
     path = tmp_path / "net.safetensors"
     eoi.save(path, params, mask, layout=models.layout)
-    found = {own.name: own for own in show.inspect(show.read(path), grid=5)}
+    found = {kernel.name: kernel for kernel in show.inspect(show.read(path), grid=5)}
     assert list(found) == [f"{name}/kernel" for name in ("conv", "first", "hidden", "last")]
     for name in ("first", "last"):
-        kernel = np.asarray(params[name]["kernel"], np.float64)
-        own = found[f"{name}/kernel"]
-        values = np.linalg.svd(kernel, compute_uv=False)
-        np.testing.assert_allclose(own.errors, [gram_error(kernel)], rtol=1e-5)
-        np.testing.assert_allclose(own.extremes, [values.min(), values.max()], rtol=1e-4)
-        assert (own.shape, own.num_layers, own.off) == (kernel.shape, 1, 0)
+        matrix = np.asarray(params[name]["kernel"], np.float64)
+        kernel = found[f"{name}/kernel"]
+        values = np.linalg.svd(matrix, compute_uv=False)
+        np.testing.assert_allclose(kernel.errors, [gram_error(matrix)], rtol=1e-5)
+        np.testing.assert_allclose(kernel.extremes, [values.min(), values.max()], rtol=1e-4)
+        assert (kernel.shape, kernel.num_layers, kernel.off) == (matrix.shape, 1, 0)
     stack = np.asarray(params["hidden"]["kernel"], np.float64)
     values = np.linalg.svd(stack, compute_uv=False)
-    own = found["hidden/kernel"]
-    np.testing.assert_allclose(own.errors, [gram_error(layer) for layer in stack], rtol=1e-5)
-    np.testing.assert_allclose(own.extremes, [values.min(), values.max()], rtol=1e-4, atol=1e-6)
-    assert (own.shape, own.num_layers, own.size) == ((3, 3), 2, 18)
+    kernel = found["hidden/kernel"]
+    np.testing.assert_allclose(kernel.errors, [gram_error(layer) for layer in stack], rtol=1e-5)
+    np.testing.assert_allclose(kernel.extremes, [values.min(), values.max()], rtol=1e-4, atol=1e-6)
+    assert (kernel.shape, kernel.num_layers, kernel.size) == ((3, 3), 2, 18)
     values = singular_values(np.asarray(params["conv"]["kernel"], np.float64), 5)
     np.testing.assert_allclose(found["conv/kernel"].extremes, [values.min(), values.max()], 1e-4)
     for name, leaf in mask.items():
@@ -94,7 +89,7 @@ def test_a_file(tmp_path, capsys):
     assert rows["first/kernel"][0] == "6x3"
     assert rows["last/kernel"][-1] == "dense"
     assert [rows[f"{name}/kernel"][-1] for name in ("conv", "first", "hidden")] == ["holds"] * 3
-    kept = sum(own.nonzeros for own in found.values())
+    kept = sum(kernel.nonzeros for kernel in found.values())
     size = 72 + 18 + 18 + 6
     assert rows["total"][:3] == [f"{kept / size:.4f}", str(kept), str(size)]
     assert rows["total"][-1] == "holds"
@@ -107,7 +102,7 @@ def test_shapes_that_may_mean_several_things(tmp_path, capsys):
     params, mask = network()
     path = tmp_path / "net"
     eoi.save(path, params, mask)
-    rows = {own.name: own for own in show.inspect(show.read(path))}
+    rows = {kernel.name: kernel for kernel in show.inspect(show.read(path))}
     for name in ("hidden/kernel", "conv/kernel"):
         assert rows[name].errors is None
         assert rows[name].extremes is None
@@ -123,8 +118,8 @@ def test_leaves_that_are_no_kernels_but_have_masks():
     params = {"bias": np.ones(3), "embedding": np.ones((3, 1))}
     kept = np.array([1, 1, 0], bool)
     mask = {"bias": kept, "embedding": kept[:, None]}
-    for own in show.inspect(show.Saved("", params, mask, None)):
-        assert (own.kept, own.off, own.errors, own.extremes) == (2, 1, None, None)
+    for kernel in show.inspect(show.Saved("", params, mask, None)):
+        assert (kernel.kept, kernel.off, kernel.errors, kernel.extremes) == (2, 1, None, None)
 
 
 def test_names_are_printed_as_they_are(tmp_path, capsys):
@@ -143,8 +138,8 @@ def test_names_are_printed_as_they_are(tmp_path, capsys):
 def run_of(folder, seeds, transformation, spoil=lambda params: params):
     """Leave what a run leaves: its config and two checkpoints, of several seeds stacked."""
     folder.mkdir()
-    own = config.Train(seeds=seeds)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(own)))
+    fields = config.to_dict(config.Train(seeds=seeds))
+    (folder / "config.json").write_text(json.dumps(fields))
     states, networks = [], []
     for _ in seeds:
         params, mask = jax.tree.map(jnp.asarray, network())
@@ -153,7 +148,9 @@ def run_of(folder, seeds, transformation, spoil=lambda params: params):
         others = {"batch_stats": {"norm": {"mean": jnp.ones(3)}}}
         states.append(steps.State(jnp.zeros(2, jnp.uint32), params, others, optimizer))
         networks.append((params, mask))
-    state = states[0] if len(seeds) == 1 else jax.tree.map(lambda *own: jnp.stack(own), *states)
+    state = (
+        states[0] if len(seeds) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    )
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(5, jax.tree.map(jnp.zeros_like, state))
         checkpoints.save(12, state)
@@ -222,7 +219,7 @@ def test_training_saves_what_it_has_trained(tmp_path, monkeypatch, capsys):
 def test_training_does_not_begin_without_a_place_for_what_it_saves(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "execute", lambda config, runtime: pytest.fail("it trains"))
     for path in (tmp_path, tmp_path / "no" / "net.safetensors"):
-        with pytest.raises(SystemExit, match=r"save=.* is outside the files in a folder that ex"):
+        with pytest.raises(SystemExit, match="save="):
             commands.main(["train", "--save", str(path)])
 
 
@@ -240,21 +237,30 @@ def refused(capsys, *arguments):
 
 
 def test_what_cannot_be_read(tmp_path, capsys):
-    missing = refused(capsys, tmp_path / "no")
-    assert re.search(r"There is no '.*no'\. Give a file of eoi\.save or a run's folder", missing)
-    assert "is outside the folders of runs that train" in refused(capsys, tmp_path)
+    assert str(tmp_path / "no") in refused(capsys, tmp_path / "no")
+    assert f"folder={str(tmp_path)!r}" in refused(capsys, tmp_path)
     (tmp_path / "config.json").write_text('{"kind": "Counts"}')
-    assert "is outside the folders of runs that train" in refused(capsys, tmp_path)
+    assert f"folder={str(tmp_path)!r}" in refused(capsys, tmp_path)
     (tmp_path / "config.json").write_text('{"kind": "Train", "seeds": [3, 5]}')
-    assert "There is no checkpoint in" in refused(capsys, tmp_path)
-    assert "seed=4 is outside [3, 5]" in refused(capsys, tmp_path, "--seed", 4)
+    assert str(tmp_path / "checkpoints") in refused(capsys, tmp_path)
+    assert "seed=4" in refused(capsys, tmp_path, "--seed", 4)
     other = tmp_path / "other"
     other.write_bytes(b"PK")
-    assert "is no complete safetensors file" in refused(capsys, other)
+    assert str(other) in refused(capsys, other)
 
 
 def test_options_that_do_not_go_with_a_file(tmp_path, capsys):
     path = tmp_path / "net"
     eoi.save(path, {"kernel": np.ones((1, 1), np.float32)}, {"kernel": np.ones((1, 1), bool)})
-    assert "seed=1 is outside {None} for a file" in refused(capsys, path, "--seed", 1)
-    assert "grid=0 is outside [1, ...)" in refused(capsys, path, "--grid", 0)
+    assert "seed=1" in refused(capsys, path, "--seed", 1)
+    assert "grid=0" in refused(capsys, path, "--grid", 0)
+
+
+def test_a_recorded_layout_that_does_not_fit_hides_no_other_kernel():
+    def layout(path, leaf):
+        return Layout(batch_axes=2 if path[0].key == "b" else 0)
+
+    params = {name: {"kernel": np.ones((2, 2))} for name in "abc"}
+    mask = jax.tree.map(lambda leaf: np.array(True), params)
+    found = show.inspect(show.Saved("", params, mask, layout))
+    assert [kernel.errors is None for kernel in found] == [False, True, False]

@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 from eoi_jax import theory
+from eoi_jax._internal import conv
 
 __all__ = ["Layer"]
 
@@ -20,12 +21,12 @@ class Layer:
     """One kernel, or a stack of kernels of one shape.
 
     Attributes:
-        name: path of the layer in the network.
-        shape: shape of one kernel, ``(*window, inputs / groups, outputs)``.
-        groups: into how many groups its channels are divided.
-        positions: how often one example applies the kernel: 1, or the pixels of the output.
-        counts: weights that the budget gives to each layer of the stack, or all of them.
-        dense: whether the layer is not pruned: it keeps all its weights, and no rotation draws it.
+        name: Path of the layer in the network.
+        shape: Shape of one kernel, ``(*window, inputs / groups, outputs)``.
+        groups: Into how many groups its channels are divided.
+        positions: How often one example applies the kernel: 1, or the pixels of the output.
+        counts: Weights that the budget gives to each layer of the stack, or all of them.
+        dense: Whether the layer is not pruned: it keeps all its weights, and no rotation draws it.
     """
 
     name: str
@@ -90,17 +91,13 @@ class Layer:
         )
 
     def _drawn(self, count: int) -> float:
-        """Density of the matrices drawn for so many weights, as eoi.dense and eoi.conv choose it.
-
-        A convolution's center tap gets min(d k, sqrt(d), 1) for density d and k taps. Where the
-        first binds, half a weight of each vector is left as room for the draw's own rounding.
-        """
+        """Density of the matrices that eoi.dense and eoi.conv draw for so many weights."""
         density = count / math.prod(self.shape)
         if len(self.shape) == 2:
             return density
-        taps, minimum = math.prod(self.shape[:-2]), 1 / max(self.matrix)
-        room = density * taps - (minimum / 2 if density < 1 else 0)
-        return max(min(room, math.sqrt(density), 1.0), minimum)
+        minimum = 1 / max(self.matrix)
+        rule = conv.center_density(density, math.prod(self.shape[:-2]), step=minimum / 2)
+        return max(float(rule), minimum)
 
     @property
     def flops(self) -> int:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import eoi_jax as eoi
+from eoi_jax._internal import checks
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
 from experiments import models
 from experiments.training import checkpoints
@@ -39,10 +40,10 @@ class Saved(NamedTuple):
     """A saved network.
 
     Attributes:
-        title: what it is.
-        variables: parameters and statistics, nested dicts.
-        mask: of their structure.
-        layout: how kernels are read; None where only shapes tell.
+        title: What it is.
+        variables: Parameters and statistics, nested dicts.
+        mask: A mask of their structure.
+        layout: How kernels are read; None where only shapes tell.
     """
 
     title: str
@@ -56,14 +57,14 @@ class Kernel:
     """What :func:`inspect` finds of one kernel, or of a stack of them.
 
     Attributes:
-        name: its path.
-        shape: of one layer.
-        num_layers: layers of the stack; 1 for a kernel of its own.
-        kept: weights of all layers that the mask keeps; None for a kernel without a mask.
-        off: weights off the mask that are not zero.
-        errors: orthogonality error of each layer; None of what is no kernel, and of one of more
+        name: Its path.
+        shape: Shape of one layer.
+        num_layers: Layers of the stack; 1 for a kernel of its own.
+        kept: Weights of all layers that the mask keeps; None for a kernel without a mask.
+        off: Weights off the mask that are not zero.
+        errors: Orthogonality error of each layer; None of what is no kernel, and of one of more
             than two axes without a layout.
-        extremes: smallest and largest singular value of all layers; None likewise.
+        extremes: Smallest and largest singular value of all layers; None likewise.
     """
 
     name: str
@@ -89,15 +90,15 @@ def inspect(saved: Saved, *, grid: int = 8) -> list[Kernel]:
     """Measure the kernels of a network.
 
     Args:
-        saved: the network.
-        grid: length of each side of the circular grid on which convolutions have their singular
+        saved: The network.
+        grid: Length of each side of the circular grid on which convolutions have their singular
             values.
 
     Returns:
         The kernels, in the order of the tree; all leaves with a mask of their own count.
 
     Raises:
-        ValueError: for a grid of less than 1.
+        ValueError: For a grid of less than 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,37 +109,32 @@ def inspect(saved: Saved, *, grid: int = 8) -> list[Kernel]:
         >>> kernel.kept, kernel.off, kernel.errors, kernel.extremes
         (3, 0, (3.0,), (0.0, 2.0))
     """
-    if grid < 1:
-        raise ValueError(f"grid={grid} is outside [1, ...). Give a larger number.")
+    checks.integer(grid, low=1, name="grid")
     leaves = jax.tree_util.tree_leaves_with_path(saved.variables)
     return [
-        _kernel(path, np.asarray(leaf), np.asarray(own), saved, grid)
-        for (path, leaf), own in zip(leaves, jax.tree.leaves(saved.mask), strict=True)
-        if np.ndim(own) or eoi.masks.is_kernel(path, leaf)
+        _kernel(path, np.asarray(leaf), np.asarray(leaf_mask), saved.layout, grid)
+        for (path, leaf), leaf_mask in zip(leaves, jax.tree.leaves(saved.mask), strict=True)
+        if np.ndim(leaf_mask) or eoi.masks.is_kernel(path, leaf)
     ]
 
 
-def _kernel(path: Any, leaf: Any, mask: Any, saved: Saved, grid: int) -> Kernel:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    options: dict[str, Any] = {"where": lambda own, _: own == path, "layout": saved.layout}
-    layout = Layout() if saved.layout is None else saved.layout(path, leaf)
-    shape = leaf.shape[layout.batch_axes :]
+def _kernel(path: Any, leaf: Any, mask: Any, layout_of: LayoutOf | None, grid: int) -> Kernel:
+    layout = Layout() if layout_of is None else layout_of(path, leaf)
+    shape, layers = leaf.shape[layout.batch_axes :], math.prod(leaf.shape[: layout.batch_axes])
     errors, extremes = None, None
-    found: dict[str, Any] = {}
     # Without a layout (2, 3, 8, 8) is a convolution or a stack of layers: it is not guessed.
-    if eoi.masks.is_kernel(path, leaf) and (saved.layout is not None or leaf.ndim == 2):
+    if eoi.masks.is_kernel(path, leaf) and (layout_of is not None or leaf.ndim == 2):
+        one: Any = {"params": {"kernel": leaf}, "layout": lambda *_: layout}
         with contextlib.suppress(ValueError):  # of a recorded layout that does not fit
-            found = eoi.spectrum.kernel_orthogonality_errors(saved.variables, **options)
-    if found:
-        spatial = (grid,) * (len(shape) - 2)
-        options["spatial_shape"] = spatial or None
-        values = eoi.spectrum.kernel_singular_values(saved.variables, **options)
-        [own], [pooled] = found.values(), values.values()
-        errors = tuple(np.ravel(own).tolist())
-        extremes = (float(pooled.min(initial=np.inf)), float(pooled.max(initial=0.0)))
+            [found] = eoi.spectrum.kernel_orthogonality_errors(**one).values()
+            errors = tuple(np.ravel(found).tolist())
+    if errors is not None:
+        spatial = (grid,) * (len(shape) - 2) or None
+        [values] = eoi.spectrum.kernel_singular_values(**one, spatial_shape=spatial).values()
+        extremes = (float(values.min(initial=np.inf)), float(values.max(initial=0.0)))
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
     kept = None if mask.ndim == 0 else int(np.count_nonzero(mask))
     off = 0 if mask.ndim == 0 else int(np.count_nonzero(leaf[~mask]))
-    layers = math.prod(leaf.shape[: layout.batch_axes])
     return Kernel(name, shape, layers, kept, off, errors, extremes)
 
 
@@ -146,16 +142,16 @@ def read(path: Path, seed: int | None = None) -> Saved:
     """Read a network from a file, or from the last checkpoint of a run's folder.
 
     Args:
-        path: the file, or the folder.
-        seed: which of the run's seeds; default: its first.
+        path: The file, or the folder.
+        seed: Which of the run's seeds; default: its first.
 
     Returns:
         The network. Its layout is the recorded one; in a file without any it is None.
 
     Raises:
-        ValueError: for a file that :func:`eoi_jax.load` refuses, a folder that is none of a run
+        ValueError: For a file that :func:`eoi_jax.load` refuses, a folder that is none of a run
             that trains, or a seed that it has not.
-        FileNotFoundError: if there is nothing, or no checkpoint.
+        FileNotFoundError: If there is nothing, or no checkpoint.
 
     Example:
         >>> from experiments.tools import show
@@ -171,10 +167,12 @@ def read(path: Path, seed: int | None = None) -> Saved:
     if path.is_dir():
         return read_run(path, seed)
     if seed is not None:
-        raise ValueError(f"seed={seed} is outside {{None}} for a file. Leave it out.")
+        raise ValueError(
+            f"seed={seed} is for a run's folder, and {str(path)!r} is a file. Leave it out."
+        )
     network = eoi.load(path)
     versions, leaves = network.metadata["versions"], network.metadata["leaves"]
-    known = any("layout" in own for own in leaves.values())
+    known = any("layout" in record for record in leaves.values())
     title = f"{path}, written by eoi_jax {versions['eoi_jax']}"
     return Saved(title, network.params, network.mask, network.layout if known else None)
 
@@ -183,15 +181,15 @@ def read_run(folder: Path, seed: int | None = None) -> Saved:
     """Read the last checkpoint of a run that trains, also while it does.
 
     Args:
-        folder: that of the run.
-        seed: which of its seeds; default: the first.
+        folder: Folder of the run.
+        seed: Which of its seeds; default: the first.
 
     Returns:
         The network with all its collections.
 
     Raises:
-        ValueError: for a folder that is none of a run that trains, or a seed that it has not.
-        FileNotFoundError: if there is no checkpoint.
+        ValueError: For a folder that is none of a run that trains, or a seed that it has not.
+        FileNotFoundError: If there is no checkpoint.
 
     Example:
         >>> from experiments.tools import show
@@ -219,7 +217,7 @@ def read_run(folder: Path, seed: int | None = None) -> Saved:
     if len(seeds) > 1:
         index = seeds.index(seed)
         variables, mask = jax.tree.map(lambda leaf: leaf[index], (variables, mask))
-    others = {name: own for name, own in variables.items() if name != "params"}
+    others = {name: leaf for name, leaf in variables.items() if name != "params"}
     dense = jax.tree.map(lambda _: np.array(True), others)
     title = f"{folder}, {config['model']} {config['method']}, seed {seed}, step {step}"
     return Saved(title, variables, {"params": mask, **dense}, models.layout)
@@ -227,14 +225,16 @@ def read_run(folder: Path, seed: int | None = None) -> Saved:
 
 def table(kernels: list[Kernel], title: str = "") -> Table:
     """Tabulate kernels, with the totals below."""
-    size, nonzeros = (sum(getattr(own, name) for own in kernels) for name in ("size", "nonzeros"))
-    errors = [error for own in kernels for error in own.errors or ()]
-    extremes = [value for own in kernels for value in own.extremes or ()]
+    size, nonzeros = (
+        sum(getattr(kernel, name) for kernel in kernels) for name in ("size", "nonzeros")
+    )
+    errors = [error for kernel in kernels for error in kernel.errors or ()]
+    extremes = [value for kernel in kernels for value in kernel.extremes or ()]
     totals = [
         *(_density(nonzeros, size), f"{nonzeros:,}", f"{size:,}"),
         f"{max(errors):.2g}" if errors else "–",
         *(f"{of(extremes):.3g}" if extremes else "–" for of in (min, max)),
-        _holds(sum(own.off for own in kernels)),
+        _holds(sum(kernel.off for kernel in kernels)),
     ]
     out = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), show_footer=True)
     out.add_column("kernel", "total", overflow="fold")
@@ -242,18 +242,18 @@ def table(kernels: list[Kernel], title: str = "") -> Table:
     heads = ("density", "kept", "weights", "error", "smallest", "largest", "mask")
     for head, total in zip(heads, totals, strict=True):
         out.add_column(head, total, justify="right", no_wrap=True)
-    for own in kernels:
+    for kernel in kernels:
         out.add_row(
-            own.name + (f" ({own.num_layers} layers)" if own.num_layers > 1 else ""),
-            "x".join(map(str, own.shape)),
-            _density(own.nonzeros, own.size),
-            f"{own.nonzeros:,}",
-            f"{own.size:,}",
-            " to ".join(f"{error:.2g}" for error in _ends(own.errors)) or "–",
-            *(f"{value:.3g}" for value in own.extremes or ()),
-            *(() if own.extremes else ("–", "–")),
-            "dense" if own.kept is None else _holds(own.off),
-            style="red" if own.off else None,
+            kernel.name + (f" ({kernel.num_layers} layers)" if kernel.num_layers > 1 else ""),
+            "x".join(map(str, kernel.shape)),
+            _density(kernel.nonzeros, kernel.size),
+            f"{kernel.nonzeros:,}",
+            f"{kernel.size:,}",
+            " to ".join(f"{error:.2g}" for error in _ends(kernel.errors)) or "–",
+            *(f"{value:.3g}" for value in kernel.extremes or ()),
+            *(() if kernel.extremes else ("–", "–")),
+            "dense" if kernel.kept is None else _holds(kernel.off),
+            style="red" if kernel.off else None,
         )
     return out
 
@@ -300,11 +300,11 @@ def main(arguments: list[str] | None = None) -> None:
         "error: largest entry by which a Gram matrix misses the identity; smallest, largest: "
         f"singular values, of convolutions on a circular grid of side {config.grid}"
     ]
-    if any(own.errors is None for own in kernels):
+    if any(kernel.errors is None for kernel in kernels):
         lines.append(
             "–: no kernel, or its axes are not known; eoi.save(..., layout=...) tells them"
         )
-    off = [own.name for own in kernels if own.off]
+    off = [kernel.name for kernel in kernels if kernel.off]
     if off:
         lines.append(f"Weights off the mask are not zero in {', '.join(off)}.")
     for line in lines:
