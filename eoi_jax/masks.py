@@ -1,8 +1,8 @@
-r"""Masks: which weights of a parameter tree may be non-zero.
+r"""Masks: which weights of a parameter tree may be non-zero. Make, count and compare them here.
 
 A mask is a pytree of the structure of the parameters that it belongs to:
 
-* for a **sparse kernel** a boolean array of the kernel's own shape, ``True`` where a weight may
+* for a **sparse kernel** a boolean array of the kernel's shape, ``True`` where a weight may
   be non-zero;
 * for **every other leaf** (biases, norms, embeddings) the scalar ``True``: the leaf stays dense.
 
@@ -14,7 +14,7 @@ the mask from the tree that it will be used with: for Flax NNX that is
 
 Masks come from weights (:func:`support`), scores (:func:`top_k`) or a key (:func:`random`,
 :func:`fill`), always with exact counts, or from another library (:func:`adopt`). :func:`shuffle`
-keeps only the counts of a mask: a method that does no better than its own shuffled masks has found
+keeps only the counts of a mask: a method that does no better than its shuffled masks has found
 densities, not weights.
 """
 
@@ -117,21 +117,23 @@ def apply(mask: Mask, tree: Params) -> Params:
 def random(key: Array, params: Params, densities: Densities, *, where: Where = is_kernel) -> Mask:
     r"""Draw a uniformly random mask with an exact count for every kernel.
 
-    Each of the :math:`\binom{n}{b}` masks of a kernel of :math:`n` weights with the budget
+    Each of the :math:`\binom{n}{b}` masks of a kernel of :math:`n` weights with the count
     :math:`b = \lfloor d n + 1/2 \rfloor` is equally likely.
 
     Args:
         key: A random key.
         params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
         densities: A number in (0, 1] for every kernel, or a tree of the structure of ``params``
-            as for :func:`fill`; :mod:`eoi_jax.budgets` makes one from a density of the whole.
+            with one number in [0, 1] a leaf, or one for each slice of the leaf's leading axes;
+            :mod:`eoi_jax.budgets` makes such a tree from a density of the whole network.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
 
     Returns:
         The mask.
 
     Raises:
-        ValueError: As :func:`support` and :func:`fill` raise it.
+        ValueError: If ``where`` selects no leaf, or if a density is out of range or of the wrong
+            shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -159,8 +161,9 @@ def top_k(
     Args:
         scores: A pytree of float arrays, larger means keep: float16, bfloat16, float32 or float64.
             A leaf without axes is dense, whatever its value (criteria put ``inf`` there).
-        density: The fraction to keep, in (0, 1]. With ``scope="layer"`` also a tree of densities
-            as for :func:`fill`, so that one method may share the weights and another choose them.
+        density: The fraction to keep, in (0, 1]. With ``scope="layer"`` also a tree of the
+            structure of ``scores`` with one number in [0, 1] a leaf, or one for each slice of its
+            leading axes, so that one method may share the weights and another choose them.
         scope: ``"global"`` compares scores across kernels; ``"layer"`` within each.
 
     Returns:
@@ -194,9 +197,9 @@ def top_k(
 
 
 def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
-    r"""Unmask uniformly random further weights until every kernel meets its budget exactly.
+    r"""Unmask uniformly random further weights until every kernel has exactly its count.
 
-    A kernel of :math:`n` weights and density :math:`d` has the budget
+    A kernel of :math:`n` weights and density :math:`d` has the count
     :math:`b = \lfloor d n + 1/2 \rfloor`. If :math:`k` of its weights are unmasked, each of the
     :math:`\binom{n-k}{b-k}` sets of further weights is equally likely. Where the kernel's masked
     weights are zero, unmasking changes no output: a convolution that starts as an orthogonal
@@ -208,17 +211,17 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         densities: A number in (0, 1] for every kernel, or a tree of the structure of ``mask``
             with one number in [0, 1] a leaf, ignored where the mask is a scalar. A leaf may hold
             one for each slice of the kernel's leading axes, shape ``(L,)`` for a stack
-            ``(L, n, m)`` of layers: then each slice meets a budget of its own.
+            ``(L, n, m)`` of layers: then each slice has its count.
 
     Returns:
-        A mask of the same structure. The budget is exact for a density that is static when the
+        A mask of the same structure. The count is exact for a density that is static when the
         function is traced; a traced density is multiplied in its own precision, which is exact
         for :func:`densities` of up to about four million unmasked weights a leaf.
 
     Raises:
         ValueError: If a density is out of range or of the wrong shape, or if a kernel has more
-            unmasked weights than its budget. A mask or density that is being traced cannot be
-            checked, and a kernel above its budget is then left as it is.
+            unmasked weights than its count. A mask or density that is being traced cannot be
+            checked, and a kernel above its count is then left as it is.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -423,14 +426,14 @@ def adopt(
     checks.one_of(order, ("jax", "torch"), name="order", remedy="Say who stores the kernels so.")
     kernels = trees.kernels(params, where)
     given = _by_name(tree, "tree")
-    own = _by_name(params, "params")
+    known = _by_name(params, "params")
     needed = [name for name, kernel in _by_name(kernels, "params").items() if kernel]
-    unknown = [name for name in given if name not in own]
+    unknown = [name for name in given if name not in known]
     missing = [name for name in needed if name not in given]
     if unknown or missing:
         raise ValueError(
-            f"tree has {_listed(unknown)} that params has not, and lacks {_listed(missing)}; its "
-            f"names are outside those of params, {_listed(list(own))}. Rename the keys: "
+            f"tree has {_listed(unknown)} that params has not, and lacks {_listed(missing)}; the "
+            f"names in params are {_listed(list(known))}. Rename the keys: "
             "{rename(name): mask for name, mask in tree.items()}, or leave out those that params "
             "has not; a kernel that stays dense takes a scalar True, and leaves that are no "
             "kernels may be left out."
@@ -441,19 +444,17 @@ def adopt(
         if name not in given:
             return jnp.array(True)
         found = _zero_or_one(given[name], name)
-        expected = tuple(leaf.shape)
-        if order == "torch" and len(expected) >= 2:
-            expected = (expected[-1], expected[-2], *expected[:-2])
+        expected = _torch_shape(leaf.shape) if order == "torch" else tuple(leaf.shape)
         if found.shape not in ((), expected):
             raise ValueError(
-                f"tree[{name}] has shape {found.shape}, outside {{(), {expected}}}: that of the "
+                f"tree[{name}] has shape {found.shape}, neither () nor {expected}: that of the "
                 f"weights is {tuple(leaf.shape)}, order={order!r}. {_remedy(found, leaf, order)}"
             )
         if not found.all() and (found.ndim == 0 or not kernel):
             raise ValueError(
-                f"tree[{name}] has {np.sum(~found)} zeros, outside {{1}}: a scalar stands for a "
-                "leaf that stays dense, and so does all of what is no kernel. Give an array of "
-                "the weights' shape, or select the leaf with where=."
+                f"tree[{name}] has {np.sum(~found)} zeros, but a leaf that stays dense has none: "
+                "that is one with a scalar mask, and all that is no kernel. Give an array of the "
+                "weights' shape, or select the leaf with where=."
             )
         if found.ndim == 0 or not kernel:
             return jnp.array(True)
@@ -479,8 +480,8 @@ def _by_name(tree: Any, argument: str) -> dict[str, Any]:
         name = _name(path)
         if name in found:
             raise ValueError(
-                f"{argument}[{trees.path_name(path)}] is a second {name!r}, outside the "
-                "names that differ. Rename one of the two, or leave it out."
+                f"{argument}[{trees.path_name(path)}] is a second {name!r}. "
+                "Rename one of the two, or leave it out."
             )
         found[name] = leaf
     return found
@@ -495,7 +496,7 @@ def _zero_or_one(leaf: Any, name: str) -> Any:
     """Read a mask of any library as booleans."""
     try:
         values = np.asarray(leaf)
-    except Exception as error:  # each library has its own for devices, gradients and tracing
+    except Exception as error:  # each library raises another for devices, gradients, tracing
         raise ValueError(
             f"tree[{name}] of type {type(leaf).__name__} is outside what NumPy can read: {error} "
             "Bring it to the host first, from PyTorch with tensor.detach().cpu().numpy()."
@@ -511,11 +512,16 @@ def _zero_or_one(leaf: Any, name: str) -> Any:
     return np.asarray(values == 1)
 
 
+def _torch_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Reorder the axes ``(*taps, inputs, outputs)`` of a kernel as PyTorch does."""
+    return (*shape[-1:], *shape[-2:-1], *shape[:-2])
+
+
 def _remedy(found: Any, leaf: Any, order: str) -> str:
     """Say what to do about a shape: that of the other order, perhaps."""
-    shape, own = tuple(found.shape), tuple(leaf.shape)
-    if order == "torch" and shape == own:
+    shape, expected = tuple(found.shape), tuple(leaf.shape)
+    if order == "torch" and shape == expected:
         return 'It fits as it is: order="jax".'
-    if order == "jax" and len(own) >= 2 and shape == (own[-1], own[-2], *own[:-2]):
+    if order == "jax" and len(shape) >= 2 and shape == _torch_shape(expected):
         return 'Transposed it fits: order="torch".'
     return "Give a mask of the weights' shape; split or stack those of several layers."
