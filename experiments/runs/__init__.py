@@ -100,14 +100,6 @@ def folder_of(config: Any, root: str | Path) -> Path:
 
     Returns:
         ``root/<experiment>/<digest>``; nothing is made there.
-
-    Raises:
-        ValueError: If the experiment's name is none for a folder.
-
-    Example:
-        >>> from experiments import config, runs
-        >>> runs.folder_of(config.Train(experiment="curves"), "runs").parent.as_posix()
-        'runs/curves'
     """
     if not re.fullmatch(r"\w[\w.-]*", config.experiment, re.ASCII):
         raise ValueError(
@@ -125,12 +117,6 @@ def is_done(folder: Path) -> bool:
 
     Returns:
         Whether it holds ``done``.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from experiments import runs
-        >>> runs.is_done(Path("no/such/folder"))
-        False
     """
     return (folder / "done").exists()
 
@@ -147,18 +133,6 @@ def execute(config: Any, runtime: Runtime) -> Path:
 
     Returns:
         The folder of the run, which is complete.
-
-    Raises:
-        ValueError: For a config of another class.
-        RunningElsewhere: If another process has the lock.
-        Exception: Whatever the run raised, its traceback written to ``failed.txt``.
-
-    Example:
-        >>> import tempfile
-        >>> from experiments import runs
-        >>> runs.execute(runs.Runtime(), runs.Runtime(runs=tempfile.gettempdir()))
-        Traceback (most recent call last):
-        ValueError: config is of class 'Runtime', which is outside {'Train'...}. ...
     """
     kind = type(config).__name__
     if kind not in RUNNERS:
@@ -208,14 +182,6 @@ def write_json(path: Path, value: Any) -> None:
     Args:
         path: File in a folder that exists.
         value: What JSON holds.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from experiments import runs
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "results.json"
-        >>> runs.write_json(path, [{"seed": 1}])
-        >>> path.read_text().split()
-        ['[', '{', '"seed":', '1', '}', ']']
     """
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")
 
@@ -230,14 +196,6 @@ def load_rows(root: str | Path) -> list[Row]:
         Flat dictionaries: the fields of the config with its ``kind``, ``digest``, and the fields of
         the result. A result named like a field of the config, as the density that was reached, is
         called ``measured_<name>``: the field is what rows are grouped by.
-
-    Raises:
-        ValueError: For a file that cannot be read, with its name.
-
-    Example:
-        >>> from experiments import runs
-        >>> runs.load_rows("no/such/folder")
-        []
     """
     rows = []
     for folder in _complete(root):
@@ -256,14 +214,6 @@ def load_curves(root: str | Path) -> list[Row]:
 
     Returns:
         The lines of ``metrics.jsonl``; those of one run in the order they were written.
-
-    Raises:
-        ValueError: For a file that cannot be read, with its name.
-
-    Example:
-        >>> from experiments import runs
-        >>> runs.load_curves("no/such/folder")
-        []
     """
     rows = []
     for folder in _complete(root):

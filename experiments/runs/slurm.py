@@ -66,17 +66,6 @@ def submit(
 
     Returns:
         The jobs of submitit: ``job.job_id``, ``job.result()``, ``job.exception()``.
-
-    Raises:
-        RuntimeError: If this machine cannot submit to Slurm.
-        ImportError: If submitit is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> from experiments import runs
-        >>> from experiments.runs import slurm
-        >>> slurm.submit([], runs.Runtime(runs=tempfile.mkdtemp()), slurm.Slurm(), cluster="debug")
-        []
     """
     import submitit
 

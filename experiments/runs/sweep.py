@@ -82,13 +82,7 @@ class Outcome(NamedTuple):
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all config modules, sorted.
-
-    Example:
-        >>> from experiments.runs import sweep
-        >>> "sweep" in sweep.names()
-        False
-    """
+    """Return the names of all config modules, sorted."""
     package = importlib.import_module(PACKAGE)
     return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__)))
 
@@ -101,15 +95,6 @@ def find(name: str) -> ModuleType:
 
     Returns:
         The module: ``get_config``, ``sweep``, ``quick`` and ``report`` are its functions.
-
-    Raises:
-        ValueError: For a name that is none, with the closest.
-
-    Example:
-        >>> from experiments.runs import sweep
-        >>> sweep.find("no_such_table")
-        Traceback (most recent call last):
-        ValueError: config='no_such_table' is outside {...}. ...
     """
     chosen = models.choose(name.replace("-", "_"), names(), "config")
     return importlib.import_module(f"{PACKAGE}.{chosen}")
@@ -125,12 +110,6 @@ def grid_of(module: ModuleType, scale: Scale) -> list[Any]:
 
     Returns:
         The configs, in the module's order.
-
-    Example:
-        >>> from experiments.runs import sweep
-        >>> module = sweep.find("appendix_f")
-        >>> sweep.grid_of(module, "small") == sweep.grid_of(module, "paper")
-        True
     """
     small = getattr(module, "small", module.sweep)
     grid = {"paper": module.sweep, "small": small, "quick": module.quick}[scale]()
@@ -146,13 +125,6 @@ def describe(config: Any, grid: Sequence[Any]) -> str:
 
     Returns:
         ``field=value`` of each, in the order of the fields; the digest if there is none.
-
-    Example:
-        >>> from experiments.runs import sweep
-        >>> from experiments.config import Train
-        >>> grid = [Train(density=0.1), Train(density=0.05)]
-        >>> sweep.describe(grid[1], grid)
-        'density=0.05'
     """
     fields = to_dict(config)
     others = [to_dict(other) for other in grid]
@@ -169,12 +141,6 @@ def state(config: Any, root: str | Path) -> str:
 
     Returns:
         One of the four words.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.runs import sweep
-        >>> sweep.state(config.Train(), "no/such/folder")
-        'open'
     """
     folder = runs.folder_of(config, root)
     files = {"done": "done", "failed": "failed.txt", "started": "config.json"}
@@ -194,13 +160,6 @@ def local(
 
     Returns:
         An :class:`Outcome`. Its failures have been left in the runs' folders too.
-
-    Example:
-        >>> from rich.console import Console
-        >>> from experiments import runs
-        >>> from experiments.runs import sweep
-        >>> sweep.local([], runs.Runtime(), Console())
-        Outcome(completed=0, done=0, elsewhere=0, failures=())
     """
     completed, done, elsewhere = 0, 0, 0
     failures: list[Failure] = []
@@ -264,12 +223,7 @@ def _states(grid: Sequence[Any], states: Sequence[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run from the command line.
-
-    Raises:
-        SystemExit: With status 1 if a run failed or could not be submitted, 2 for arguments that
-            are none.
-    """
+    """Run from the command line."""
     prog = "python -m experiments sweep"
     options = tyro.cli(Sweep, args=arguments, description=__doc__, prog=prog)
     console, failed = Console(soft_wrap=True, highlight=False, markup=False), False

@@ -22,15 +22,6 @@ class Checkpoints:
 
     Attributes:
         folder: Where they are.
-
-    Example:
-        >>> import tempfile
-        >>> import jax.numpy as jnp
-        >>> from experiments.training.checkpoints import Checkpoints
-        >>> with Checkpoints(Path(tempfile.mkdtemp())) as checkpoints:
-        ...     checkpoints.save(3, {"weights": jnp.arange(2.0)})
-        ...     checkpoints.restore({"weights": jnp.zeros(2)})["weights"].tolist()
-        [0.0, 1.0]
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,20 +78,6 @@ def read(folder: Path) -> tuple[int, Any]:
     Returns:
         The step, and the tree on this machine's device: nested dicts and lists in place of the
         tuples and classes that were saved.
-
-    Raises:
-        FileNotFoundError: If there is none.
-
-    Example:
-        >>> import tempfile
-        >>> import jax.numpy as jnp
-        >>> from experiments.training import checkpoints
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> with checkpoints.Checkpoints(folder) as opened:
-        ...     opened.save(3, {"weights": (jnp.arange(2.0),)})
-        >>> step, tree = checkpoints.read(folder)
-        >>> step, tree["weights"][0].tolist()
-        (3, [0.0, 1.0])
     """
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:

@@ -91,14 +91,6 @@ def part_digest(config: Start, seed: int, *fields: str) -> str:
 
     Returns:
         Twelve hexadecimal digits.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.training import criteria
-        >>> shorter, longer = config.Train(epochs=1), config.Train(epochs=2)
-        >>> digests = [criteria.part_digest(one, 1, "density") for one in (shorter, longer)]
-        >>> digests[0] == digests[1]
-        True
     """
     part = dataclasses.make_dataclass("Part", [*fields, "seed"], frozen=True)
     return digest(part(*(getattr(config, name) for name in fields), seed))
@@ -112,18 +104,6 @@ def find(net: DenseNetwork) -> Mask:
 
     Returns:
         A mask of the params, with exactly the count that the density asks for.
-
-    Raises:
-        ValueError: For a network that the criterion cannot score.
-
-    Example:
-        >>> from experiments import config, data
-        >>> from experiments.training import criteria, starts
-        >>> one = config.Train(criterion="uniform", init="fan_in", depth=2, width=20, density=0.5)
-        >>> made = data.load("made")
-        >>> net = criteria.DenseNetwork(one, 1, made, starts.dense(one, 1, made))
-        >>> int(criteria.find(net)["last"]["kernel"].sum())
-        100
     """
     return CRITERIA[net.config.criterion](net)
 

@@ -39,12 +39,5 @@ def key_of(key: Array, purpose: Purpose) -> Array:
 
     Returns:
         A key that no other purpose has.
-
-    Example:
-        >>> import jax
-        >>> from experiments.training import keys
-        >>> seed = jax.random.key(1)
-        >>> bool(keys.key_of(seed, keys.Purpose.ORDER) == keys.key_of(seed, keys.Purpose.MASK))
-        False
     """
     return jax.random.fold_in(key, int(purpose))

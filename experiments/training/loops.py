@@ -66,13 +66,6 @@ def epoch_order(size: int, batch_size: int) -> Callable[[State, Any], Array]:
 
     Returns:
         ``(state, epoch) -> indices (size // batch_size, batch_size)``, of one seed.
-
-    Example:
-        >>> import jax
-        >>> from experiments.training import loops, steps
-        >>> state = steps.State(jax.random.key_data(jax.random.key(0)), None, {}, None)
-        >>> loops.epoch_order(10, 3)(state, 0).shape
-        (3, 3)
     """
     num_steps = size // batch_size
 
@@ -97,16 +90,6 @@ def step_of_epoch(
 
     Returns:
         One step of one seed.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from experiments.training import loops, steps
-        >>> def train_step(state, number, learning_rate, images, labels):
-        ...     return state + learning_rate * images.sum(), steps.Sums()
-        >>> step = loops.step_of_epoch(train_step, 8)
-        >>> epoch = loops.Epoch(jnp.arange(4).reshape(2, 2), 1.0, jnp.arange(4), jnp.arange(4))
-        >>> [float(step(0, steps.Sums(), number, epoch)[0]) for number in (0, 1)]
-        [1.0, 5.0]
     """
     milestones = {-(-num_steps * quarters // 4): 0.1 for quarters in (2, 3)}
     factor = optax.piecewise_constant_schedule(1.0, milestones)
@@ -130,16 +113,6 @@ def device_loop(step: Step) -> Advance:
 
     Returns:
         The compiled loop.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from experiments.training.loops import Epoch, device_loop
-        >>> def step(state, sums, number, epoch):
-        ...     return state + number, sums._replace(loss=sums.loss + 1)
-        >>> epoch = Epoch(jnp.zeros((9, 1)), 0.1, 0, 0)
-        >>> state, sums = device_loop(step)(jnp.array(0), 2, 5, epoch)
-        >>> int(state), float(sums.loss)
-        (9, 3.0)
     """
 
     def advance(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
@@ -159,16 +132,6 @@ def python_loop(step: Step) -> Advance:
 
     Returns:
         The loop over a compiled step.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from experiments.training.loops import Epoch, python_loop
-        >>> def step(state, sums, number, epoch):
-        ...     return state + number, sums._replace(loss=sums.loss + 1)
-        >>> epoch = Epoch(jnp.zeros((9, 1)), 0.1, 0, 0)
-        >>> state, sums = python_loop(step)(jnp.array(0), 2, 5, epoch)
-        >>> int(state), float(sums.loss)
-        (9, 3.0)
     """
     compiled = jax.jit(step, donate_argnums=0)
 
@@ -197,13 +160,6 @@ def stack(states: list[State]) -> State:
 
     Returns:
         The state, bound to its device as a restored one is: one program serves both.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from experiments.training import loops, steps
-        >>> one = steps.State(jnp.zeros(2), {"kernel": jnp.eye(3)}, {}, ())
-        >>> loops.stack([one, one]).params["kernel"].shape
-        (2, 3, 3)
     """
     whole = states[0]
     if len(states) > 1:
@@ -222,14 +178,6 @@ def state_axes(*, dynamic: bool) -> State:
 
     Returns:
         0 for all leaves but the count of steps that SET and RigL keep, which has no such axis.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from experiments.training import loops, steps
-        >>> one = steps.State(jnp.zeros(2), {"kernel": jnp.eye(3)}, {}, ())
-        >>> axes = loops.state_axes(dynamic=False)
-        >>> jax.vmap(steps.is_finite, (axes,))(loops.stack([one, one])).tolist()
-        [True, True]
     """
     counted: Any = DynamicSparseState(step=None, key=0, mask=0, inner_state=0)  # type: ignore[arg-type]
     axes: Any = 0

@@ -34,12 +34,6 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
 
     Returns:
         One dictionary a line. A line that the end of a process cut in two is left out.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from experiments.training import metrics
-        >>> metrics.read(Path("no/such/file"))
-        []
     """
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -59,16 +53,6 @@ class Metrics:
 
     Attributes:
         path: The file of lines.
-
-    Example:
-        >>> import tempfile
-        >>> from experiments import config, runs
-        >>> from experiments.training import metrics
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> with metrics.Metrics(folder, config.Train(seeds=(1, 2)), runs.Runtime(), 0) as log:
-        ...     log.write(10, 0.5, "train", [2.0, 2.5], [0.25, 0.5])
-        >>> [(row["seed"], row["loss"]) for row in metrics.read(log.path)]
-        [(1, 2.0), (2, 2.5)]
     """
 
     def __init__(self, folder: Path, config: Any, runtime: Runtime, step: int) -> None:
@@ -147,11 +131,6 @@ class Bar:
         steps: Training steps in all.
         first: Steps that an earlier process did.
         shown: False for no bar on any terminal.
-
-    Example:
-        >>> from experiments.training import metrics
-        >>> with metrics.Bar("mlp7", 100, 0, shown=False) as bar:
-        ...     bar.update(10, 2.3, 0.1, 1280)
     """
 
     def __init__(self, title: str, steps: int, first: int, *, shown: bool) -> None:

@@ -24,17 +24,6 @@ def build(config: Start, num_classes: int) -> Any:
     Returns:
         A Linen module, one object for equal settings; its ``init`` draws the normal weights that
         the network has by default.
-
-    Raises:
-        ValueError: For a model or an activation of another name, or a size that the model cannot
-            have.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.training import network
-        >>> base = network.build(config.Train(method="base"), 10)
-        >>> base is network.build(config.Train(method="eoi"), 10)
-        True
     """
     sizes = (config.depth, config.width)
     return _build(config.model, num_classes, config.activation, *sizes, config.bias_std)

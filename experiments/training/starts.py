@@ -65,16 +65,6 @@ def make(config: config.Start, seed: int, dataset: Dataset, *, cache: Path | Non
 
     Returns:
         The start.
-
-    Raises:
-        ValueError: What the library refuses, as a density that the method cannot have.
-
-    Example:
-        >>> from experiments import config, data
-        >>> from experiments.training import starts
-        >>> one = config.Train(data="made", method="base", init="fan_in", depth=2, width=20)
-        >>> starts.count(starts.make(one, 1, data.load("made")))
-        (1588, 15880)
     """
     variables = dense(config, seed, dataset)
     made = METHODS[config.method](DenseNetwork(config, seed, dataset, variables, cache))
@@ -89,14 +79,6 @@ def count(start: Start) -> tuple[int, int]:
 
     Returns:
         The two numbers; biases and norms are in neither.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from experiments.training import starts
-        >>> mask = {"kernel": jnp.eye(4, dtype=bool), "bias": jnp.array(True)}
-        >>> params = {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}
-        >>> starts.count(starts.Start({"params": params}, mask))
-        (4, 16)
     """
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
     kernels = [
@@ -118,13 +100,6 @@ def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         ``params``, and the network's other collections.
-
-    Example:
-        >>> from experiments import config, data
-        >>> from experiments.training import starts
-        >>> one = config.Train(data="made", init="fan_in", depth=2, width=20)
-        >>> starts.dense(one, 1, data.load("made"))["params"]["last"]["kernel"].shape
-        (20, 10)
     """
     key = key_of(jax.random.key(seed), Purpose.WEIGHTS)
     model = network.build(config, dataset.num_classes)
@@ -152,15 +127,6 @@ def redraw_orthogonal(key: Array, params: Params, scale: float, pruned: Where) -
 
     Returns:
         The parameters, with dense orthogonal kernels.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import eoi_jax as eoi
-        >>> from experiments.training import starts
-        >>> params = {"kernel": jnp.zeros((8, 4)), "bias": jnp.ones(4)}
-        >>> drawn = starts.redraw_orthogonal(jax.random.key(0), params, 1.0, eoi.masks.is_kernel)
-        >>> bool(eoi.spectrum.orthogonality_error(drawn["kernel"]) < 1e-5)
-        True
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for number in {models.layout(path, leaf).groups for path, leaf in leaves if pruned(path, leaf)}:

@@ -86,15 +86,6 @@ def init_state(
 
     Returns:
         The state.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from experiments.training import steps
-        >>> params, mask = {"kernel": jnp.eye(3)}, {"kernel": jnp.eye(3, dtype=bool)}
-        >>> start = {"params": params}
-        >>> state = steps.init_state(steps.sparse_sgd(10), jax.random.key(0), start, mask)
-        >>> int(optax.tree.get(state.optimizer, "mask")["kernel"].sum())
-        3
     """
     others = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
@@ -178,18 +169,6 @@ def evaluation(
 
     Returns:
         ``(state, images, labels) -> (loss, accuracy)``, means over all images.
-
-    Example:
-        >>> import jax
-        >>> from experiments import data, models
-        >>> from experiments.training import steps
-        >>> made, model = data.load("made"), models.create("mlp7")
-        >>> variables = model.init(jax.random.key(0), made.normalize(made.test.images[:1]))
-        >>> state = steps.State(None, variables["params"], {}, None)
-        >>> evaluate = jax.jit(steps.evaluation(model, made, 50))
-        >>> loss, accuracy = evaluate(state, made.test.images, made.test.labels)
-        >>> 0 <= float(accuracy) <= 1
-        True
     """
 
     def evaluate(state: State, images: Array, labels: Array) -> tuple[Array, Array]:
@@ -220,12 +199,6 @@ def is_finite(state: State) -> Array:
 
     Returns:
         A boolean scalar.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from experiments.training import steps
-        >>> bool(steps.is_finite(steps.State(None, {"kernel": jnp.array([1, jnp.nan])}, {}, None)))
-        False
     """
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
 
@@ -246,16 +219,6 @@ def sparse_sgd(
 
     Returns:
         ``(key, mask, learning_rate) -> optimizer``.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from experiments.training import steps
-        >>> mask = {"kernel": jnp.eye(2, dtype=bool)}
-        >>> tx = steps.sparse_sgd(10)(jax.random.key(0), mask, 0.1)
-        >>> params = {"kernel": jnp.eye(2)}
-        >>> updates, _ = tx.update({"kernel": jnp.ones((2, 2))}, tx.init(params), params)
-        >>> int((updates["kernel"] != 0).sum())
-        2
     """
 
     def optimizer_of(

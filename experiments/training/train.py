@@ -80,16 +80,6 @@ def load(
 
     Returns:
         The data set, and images and labels of ``"train"``, ``"validation"`` and ``"test"``.
-
-    Raises:
-        ValueError: For a data set of another name, or a folder without it.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.training import train
-        >>> _, arrays = train.load(config.Train(data="made"), None)
-        >>> arrays["test"][0].shape[1:]
-        (28, 28, 1)
     """
     any_shape = config.data in ("made", "imagenet2012")
     return _load(config.data, data_dir, models.input_shape(config.model) if any_shape else None)
@@ -114,16 +104,6 @@ def compiled(config: Train, data_dir: str | None) -> StepFns:
 
     Returns:
         The functions, each compiled at its first call.
-
-    Raises:
-        ValueError: For a batch larger than the training set, or data that cannot be loaded.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.training import train
-        >>> step_fns = train.compiled(config.Train(data="made", epochs=3), None)
-        >>> step_fns.num_steps == 3 * step_fns.steps_of_epoch
-        True
     """
     fields = {name: getattr(config, name) for name in _FIELDS}
     seeds = (0,) if len(config.seeds) == 1 else (0, 1)
@@ -187,21 +167,6 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
         config: What to train.
         folder: That of the run; it exists.
         runtime: Where data lie, what is logged and how often.
-
-    Raises:
-        ValueError: For settings that do not go together, as a batch larger than the training set.
-        FloatingPointError: If a loss or a weight is not finite; the message names step, seeds and
-            the last checkpoint.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from experiments import config, runs
-        >>> from experiments.training import metrics, train
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> one = config.Train(data="made", method="base", init="fan_in", depth=2, width=20)
-        >>> train.run(one, folder, runs.Runtime(runs=str(folder)))
-        >>> sorted({row["split"] for row in metrics.read(folder / "metrics.jsonl")})
-        ['test', 'train', 'validation']
     """
     dataset, arrays = load(config, runtime.data_dir)
     step_fns = compiled(config, runtime.data_dir)
