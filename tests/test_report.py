@@ -301,13 +301,13 @@ def test_names_and_orders():
 
 def test_values_may_be_columns():
     rows = [{"model": "mlp7", "size": 129_400, "kept": 12_940.0, "seed": i} for i in (1, 2)]
-    values = (Value("size", "weights", form=",.0f", exact=True), Value("kept", "kept", form=",.0f"))
+    values = (Value("size", "weights", fmt=",.0f", exact=True), Value("kept", "kept", fmt=",.0f"))
     found = body(table(rows, values, ("model",), None))
     assert found == {"mlp7": {"weights": "129,400", "kept": "12,940 ± 0 (n = 2)"}}
     rows[0]["size"] = 1
     with pytest.raises(ValueError, match="'size' is not the same in all rows of the cell"):
         table(rows, values, ("model",), None).markdown()
-    both = body(table(cell("snip", "eoi", 0.9), (ACCURACY, Value("seed", "seed", form=".0f"))))
+    both = body(table(cell("snip", "eoi", 0.9), (ACCURACY, Value("seed", "seed", fmt=".0f"))))
     assert both == {"snip": {"eoi: accuracy (%)": "90.00 (n = 1)", "eoi: seed": "1 (n = 1)"}}
 
 

@@ -12,12 +12,9 @@ matrix near to the identity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.config import Spectrum
-from experiments.reporting.grids import NAMES, product
-from experiments.reporting.report import Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.grids import NAMES, Items, Rows, product
+from experiments.reporting.tables import Table, Value
 
 ANGLES = ("uniform", "1", "10", "30", "45", "60", "80")
 
@@ -35,12 +32,12 @@ def sweep() -> list[Spectrum]:
 
 
 def quick() -> list[Spectrum]:
-    """Return a small perceptron with angles of 45 degrees, on made data."""
-    own = Spectrum(experiment="angle_laws", data="made", depth=3, width=20, density=0.3)
-    return product(own, angles=("45",))
+    """Return a small perceptron with angles of 45 degrees, on synthetic data."""
+    start = Spectrum(experiment="angle_laws", data="made", depth=3, width=20, density=0.3)
+    return product(start, angles=("45",))
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate mean, least and largest singular values with an activation."""
     linear = [row for row in rows if row["activation"] == "identity" and "spectrum_min" in row]
     ends = [abs(row[f"spectrum_{end}"] - 1) for row in linear for end in ("min", "max")]
@@ -51,9 +48,9 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
         "MLP-7 at the start, EOI on ERK densities, 128 MNIST images, seeds 1 to 5." + law,
         [row for row in rows if row["activation"] != "identity"],
         (
-            Value("spectrum_mean", "mean", form=".3f"),
-            Value("spectrum_min", "smallest", form=".3f"),
-            Value("spectrum_max", "largest", form=".3f"),
+            Value("spectrum_mean", "mean", fmt=".3f"),
+            Value("spectrum_min", "smallest", fmt=".3f"),
+            Value("spectrum_max", "largest", fmt=".3f"),
         ),
         ("activation", "density", "angles"),
         names={**NAMES, **{angle: f"{angle}°" for angle in ANGLES[1:]}},

@@ -7,12 +7,9 @@ Expected: the published counts where a network is a published one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.config import Counts
-from experiments.reporting.grids import NAMES
-from experiments.reporting.report import Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.grids import NAMES, Items, Rows
+from experiments.reporting.tables import Table, Value
 
 CLASSES = {
     "mlp7": 10,
@@ -47,7 +44,7 @@ def quick() -> list[Counts]:
     return [Counts(experiment="appendix_a", model="mlp7")]
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate the counts."""
     table = Table(
         "appendix_a",
@@ -56,7 +53,7 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
         "blocks alone; kept is what a density of 0.1 leaves of them by ERK; in all, with every "
         "other parameter.",
         rows,
-        tuple(Value(key, name, form=",.0f", exact=True) for key, name in NUMBERS.items()),
+        tuple(Value(key, name, fmt=",.0f", exact=True) for key, name in NUMBERS.items()),
         ("model", "num_classes"),
         names={**NAMES, "num_classes": "classes"},
     )

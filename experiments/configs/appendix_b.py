@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 from experiments.config import Times
-from experiments.reporting.report import Curves, Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.figures import Curves, Figure
+from experiments.reporting.grids import Items, Rows
+from experiments.reporting.tables import Table, Value
 
 SIZES = (128, 256, 512, 1024, 2048, 4096)
 DENSITIES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -36,7 +37,7 @@ def quick() -> list[Times]:
     return [Times(experiment="appendix_b", size=16, densities=(1 / 4,), repeats=1)]
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate milliseconds; draw both cuts of the paper's figure."""
     rows = [
         {**row, "density": row.get("density"), "method": row.get("method")}
@@ -71,7 +72,7 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
 
 
 def _panel(
-    rows: Sequence[Row], fixed: str, value: float, x: str, xlabel: str, ticks: Sequence[float]
+    rows: Rows, fixed: str, value: float, x: str, xlabel: str, ticks: Sequence[float]
 ) -> Callable[[Axes], None]:
     """Draw time against one field, the other one fixed."""
     curves = Curves(

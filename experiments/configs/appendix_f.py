@@ -7,15 +7,16 @@ Expected: all non-zeros at the center tap, further weights unmasked at zero over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.config import Kernel
-from experiments.reporting.report import Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.figures import Figure
+from experiments.reporting.grids import Items, Rows
+from experiments.reporting.tables import Table, Value
 from experiments.studies.measure import draw_kernel
 
 
@@ -34,16 +35,16 @@ def quick() -> list[Kernel]:
     return [Kernel(experiment="appendix_f", channels=4, density=0.3)]
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Count weights by tap; draw kernel and mask."""
-    [own] = {
+    [kernel] = {
         Kernel(row["experiment"], row["channels"], row["taps"], row["density"], row["seed"])
         for row in rows
     }
-    weights, mask = draw_kernel(own)
+    weights, mask = draw_kernel(kernel)
     caption = (
-        f"A {own.taps} × {own.taps} kernel of {own.channels} inputs and outputs, density "
-        f"{own.density:g}, seed {own.seed}. Gray: unmasked, and zero at the start."
+        f"A {kernel.taps} × {kernel.taps} kernel of {kernel.channels} inputs and outputs, density "
+        f"{kernel.density:g}, seed {kernel.seed}. Gray: unmasked, and zero at the start."
     )
     shown = [{**row, "seed": None, "tap": str(tuple(row["tap"]))} for row in rows if "tap" in row]
     table = Table(
@@ -52,14 +53,14 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
         caption,
         shown,
         (
-            Value("nonzeros", "non-zero at the start", form=".0f", exact=True),
-            Value("unmasked", "unmasked", form=".0f", exact=True),
+            Value("nonzeros", "non-zero at the start", fmt=".0f", exact=True),
+            Value("unmasked", "unmasked", fmt=".0f", exact=True),
         ),
         ("tap",),
     )
     panels = tuple(_panel(weights[tap], mask[tap], tap) for tap in np.ndindex(*weights.shape[:2]))
     title = "One kernel, tap by tap: outputs against inputs"
-    return [table, Figure("appendix_f_kernel", title, caption, panels, own.taps, (2.6, 2.6))]
+    return [table, Figure("appendix_f_kernel", title, caption, panels, kernel.taps, (2.6, 2.6))]
 
 
 def _panel(weights: Any, mask: Any, tap: tuple[int, ...]) -> Callable[[Axes], None]:

@@ -10,11 +10,12 @@ Expected: 1 degree starts worse, for its matrices are near to the identity.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.configs import table1_mlp1000
-from experiments.reporting.grids import NAMES, budget, loss_panel, product
+from experiments.configs import table1_mlp1000, table2
+from experiments.reporting import grids
 from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
 
@@ -23,65 +24,47 @@ ANGLES = ("uniform", "1", "80")
 
 def get_config() -> Train:
     """Return the run that the figure is about: ResNet-32 from EOI."""
-    return Train(
-        experiment="appendix_g",
-        model="resnet32",
-        data="cifar10",
-        init="fan_in",
-        density=0.1,
-        epochs=200,
-        learning_rate=0.1,
-    )
+    return dataclasses.replace(table2.get_config(), experiment="appendix_g")
 
 
 def sweep() -> list[Train]:
     """Return all runs of the paper's figure."""
-    seeds = tuple((seed,) for seed in range(1, 6))
-    return product(get_config(), seeds=seeds, angles=ANGLES)
+    return grids.product(get_config(), seeds=grids.SEEDS, angles=ANGLES)
 
 
 def small() -> list[Train]:
     """Return an epoch of MLP-1000, and half an epoch of ResNet-32."""
-    [deep] = product(
-        table1_mlp1000.get_config(),
-        experiment=("appendix_g",),
-        epochs=(1,),
-        learning_rate=(5e-4,),
+    deep = dataclasses.replace(
+        table1_mlp1000.get_config(), experiment="appendix_g", epochs=1, learning_rate=5e-4
     )
-    return product(deep, angles=ANGLES) + product(get_config(), epochs=(0.5,), angles=ANGLES)
+    residual = dataclasses.replace(get_config(), epochs=0.5)
+    return grids.product(deep, angles=ANGLES) + grids.product(residual, angles=ANGLES)
 
 
 def quick() -> list[Train]:
-    """Return a small perceptron with one constant angle, on made data."""
-    own = Train(experiment="appendix_g", data="made", depth=3, width=20, density=0.3)
-    return product(own, angles=("80",))
+    """Return a small perceptron with one constant angle, on synthetic data."""
+    return [grids.tiny("appendix_g", angles="80")]
 
 
 def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
     """Tabulate the accuracy; draw the training loss."""
-    caption = budget(rows, "200 epochs of ResNet-32, seeds 1 to 5") + " EOI on ERK densities."
-    names = {**NAMES, "1": "1°", "80": "80°"}
-    table = Table(
+    names = {**grids.NAMES, "1": "1°", "80": "80°"}
+    table = grids.table_of_runs(
         "appendix_g",
         "Angles of the rotations",
-        caption,
         rows,
-        (
-            Value("test_accuracy", "test accuracy (%)", 100, best="highest"),
-            Value("validation_loss", "validation loss", form=".3f", best="lowest"),
-        ),
+        "200 epochs of ResNet-32, seeds 1 to 5. EOI on ERK densities",
         ("model", "density", "angles"),
+        values=(
+            grids.ACCURACY,
+            Value("validation_loss", "validation loss", fmt=".3f", best="lowest"),
+        ),
         group=("model",),
         names=names,
     )
-    panels = tuple(
-        loss_panel(
-            [row for row in curves if row["model"] == model],
-            "angles",
-            NAMES[model],
-            names=names,
-            order=ANGLES,
-        )
-        for model in dict.fromkeys(row["model"] for row in curves)
-    )
-    return [table, Figure("appendix_g_loss", "Training loss by angle", caption, panels, across=2)]
+    title = "Training loss by angle"
+    looks = {"by": "angles", "names": names, "order": ANGLES}
+    return [
+        table,
+        grids.loss_figure("appendix_g", title, table.caption, curves, "model", **looks),
+    ]

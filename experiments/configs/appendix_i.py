@@ -10,33 +10,26 @@ Expected: SET and RigL slightly better than EOI alone, within a standard deviati
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.reporting.grids import NAMES, budget, named, product
-from experiments.reporting.report import Figure, Table, Value
+from experiments.configs import table2
+from experiments.reporting import grids
+from experiments.reporting.report import Figure, Table
 from experiments.runs import Row
 
 
 def get_config() -> Train:
     """Return the run that answers the open question: RigL from EOI."""
-    return Train(
-        experiment="appendix_i",
-        model="resnet32",
-        data="cifar10",
-        init="fan_in",
-        dynamic="rigl",
-        density=0.1,
-        epochs=200,
-        learning_rate=0.1,
-    )
+    return dataclasses.replace(table2.get_config(), experiment="appendix_i", dynamic="rigl")
 
 
 def sweep() -> list[Train]:
     """Return static masks, SET and RigL, each from Base and from EOI."""
-    return product(
+    return grids.product(
         get_config(),
-        seeds=tuple((seed,) for seed in range(1, 6)),
+        seeds=grids.SEEDS,
         density=(0.05, 0.1),
         dynamic=("static", "set", "rigl"),
         method=("base", "eoi"),
@@ -44,22 +37,20 @@ def sweep() -> list[Train]:
 
 
 def quick() -> list[Train]:
-    """Return small perceptrons with SET and RigL, on made data."""
-    own = Train(experiment="appendix_i", data="made", depth=3, width=20, method="base")
-    return product(own, dynamic=("set", "rigl"))
+    """Return small perceptrons with SET and RigL, on synthetic data."""
+    start = grids.tiny("appendix_i", density=0.1, method="base")
+    return grids.product(start, dynamic=("set", "rigl"))
 
 
 def report(rows: Sequence[Row]) -> list[Table | Figure]:
     """Tabulate the accuracy."""
-    table = Table(
+    table = grids.table_of_runs(
         "appendix_i",
         "Masks that stay and masks that change, on CIFAR-10 (JPEG)",
-        budget(rows, "the same, without SET and RigL from EOI"),
-        named(rows),
-        (Value("test_accuracy", "test accuracy (%)", 100, best="highest"),),
+        rows,
+        "the same, without SET and RigL from EOI",
         ("model", "density", "start"),
         "dynamic",
         group=("density",),
-        names=NAMES,
     )
     return [table]

@@ -10,24 +10,24 @@ Expected: similar curves for ResNet-50, EOI clearly better for DeiT III.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.reporting.grids import NAMES, budget, named, product
-from experiments.reporting.report import Figure, Table, Value
+from experiments.configs import table2
+from experiments.reporting import grids
+from experiments.reporting.report import Figure, Table
 from experiments.runs import Row
 
 
 def get_config() -> Train:
     """Return one run of the figure: ResNet-50 from EOI."""
-    return Train(
+    return dataclasses.replace(
+        table2.get_config(),
         experiment="appendix_j",
         model="resnet50",
         data="imagenet2012",
-        init="fan_in",
-        density=0.1,
         epochs=100,
-        learning_rate=0.1,
     )
 
 
@@ -35,8 +35,8 @@ def sweep() -> list[Train]:
     """Return ResNet-50, DeiT III-S with sparse MLP blocks, and with sparse attention too."""
     methods = ("base", "eoi")
     return [
-        *product(get_config(), method=methods),
-        *product(get_config(), model=("deit_s",), attention=(False, True), method=methods),
+        *grids.product(get_config(), method=methods),
+        *grids.product(get_config(), model=("deit_s",), attention=(False, True), method=methods),
     ]
 
 
@@ -47,15 +47,14 @@ def quick() -> list[Train]:
 
 def report(rows: Sequence[Row]) -> list[Table | Figure]:
     """Tabulate the accuracy."""
-    table = Table(
+    table = grids.table_of_runs(
         "appendix_j",
         "ImageNet",
-        budget(rows, "one curve each, its budget not published"),
-        named(rows),
-        (Value("test_accuracy", "test accuracy (%)", 100, best="highest"),),
+        rows,
+        "one curve each, its budget not published",
         ("model", "attention"),
         "start",
-        names={**NAMES, "attention": "sparse attention", True: "yes", False: "no"},
+        names={**grids.NAMES, "attention": "sparse attention", True: "yes", False: "no"},
         group=("model",),
     )
     return [table]

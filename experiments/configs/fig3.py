@@ -10,14 +10,14 @@ order is the same; with ReLU EOI's lead over AI is larger.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 
 from experiments.config import Spectrum
-from experiments.reporting.grids import CRITERIA, NAMES, named, product
-from experiments.reporting.report import Curves, Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.figures import Curves, Figure
+from experiments.reporting.grids import CRITERIA, NAMES, Items, Rows, product, with_start_names
+from experiments.reporting.tables import Table, Value
 
 ACTIVATIONS = ("identity", "tanh", "hard_tanh", "relu")
 DENSITIES = (0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -45,16 +45,16 @@ def sweep() -> list[Spectrum]:
 def small() -> list[Spectrum]:
     """Return the same with AI for ERK at four densities only."""
     return [
-        config
-        for config in sweep()
-        if config.method != "ai"
-        or (config.criterion == "erdos_renyi_kernel" and config.density in AI_DENSITIES)
+        start
+        for start in sweep()
+        if start.method != "ai"
+        or (start.criterion == "erdos_renyi_kernel" and start.density in AI_DENSITIES)
     ]
 
 
 def quick() -> list[Spectrum]:
-    """Return two starts on made data."""
-    own = Spectrum(
+    """Return two starts on synthetic data."""
+    linear = Spectrum(
         experiment="fig3",
         activation="identity",
         data="made",
@@ -63,12 +63,12 @@ def quick() -> list[Spectrum]:
         ai_steps=5,
         density=0.2,
     )
-    return product(own, method=("eoi", "ai"))
+    return product(linear, method=("eoi", "ai"))
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate and draw the statistics for ERK; draw the means for all criteria."""
-    rows = named(rows)
+    rows = with_start_names(rows)
     erk = [row for row in rows if row["criterion"] == "erdos_renyi_kernel"]
     caption = (
         "MLP-7 at the start, 128 MNIST images, all 1280 singular values of their Jacobians pooled, "
@@ -79,7 +79,7 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
         "Singular values of MLP-7 at the start, ERK",
         caption,
         [row for row in erk if row["density"] in SHOWN],
-        (Value("spectrum_mean", "mean singular value", form=".3g"),),
+        (Value("spectrum_mean", "mean singular value", fmt=".3g"),),
         ("activation", "density"),
         "method",
         names=NAMES,
@@ -110,7 +110,7 @@ def report(rows: Sequence[Row]) -> list[Table | Figure]:
     return [linear, *figures]
 
 
-def _panel(rows: Sequence[Row], activation: str, key: str, word: str) -> Callable[[Axes], None]:
+def _panel(rows: Rows, activation: str, key: str, word: str) -> Callable[[Axes], None]:
     """Draw one statistic of one activation; what is below 1e-9 is below the picture."""
     curves = Curves(
         [row for row in rows if row["activation"] == activation],

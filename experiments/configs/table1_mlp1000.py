@@ -8,12 +8,16 @@ Expected: dense orthogonal, EOI and AI learn, EOI within reach of dense; Base st
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.reporting.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
+from experiments.reporting import grids
 from experiments.reporting.report import Figure, Table, Value
 from experiments.runs import Row
+
+PAPER = "100 epochs, learning rate 0.0001, seeds 1 to 5"
+TEST_LOSS = Value("test_loss", "test loss", fmt=".3f", best="lowest")
 
 
 def get_config() -> Train:
@@ -32,28 +36,28 @@ def get_config() -> Train:
 
 def sweep() -> list[Train]:
     """Return all runs of the paper's table."""
-    own, seeds = get_config(), tuple((seed,) for seed in range(1, 6))
     return [
-        *product(own, seeds=seeds, method=("dense",), density=(1.0,)),
-        *product(own, seeds=seeds, criterion=CRITERIA, method=METHODS),
-        *product(own, seeds=seeds, method=("sao",)),
+        *grids.product_with_dense(
+            get_config(), seeds=grids.SEEDS, criterion=grids.CRITERIA, method=grids.METHODS
+        ),
+        *grids.product(get_config(), seeds=grids.SEEDS, method=("sao",)),
     ]
 
 
 def small() -> list[Train]:
     """Return what two CPU cores reach: two epochs for ERK, then one for the other criteria."""
-    two, one = product(get_config(), epochs=(2, 1), learning_rate=(5e-4,))
-    others = tuple(criterion for criterion in CRITERIA if criterion != "erdos_renyi_kernel")
+    two, one = grids.product(get_config(), epochs=(2, 1), learning_rate=(5e-4,))
+    others = tuple(criterion for criterion in grids.CRITERIA if criterion != "erdos_renyi_kernel")
     grid = []
-    for seeds in ((1,), (2,), (3,)):
-        grid += product(two, seeds=(seeds,), method=("dense",), density=(1.0,))
-        grid += product(two, seeds=(seeds,), method=("eoi", "base", "ai", "sao"))
-    return grid + product(one, criterion=others, method=("base", "eoi"))
+    for seed in (1, 2, 3):
+        erk = dataclasses.replace(two, seeds=(seed,))
+        grid += grids.product_with_dense(erk, method=("eoi", "base", "ai", "sao"))
+    return grid + grids.product(one, criterion=others, method=("base", "eoi"))
 
 
 def quick() -> list[Train]:
-    """Return five-layer networks on made data, from the starts that the other tables leave out."""
-    own = Train(
+    """Return five-layer networks on synthetic data, from starts that other tables leave out."""
+    start = Train(
         experiment="table1_mlp1000",
         model="mlp1000",
         depth=5,
@@ -65,36 +69,32 @@ def quick() -> list[Train]:
         ai_steps=5,
         batch_size=64,
     )
-    return product(own, method=("dense",), density=(1.0,)) + product(own, method=("sao",))
+    return grids.product_with_dense(start, method=("sao",))
 
 
 def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
     """Tabulate the accuracy; draw the training loss."""
-    caption = "1000 layers of width 128, tanh, density 0.125. " + budget(
-        rows, "100 epochs, learning rate 0.0001, seeds 1 to 5"
-    )
-    rows, curves = named(rows), named(curves)
-    table = Table(
+    table = grids.table_of_runs(
         "table1_mlp1000",
         "MLP-1000 on MNIST",
-        caption,
         rows,
-        (
-            Value("test_accuracy", "test accuracy (%)", 100, best="highest"),
-            Value("test_loss", "test loss", form=".3f", best="lowest"),
-            Value("spectrum_mean", "mean singular value at the start", form=".2g"),
-        ),
+        PAPER,
         ("epochs", "criterion", "method"),
+        about="1000 layers of width 128, tanh, density 0.125.",
+        values=(
+            grids.ACCURACY,
+            TEST_LOSS,
+            Value("spectrum_mean", "mean singular value at the start", fmt=".2g"),
+        ),
         group=("epochs",),
-        names=NAMES,
         order={"epochs": (100, 2, 1), "method": ("dense", "eoi", "ai", "base", "sao")},
     )
-    long = max(row["epochs"] for row in rows)
-    panel = loss_panel(
-        [row for row in curves if row["epochs"] == long],
+    longest = max(row["epochs"] for row in rows)
+    figure = grids.loss_figure(
+        "table1_mlp1000",
+        "Training loss of MLP-1000",
+        table.caption,
+        [row for row in curves if row["epochs"] == longest],
         order=("dense", "ERK EOI", "ERK AI", "ERK Base", "SAO"),
-    )
-    figure = Figure(
-        "table1_mlp1000_loss", "Training loss of MLP-1000", caption, (panel,), size=(7, 4)
     )
     return [table, figure]

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.reporting.grids import CRITERIA, METHODS, NAMES, budget, loss_panel, named, product
-from experiments.reporting.report import Figure, Table, Value
+from experiments.reporting import grids
+from experiments.reporting.report import Figure, Table
 from experiments.runs import Row
 
 MODELS = ("resnet32", "resnet56", "resnet110", "vgg16")
@@ -34,64 +34,52 @@ def get_config() -> Train:
 
 def sweep() -> list[Train]:
     """Return all runs of the paper's table."""
-    seeds = tuple((seed,) for seed in range(1, 6))
-    dense = product(get_config(), model=MODELS, seeds=seeds, method=("dense",), density=(1.0,))
-    return dense + product(
+    return grids.product_with_dense(
         get_config(),
         model=MODELS,
-        seeds=seeds,
-        criterion=CRITERIA,
-        method=METHODS,
+        seeds=grids.SEEDS,
+        criterion=grids.CRITERIA,
+        method=grids.METHODS,
         density=(0.05, 0.1),
     )
 
 
 def small() -> list[Train]:
     """Return two epochs of ResNet-32, ERK; a density of 0.05 last."""
-    [own] = product(get_config(), epochs=(2,))
-    dense = product(own, method=("dense",), density=(1.0,))
-    return dense + product(own, density=(0.1, 0.05), method=("eoi", "base", "ai"))
+    return grids.product_with_dense(
+        get_config(), epochs=(2,), density=(0.1, 0.05), method=("eoi", "base", "ai")
+    )
 
 
 def quick() -> list[Train]:
-    """Return the smallest residual network on made data."""
-    own = Train(
-        experiment="table2",
-        model="resnet32",
-        depth=8,
-        width=4,
-        data="made",
-        init="fan_in",
-        density=0.3,
-        batch_size=64,
-    )
-    return product(own, method=("base",))
+    """Return the smallest residual network on synthetic data."""
+    return [
+        Train(
+            experiment="table2",
+            model="resnet32",
+            method="base",
+            depth=8,
+            width=4,
+            data="made",
+            init="fan_in",
+            density=0.3,
+            batch_size=64,
+        )
+    ]
 
 
 def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
     """Tabulate the accuracy; draw the training loss."""
-    caption = budget(rows, "200 epochs, all networks and criteria, seeds 1 to 5")
-    rows, curves = named(rows), named(curves)
-    table = Table(
+    table = grids.table_of_runs(
         "table2",
         "Residual networks and VGG-16 on CIFAR-10 (JPEG)",
-        caption,
         rows,
-        (Value("test_accuracy", "test accuracy (%)", 100, best="highest"),),
+        "200 epochs, all networks and criteria, seeds 1 to 5",
         ("model", "density", "criterion", "method"),
         group=("model", "density"),
-        names=NAMES,
     )
-    panels = tuple(
-        loss_panel(
-            [row for row in curves if row["model"] == model and row["density"] in (density, 1.0)],
-            title=f"{NAMES[model]}, density {density:g}",
-            order=("dense", "ERK EOI", "ERK AI", "ERK Base"),
-        )
-        for model, density in dict.fromkeys((row["model"], row["density"]) for row in curves)
-        if density < 1
+    title, order = "Training loss on CIFAR-10 (JPEG)", ("dense", "ERK EOI", "ERK AI", "ERK Base")
+    figure = grids.loss_figure(
+        "table2", title, table.caption, curves, "model", "density", order=order
     )
-    return [
-        table,
-        Figure("table2_loss", "Training loss on CIFAR-10 (JPEG)", caption, panels, across=2),
-    ]
+    return [table, figure]

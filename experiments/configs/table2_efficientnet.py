@@ -7,22 +7,23 @@ Expected: the one column of the paper in which EOI is not the best.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from experiments.config import Train
-from experiments.reporting.grids import CRITERIA, METHODS, NAMES, budget, named, product
-from experiments.reporting.report import Figure, Table, Value
+from experiments.configs import table2
+from experiments.reporting import grids
+from experiments.reporting.report import Figure, Table
 from experiments.runs import Row
 
 
 def get_config() -> Train:
     """Return the run that the column is about: EOI on ERK densities."""
-    return Train(
+    return dataclasses.replace(
+        table2.get_config(),
         experiment="table2_efficientnet",
         model="efficientnet_b0",
         data="tiny_imagenet",
-        init="fan_in",
-        density=0.1,
         epochs=120,
         learning_rate=0.01,
         weight_decay=1e-3,
@@ -31,9 +32,9 @@ def get_config() -> Train:
 
 def sweep() -> list[Train]:
     """Return all runs of the paper's column."""
-    seeds = tuple((seed,) for seed in range(1, 6))
-    dense = product(get_config(), seeds=seeds, method=("dense",), density=(1.0,))
-    return dense + product(get_config(), seeds=seeds, criterion=CRITERIA, method=METHODS)
+    return grids.product_with_dense(
+        get_config(), seeds=grids.SEEDS, criterion=grids.CRITERIA, method=grids.METHODS
+    )
 
 
 def quick() -> list[Train]:
@@ -43,14 +44,9 @@ def quick() -> list[Train]:
 
 def report(rows: Sequence[Row]) -> list[Table | Figure]:
     """Tabulate the accuracy."""
-    table = Table(
-        "table2_efficientnet",
-        "EfficientNet-B0 on Tiny-ImageNet",
-        budget(rows, "the same"),
-        named(rows),
-        (Value("test_accuracy", "test accuracy (%)", 100, best="highest"),),
-        ("criterion",),
-        "method",
-        names=NAMES,
-    )
-    return [table]
+    title = "EfficientNet-B0 on Tiny-ImageNet"
+    return [
+        grids.table_of_runs(
+            "table2_efficientnet", title, rows, "the same", ("criterion",), "method"
+        )
+    ]

@@ -1,4 +1,7 @@
-"""What the config modules share: products of settings, names, captions that state the budget."""
+"""What the config modules share: grids of settings, display names, tables and figures of runs.
+
+Use it in a module of :mod:`experiments.configs`, to list its configs and to report on them.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,49 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from experiments.reporting.figures import Curves
+from experiments.config import Train
+from experiments.reporting.figures import Curves, Figure
+from experiments.reporting.tables import Table, Value, label
 from experiments.runs import Row
 
-__all__ = ["CRITERIA", "METHODS", "NAMES", "budget", "loss_panel", "named", "product"]
+__all__ = [
+    "ACCURACY",
+    "CRITERIA",
+    "METHODS",
+    "NAMES",
+    "SEEDS",
+    "loss_figure",
+    "product",
+    "product_with_dense",
+    "settings_sentence",
+    "table_of_runs",
+    "tiny",
+    "with_start_names",
+]
 
 Config = TypeVar("Config")
 
 CRITERIA = ("uniform", "erdos_renyi_kernel", "snip", "grasp", "synflow")
 METHODS = ("base", "ai", "eoi")
+SEEDS = ((1,), (2,), (3,), (4,), (5,))  # the paper's; each is a run
+
+ACCURACY = Value("test_accuracy", "test accuracy (%)", 100, best="highest")
+
+# Display names, where they are not the names in configs with blanks for underscores.
 NAMES: Mapping[Any, str] = {
-    "dense": "dense",
     "base": "Base",
     "ai": "AI",
     "eoi": "EOI",
     "eis": "EIS",
     "sao": "SAO",
-    "uniform": "uniform",
     "erdos_renyi": "ER",
     "erdos_renyi_kernel": "ERK",
-    "magnitude": "magnitude",
-    "random": "random",
     "snip": "SNIP",
     "grasp": "GraSP",
     "synflow": "SynFlow",
-    "static": "static",
     "set": "SET",
     "rigl": "RigL",
     "identity": "linear",
-    "tanh": "tanh",
-    "hard_tanh": "hard tanh",
     "relu": "ReLU",
     "leaky_relu": "leaky ReLU",
     "selu": "SELU",
@@ -54,7 +70,7 @@ NAMES: Mapping[Any, str] = {
     "cifar10": "CIFAR-10 (JPEG)",
     "tiny_imagenet": "Tiny-ImageNet",
     "imagenet2012": "ImageNet",
-    "made": "made data",
+    "made": "synthetic data",
 }
 
 
@@ -62,8 +78,8 @@ def product(base: Config, **values: Sequence[Any]) -> list[Config]:
     """Replace fields of a config by all combinations of values.
 
     Args:
-        base: a dataclass.
-        values: for each field, its values; the first field varies slowest.
+        base: A dataclass.
+        values: For each field, its values; the first field varies slowest.
 
     Returns:
         One config for each combination.
@@ -71,41 +87,88 @@ def product(base: Config, **values: Sequence[Any]) -> list[Config]:
     Example:
         >>> from experiments.reporting import grids
         >>> from experiments.config import Train
-        >>> own = grids.product(Train(), method=("base", "eoi"), density=(0.05, 0.1))
-        >>> [(config.method, config.density) for config in own]
+        >>> grid = grids.product(Train(), method=("base", "eoi"), density=(0.05, 0.1))
+        >>> [(config.method, config.density) for config in grid]
         [('base', 0.05), ('base', 0.1), ('eoi', 0.05), ('eoi', 0.1)]
     """
     return [
-        dataclasses.replace(base, **dict(zip(values, own, strict=True)))  # type: ignore[type-var]
-        for own in itertools.product(*values.values())
+        dataclasses.replace(base, **dict(zip(values, chosen, strict=True)))  # type: ignore[type-var]
+        for chosen in itertools.product(*values.values())
     ]
 
 
-def named(rows: Sequence[Row]) -> list[Row]:
+def product_with_dense(base: Config, **values: Sequence[Any]) -> list[Config]:
+    """Return dense networks, then what :func:`product` makes of the same values.
+
+    Args:
+        base: A config of a start.
+        values: For each field, its values. Dense networks have no criteria, methods and densities.
+
+    Returns:
+        The configs.
+
+    Example:
+        >>> from experiments.reporting import grids
+        >>> from experiments.config import Train
+        >>> grid = grids.product_with_dense(Train(), method=("base", "eoi"))
+        >>> [(config.method, config.density) for config in grid]
+        [('dense', 1.0), ('base', 0.1), ('eoi', 0.1)]
+    """
+    sparse_only = ("criterion", "method", "density")
+    shared = {field: values[field] for field in values if field not in sparse_only}
+    dense = product(base, **shared, method=("dense",), density=(1.0,))
+    return dense + product(base, **values)
+
+
+def tiny(experiment: str, **fields: Any) -> Train:
+    """Return the config of a perceptron of three layers on synthetic data, for a grid of tests.
+
+    Args:
+        experiment: Table or figure.
+        fields: What differs from it.
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from experiments.reporting import grids
+        >>> grids.tiny("table3", activation="selu").width
+        20
+    """
+    return Train(experiment, **{"data": "made", "depth": 3, "width": 20, "density": 0.3, **fields})
+
+
+def with_start_names(rows: Sequence[Row]) -> list[Row]:
     """Return rows whose start as a whole stands under ``"start"``: ``"ERK EOI"``, ``"dense"``.
 
     Dense and SAO starts have no criterion; theirs becomes None.
 
+    Args:
+        rows: With the fields ``method`` and ``criterion``.
+
+    Returns:
+        New rows.
+
     Example:
         >>> from experiments.reporting import grids
         >>> rows = [{"method": method, "criterion": "snip"} for method in ("eoi", "dense")]
-        >>> [row["start"] for row in grids.named(rows)]
+        >>> [row["start"] for row in grids.with_start_names(rows)]
         ['SNIP EOI', 'dense']
     """
     found = []
     for row in rows:
         criterion = None if row["method"] in ("dense", "sao") else row["criterion"]
-        words = [NAMES[own] for own in (criterion, row["method"]) if own is not None]
-        found.append({**row, "criterion": criterion, "start": " ".join(words)})
+        start = f"{label(criterion, NAMES)} {label(row['method'], NAMES)}".strip()
+        found.append({**row, "criterion": criterion, "start": start})
     return found
 
 
-def budget(rows: Sequence[Row], paper: str) -> str:
+def settings_sentence(rows: Sequence[Row], paper: str) -> str:
     """State data, epochs, learning rates and seeds of rows, and what the paper has in their place.
 
     Args:
-        rows: of training runs, at least one; those without results count if no others are there.
-        paper: budget of the paper, such as ``"100 epochs, 5 seeds"``.
+        rows: Of training runs, at least one; those without results count if no others are there.
+        paper: Settings of the paper, such as ``"100 epochs, 5 seeds"``.
 
     Returns:
         Two sentences for a caption.
@@ -114,56 +177,114 @@ def budget(rows: Sequence[Row], paper: str) -> str:
         >>> from experiments import config
         >>> from experiments.reporting import grids
         >>> rows = [config.to_dict(config.Train(epochs=2, seeds=(1, 2, 3)))]
-        >>> grids.budget(rows, "100 epochs").split(", batches ")
+        >>> grids.settings_sentence(rows, "100 epochs").split(", batches ")
         ['MNIST, 2 epochs', 'of 128, learning rate 0.01, seeds 1, 2, 3. The paper: 100 epochs.']
-        >>> grids.budget([*rows, {**rows[0], "seed": 2}], "none").split(", ")[-1]
+        >>> grids.settings_sentence([*rows, {**rows[0], "seed": 2}], "none").split(", ")[-1]
         'seed 2. The paper: none.'
     """
     rows = [row for row in rows if row.get("seed") is not None] or rows
 
     def of(field: str) -> str:
-        values = dict.fromkeys(row[field] for row in rows)
-        return " or ".join(
-            NAMES.get(v, f"{v:g}" if isinstance(v, float) else str(v)) for v in values
-        )
+        return " or ".join(label(v, NAMES) for v in dict.fromkeys(row[field] for row in rows))
 
-    own = [row["seeds"] if row.get("seed") is None else (row["seed"],) for row in rows]
-    seeds = sorted({seed for some in own for seed in some})
-    epochs, many = of("epochs"), "s" if len(seeds) > 1 else ""
+    by_row = [row["seeds"] if row.get("seed") is None else (row["seed"],) for row in rows]
+    seeds = sorted({seed for some in by_row for seed in some})
+    epochs, plural = of("epochs"), "s" if len(seeds) > 1 else ""
     return (
         f"{of('data')}, {epochs} epoch{'' if epochs == '1' else 's'}, "
         f"batches of {of('batch_size')}, learning rate {of('learning_rate')}, "
-        f"seed{many} {', '.join(map(str, seeds))}. The paper: {paper}."
+        f"seed{plural} {', '.join(map(str, seeds))}. The paper: {paper}."
     )
 
 
-def loss_panel(curves: Sequence[Row], by: str = "start", title: str = "", **looks: Any) -> Curves:
-    """Draw the training loss against the step, a curve for each value of a field.
+def table_of_runs(
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    paper: str,
+    lines: tuple[str, ...],
+    columns: str | None = None,
+    *,
+    values: tuple[Value, ...] = (ACCURACY,),
+    about: str = "",
+    **looks: Any,
+) -> Table:
+    """Tabulate training runs, with a caption that states their settings and the paper's.
 
     Args:
-        curves: what was logged; only lines of training are drawn.
-        by: the field.
-        title: of the panel.
-        looks: further fields of :class:`experiments.reporting.figures.Curves`.
+        name: Of the table.
+        title: Of a few words.
+        rows: Of training runs; the field ``start`` is added.
+        paper: Settings of the paper.
+        lines: Fields of which each combination is a line.
+        columns: Field of which each value is a column.
+        values: What cells show; default: the test accuracy.
+        about: Sentences at the beginning of the caption.
+        looks: Further fields of :class:`experiments.reporting.tables.Table`.
 
     Returns:
-        A panel with the deviations as bands.
+        The table.
 
     Example:
+        >>> from experiments import config
         >>> from experiments.reporting import grids
-        >>> lines = [{"split": split, "step": 1, "loss": 2.0} for split in ("train", "test")]
-        >>> len(grids.loss_panel(lines).rows)
-        1
+        >>> rows = [{**config.to_dict(config.Train()), "seed": 1, "test_accuracy": 0.5}]
+        >>> table = grids.table_of_runs("made", "Accuracy", rows, "more", ("start",))
+        >>> table.markdown().splitlines()[4]
+        '| ERK EOI | 50.00 (n = 1) |'
     """
-    return Curves(
-        [row for row in curves if row["split"] == "train"],
-        "step",
-        "loss",
-        by,
-        "training step",
-        "cross-entropy (nats)",
-        title,
-        spread="band",
-        markers=False,
-        **looks,
-    )
+    caption = f"{about} {settings_sentence(rows, paper)}".strip()
+    looks = {"names": NAMES, **looks}
+    return Table(name, title, caption, with_start_names(rows), values, lines, columns, **looks)
+
+
+def loss_figure(
+    name: str,
+    title: str,
+    caption: str,
+    curves: Sequence[Row],
+    *panels: str,
+    by: str = "start",
+    **looks: Any,
+) -> Figure:
+    """Draw the training loss against the step, with the deviations as bands.
+
+    Args:
+        name: Of the table beside which the figure stands.
+        title: Of a few words.
+        caption: That of the table.
+        curves: What was logged, with the fields of the configs; only lines of training are drawn.
+        panels: Fields of which each combination of a sparse network is a panel. With the density
+            among them dense networks are in each panel. Default: one panel.
+        by: Field of which each value is a curve.
+        looks: Further fields of :class:`experiments.reporting.figures.Curves`.
+
+    Returns:
+        The figure; without any panel where nothing was logged.
+
+    Example:
+        >>> from experiments import config
+        >>> from experiments.reporting import grids
+        >>> fields = config.to_dict(config.Train())
+        >>> logged = [{**fields, "split": "train", "step": 1, "loss": 2.0}]
+        >>> figure = grids.loss_figure("made", "Loss", "", logged, "model", "density")
+        >>> [panel.title for panel in figure.panels]
+        ['MLP-7, density 0.1']
+    """
+    train = [row for row in with_start_names(curves) if row["split"] == "train"]
+    found = dict.fromkeys(tuple(row[field] for field in panels) for row in train)
+    drawn = []
+    for cell in found:
+        of = dict(zip(panels, cell, strict=True))
+        if of.get("density") == 1.0:
+            continue
+        rows = [
+            row
+            for row in train
+            if all(row[f] == v or (f == "density" and row[f] == 1.0) for f, v in of.items())
+        ]
+        words = [f"density {v:g}" if f == "density" else label(v, NAMES) for f, v in of.items()]
+        axes = ("step", "loss", by, "training step", "cross-entropy (nats)")
+        drawn.append(Curves(rows, *axes, ", ".join(words), spread="band", markers=False, **looks))
+    size = {"across": 2} if panels else {"size": (7, 4)}
+    return Figure(f"{name}_loss", title, caption, tuple(drawn), **size)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ class Value:
         key: field of the rows.
         name: in words, with the unit.
         scale: factor, such as 100 for percent.
-        form: format of the mean and the standard deviation.
+        fmt: format of the mean and the standard deviation.
         best: which mean is in bold; default: none.
         exact: show the number alone, which must be the same in every row of a cell.
     """
@@ -40,7 +40,7 @@ class Value:
     key: str
     name: str
     scale: float = 1.0
-    form: str = ".2f"
+    fmt: str = ".2f"
     best: Literal["highest", "lowest"] | None = None
     exact: bool = False
 
@@ -61,7 +61,7 @@ class Value:
 
     def number(self, number: float) -> str:
         """Write a mean or a deviation, scaled."""
-        return format(self.scale * number, self.form)
+        return format(self.scale * number, self.fmt)
 
 
 @dataclasses.dataclass(frozen=True)
