@@ -1,4 +1,4 @@
-"""Pruning by any criterion, all at once or in rounds that score again."""
+"""Pruning by any criterion: all at once, or in steps that score again what is left."""
 
 from __future__ import annotations
 
@@ -60,21 +60,22 @@ def prune(
         [[True, False], [True, False]]
 
     Reference:
-        The schedule is that of Tanaka et al., NeurIPS 2020 (see :func:`synflow`).
+        The counts of the steps are those of Tanaka, Kunin, Yamins and Ganguli, "Pruning neural
+        networks without any data by iteratively conserving synaptic flow", NeurIPS 2020.
     """
     density = checks.density(density)
     num_steps = checks.integer(num_steps, low=1, name="num_steps")
     treedef, rest, arrays = _split(params)
-    shapes = jax.eval_shape(lambda arrays: score_fn(_join(treedef, rest, arrays)), arrays)
-    _check_scores(shapes, params)
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes) if leaf.shape)
+    scores = jax.eval_shape(lambda arrays: score_fn(_join(treedef, rest, arrays)), arrays)
+    _check_scores(scores, params)
+    shapes = tuple(leaf.shape for leaf in jax.tree.leaves(scores))  # () of a dense leaf
+    size = sum(math.prod(shape) for shape in shapes if shape)
     checks.integer(size, low=0, high=selection.MAX_SIZE, name="number of scores")
+
     numpy: Any = jnp if checks.is_traced(density) else np
+    exponents = numpy.arange(1, num_steps + 1) / num_steps
     # The last exponent is 1, so the last count is that of masks.top_k.
-    counts = selection.target_count(density ** (numpy.arange(1, num_steps + 1) / num_steps), size)
-    # Static are the tree, what jit cannot take, and which leaves have scores: dense ones have ().
-    shapes = tuple(leaf.shape for leaf in jax.tree.leaves(shapes))
-    counts = counts.astype(np.int32)
+    counts = selection.target_count(density**exponents, size).astype(np.int32)
     mask, failed = _prune_to_counts(score_fn, treedef, rest, shapes, arrays, counts)
     if not checks.is_traced(failed):
         if failed:
@@ -145,9 +146,9 @@ def _check_scores(scores: Scores, params: Params) -> None:
         if not fits:
             name = trees.path_name(path)
             raise ValueError(
-                f"score_fn(params)[{name}] has dtype {score.dtype} and shape "
-                f"{score.shape}, outside floats of the shapes {{(), {np.shape(leaf)}}}. "
-                "Return an array of the kernel's shape, or a scalar inf for a dense leaf."
+                f"score_fn(params)[{name}] has dtype {score.dtype} and shape {score.shape}, but "
+                f"the leaf has the shape {np.shape(leaf)}. "
+                "Return floats of the kernel's shape, or a scalar inf for a dense leaf."
             )
 
     jax.tree_util.tree_map_with_path(check, scores, params)
