@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from helpers import refuses
 from rich.console import Console
 
 import eoi_jax as eoi
@@ -55,7 +56,7 @@ def planned(name, density, budget, attention=False):
 
 
 @pytest.fixture(autouse=True)
-def own_argv(monkeypatch):
+def one_argument(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["test"])
 
 
@@ -73,16 +74,16 @@ def test_totals_are_exact(name, budget):
 
 @each_kind
 def test_layers_get_what_the_budget_says(name, budget):
-    """The rule itself, on the parameter tree and with the networks' own layout."""
+    """The rule itself, on the parameter tree and with the layout of the networks."""
     params, where = params_of(name), models.where(name)
     rule = eoi.budgets.RULES[budget]
     densities = rule(params, 0.1, where=where, layout=models.layout)
     expected = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if eoi.masks.is_kernel(path, leaf):
-            own = np.ravel(functools.reduce(lambda tree, key: tree[key.key], path, densities))
+            of_layers = np.ravel(functools.reduce(lambda tree, key: tree[key.key], path, densities))
             layers = math.prod(leaf.shape[: models.layout(path, leaf).batch_axes])
-            counts = np.rint(np.broadcast_to(own, layers) * (leaf.size / layers)).astype(int)
+            counts = np.rint(np.broadcast_to(of_layers, layers) * (leaf.size / layers)).astype(int)
             layer = "/".join(key.key for key in path[:-1])
             layer = re.sub("hidden/(linear|conv)", "hidden", layer)
             expected[layer] = (tuple(counts.tolist()), not where(path, leaf))
@@ -96,13 +97,13 @@ def test_layers_have_the_geometry_that_layout_tells(name):
     found = {layer.name: layer for layer in planned(name, 0.1, "erdos_renyi_kernel").layers}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params_of(name)):
         if eoi.masks.is_kernel(path, leaf):
-            own = models.layout(path, leaf)
+            layout = models.layout(path, leaf)
             layer = found[
                 re.sub("hidden/(linear|conv)", "hidden", "/".join(k.key for k in path[:-1]))
             ]
-            assert layer.shape == leaf.shape[own.batch_axes :]
-            assert layer.groups == own.groups
-            assert layer.num_layers == math.prod(leaf.shape[: own.batch_axes])
+            assert layer.shape == leaf.shape[layout.batch_axes :]
+            assert layer.groups == layout.groups
+            assert layer.num_layers == math.prod(leaf.shape[: layout.batch_axes])
 
 
 def test_layers_that_are_not_pruned():
@@ -251,7 +252,7 @@ def test_kernels_of_other_layers_are_refused():
         def __call__(self, x):
             return nn.DenseGeneral((2, 3), name="heads")(x)
 
-    with pytest.raises(ValueError, match=r"model=Attention has the kernels \['heads/kernel'\]"):
+    with refuses("model", "Attention", "heads/kernel"):
         plan(Attention(), (8,), 0.5)
 
 
@@ -370,8 +371,8 @@ def printed(found, width=300, **options):
 def test_the_table_fits(name, budget):
     for density in (0.004, 0.1, 1.0) if name in FEW else (0.1,):
         found = planned(name, density, budget)
-        for width, wide in ((80, False), (112, True)):
-            text = printed(found, width, wide=wide)
+        for width, full_width in ((80, False), (112, True)):
+            text = printed(found, width, full_width=full_width)
             assert "…" not in text
             rows = text.splitlines()
             assert sum(bool(re.search(r"\dx\d", row)) for row in rows) == len(found.layers)
@@ -409,9 +410,9 @@ def test_names_of_budgets():
     model = models.create("mlp7")
     hyphens = plan(model, (28, 28, 1), 0.1, "erdos-renyi-kernel")
     assert hyphens == planned("mlp7", 0.1, "erdos_renyi_kernel")
-    with pytest.raises(ValueError, match=r"budget='erdos_reny' .*Did you mean 'erdos_renyi'\?"):
+    with refuses("budget", "erdos_reny", "Did you mean 'erdos_renyi'?"):
         plan(model, (28, 28, 1), 0.1, "erdos-reny")
-    with pytest.raises(ValueError, match=r"density=1.5 is outside \(0, 1\]"):
+    with refuses("density", 1.5):
         plan(model, (28, 28, 1), 1.5)
 
 
@@ -492,8 +493,8 @@ def test_the_examples_are_commands(name, monkeypatch):
 @pytest.mark.parametrize(
     ("typo", "answer"),
     [
-        ("train --model mpl7", "model='mpl7' is outside .*Did you mean 'mlp7'"),
-        ("train --data mnits", "data='mnits' is outside .*Did you mean 'mnist'"),
+        ("train --model mpl7", "model='mpl7' .*Did you mean 'mlp7'"),
+        ("train --data mnits", "data='mnits' .*Did you mean 'mnist'"),
         ("sweep tabel1_mlp1000", "Did you mean 'table1_mlp1000'"),
         ("train --densty 0.1", "Perhaps you meant.* --density"),
         ("sweep table1_mlp1000 --scal quick", "Perhaps you meant.* --scale"),
@@ -550,12 +551,12 @@ def test_smaller_networks_are_planned(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "resnet23"], r"name='resnet23' is outside .*Did you mean 'resnet32'\?"),
-        (["--budget", "erk"], r"budget='erk' is outside .*Choose one of them"),
-        (["--density", "0"], r"density=0\.0 is outside \(0, 1\]"),
-        (["--model", "mlp7", "--num-classes", "-1"], r"num_classes=-1 is outside \[1"),
-        (["--model", "mlp7", "--depth", "1"], r"depth=1 is outside \[2"),
-        (["--model", "vgg16", "--attention"], r"attention=True .*vgg16 has no attention"),
+        (["--model", "resnet23"], r"'resnet23' .*Did you mean 'resnet32'\?"),
+        (["--budget", "erk"], "budget='erk'"),
+        (["--density", "0"], r"density=0\.0"),
+        (["--model", "mlp7", "--num-classes", "-1"], "num_classes=-1"),
+        (["--model", "mlp7", "--depth", "1"], "depth=1"),
+        (["--model", "vgg16", "--attention"], "attention=True .*vgg16"),
         (["--densty", "0.1"], r"(?s)densty.*--density"),
     ],
 )

@@ -48,9 +48,9 @@ class Plan:
     """What :func:`plan` found.
 
     Attributes:
-        density: the density that was asked for.
-        budget: name of the rule that shared it.
-        layers: the layers, in the order in which the network calls them.
+        density: The density that was asked for.
+        budget: Name of the rule that shared it.
+        layers: The layers, in the order in which the network calls them.
     """
 
     density: float
@@ -92,21 +92,22 @@ def plan(
     other are not counted, and products with padded zeros are.
 
     Args:
-        model: a Linen module, called as ``model(images)``. Its kernels belong to
+        model: A Linen module, called as ``model(images)``. Its kernels belong to
             :class:`flax.linen.Dense`, :class:`flax.linen.Conv` and
             :class:`experiments.models.HeadProjection`, scanned or not; a layer that is called more
             than once counts as called once.
-        input_shape: shape of one example, without a batch axis.
-        density: fraction of the weights of all pruned kernels together, in (0, 1].
-        budget: how the layers share them, a name in ``eoi.budgets.RULES``; hyphens do.
-        where: which leaves are pruned, such as :func:`experiments.models.where` says; the other
+        input_shape: Shape of one example, without a batch axis.
+        density: Fraction of the weights of all pruned kernels together, in (0, 1].
+        budget: How the layers share them, a name in ``eoi.budgets.RULES``; hyphens do for
+            underscores.
+        where: Which leaves are pruned, such as :func:`experiments.models.where` says; the other
             kernels are listed as dense.
 
     Returns:
         A :class:`Plan`.
 
     Raises:
-        ValueError: for a density outside its range, a budget that is none, or a kernel of another
+        ValueError: For a density outside its range, a budget that is none, or a kernel of another
             kind of layer.
 
     Example:
@@ -139,7 +140,7 @@ def plan(
         return Layout(len(leaf.shape) - len(calls[_names(path)].shape))
 
     shared = rule(params, density, where=where, layout=layout)
-    densities = {_names(path): own for path, own in jax.tree_util.tree_leaves_with_path(shared)}
+    densities = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shared)}
     layers = []
     for names, call in calls.items():
         leaf, pruned = kernels[names]
@@ -148,10 +149,8 @@ def plan(
         stacked = len(leaf.shape) > len(call.shape)
         alone = sum(other[:-2] == names[:-2] for other in calls) == 1
         name = names[:-2] if stacked and alone and len(names) > 2 else names[:-1]
-        own = tuple(counts.astype(int).tolist())
-        layers.append(
-            Layer("/".join(name), call.shape, call.groups, call.positions, own, dense=not pruned)
-        )
+        counts = tuple(counts.astype(int).tolist())
+        layers.append(Layer("/".join(name), *call, counts, dense=not pruned))
     return Plan(float(density), rule.__name__, tuple(layers))
 
 
@@ -194,9 +193,9 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", key)) for key in path)
 
 
-def table(found: Plan, *, title: str = "", wide: bool = True) -> Table:
+def table(found: Plan, *, title: str = "", full_width: bool = True) -> Table:
     """Tabulate a plan, in 80 columns, or with the bytes of each layer in 112."""
-    numbers = _NUMBERS if wide else _NUMBERS[:2]
+    numbers = _NUMBERS if full_width else _NUMBERS[:2]
     footer = [
         *("total", "", f"{found.total('nonzeros') / found.total('size'):.4f}"),
         *(f"{found.total('nonzeros'):,}", ""),
@@ -205,7 +204,7 @@ def table(found: Plan, *, title: str = "", wide: bool = True) -> Table:
     ]
     heads = ["layer", "shape", "density", "non-zeros", "minimum", "rotations"]
     heads += [head for head, _, _ in numbers]
-    out = Table(title=title, box=SIMPLE, padding=(0, int(wide), 0, 0), show_footer=True)
+    out = Table(title=title, box=SIMPLE, padding=(0, int(full_width), 0, 0), show_footer=True)
     for head, total in zip(heads, footer, strict=True):
         if head == "layer":
             out.add_column(head, total, overflow="fold")
@@ -274,11 +273,11 @@ class Config:
         str, tyro.conf.arg(help=f"How the layers share them: {', '.join(budgets.RULES)}.")
     ] = "erdos_renyi_kernel"
     num_classes: int | None = None
-    """Units of the last layer; default: the network's own."""
+    """Units of the last layer; default: those of the network."""
     depth: int | None = None
-    """Layers or blocks; default: the network's own."""
+    """Layers or blocks; default: those of the network."""
     width: int | None = None
-    """Units of a hidden layer, or channels of the first stage; default: the network's own."""
+    """Units of a hidden layer, or channels of the first stage; default: those of the network."""
     attention: bool = False
     """Prune the heads of attention too."""
 
@@ -298,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     title = f"{name}, density {config.density:g}, {found.budget}"
-    console.print(table(found, title=title, wide=console.width >= 112))
+    console.print(table(found, title=title, full_width=console.width >= 112))
     for line in summary(found):
         console.print(line, highlight=False)
 
