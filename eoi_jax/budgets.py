@@ -17,8 +17,8 @@ each one down, then the largest remainders up, equal ones in the order of the tr
 the three functions by name.
 
 The returned densities are these integers over :math:`n_l`, so :func:`eoi_jax.masks.random` and
-:func:`eoi_jax.masks.fill` turn them back into the very same counts. All of it is done on the host
-in float64 and reads shapes only: ``params`` may hold :class:`jax.ShapeDtypeStruct`, as
+:func:`eoi_jax.masks.fill` turn them back into the very same counts. The rules compute on the host
+in float64 and read shapes only: ``params`` may hold :class:`jax.ShapeDtypeStruct`, as
 :func:`jax.eval_shape` returns them.
 """
 
@@ -97,13 +97,17 @@ def erdos_renyi(
         params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
         density: The fraction of the weights of all kernels together, in (0, 1].
         where: ``(path, leaf) -> bool``, which leaves are kernels.
-        layout: As for :func:`uniform`.
+        layout: ``(path, leaf) -> Layout``: a stack with ``batch_axes=1``, a kernel of a scan over
+            layers, counts as that many layers. Without it each kernel is one layer.
 
     Returns:
-        A tree of densities, as :func:`uniform` returns it.
+        A tree of the structure of ``params``: a float for a kernel, a float64 NumPy array ``(L,)``
+        for a stack of ``L`` layers, and 1.0 for a leaf that stays dense. A layer whose share is
+        below one half weight may get 0.
 
     Raises:
-        ValueError: As :func:`uniform` raises it.
+        ValueError: If the density leaves no weight at all or is out of range or traced, if
+            ``where`` selects no leaf, or if a layout does not fit its leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -113,8 +117,8 @@ def erdos_renyi(
         [0.0844, 0.1497, 0.824]
 
     Reference:
-        Mocanu et al., `Scalable Training of Artificial Neural Networks with Adaptive Sparse
-        Connectivity <https://arxiv.org/abs/1707.04780>`_, 2018
+        Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
+        connectivity inspired by network science", Nature Communications 9 (2018).
     """
     return _share(params, density, where, layout, lambda shape: _sum_over_product(shape[-2:]))
 
@@ -136,13 +140,17 @@ def erdos_renyi_kernel(
         params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
         density: The fraction of the weights of all kernels together, in (0, 1].
         where: ``(path, leaf) -> bool``, which leaves are kernels.
-        layout: As for :func:`uniform`.
+        layout: ``(path, leaf) -> Layout``: a stack with ``batch_axes=1``, a kernel of a scan over
+            layers, counts as that many layers. Without it each kernel is one layer.
 
     Returns:
-        A tree of densities, as :func:`uniform` returns it.
+        A tree of the structure of ``params``: a float for a kernel, a float64 NumPy array ``(L,)``
+        for a stack of ``L`` layers, and 1.0 for a leaf that stays dense. A layer whose share is
+        below one half weight may get 0.
 
     Raises:
-        ValueError: As :func:`uniform` raises it.
+        ValueError: If the density leaves no weight at all or is out of range or traced, if
+            ``where`` selects no leaf, or if a layout does not fit its leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -152,8 +160,8 @@ def erdos_renyi_kernel(
         [1.0, 0.163]
 
     Reference:
-        Evci et al., `Rigging the Lottery: Making All Tickets Winners
-        <https://arxiv.org/abs/1911.11134>`_, 2020
+        Evci, Gale, Menick, Castro and Elsen, "Rigging the Lottery: Making All Tickets Winners",
+        ICML 2020.
     """
     return _share(params, density, where, layout, _sum_over_product)
 
@@ -174,7 +182,7 @@ def _share(
     layout: LayoutOf | None,
     ratio: Callable[[tuple[int, ...]], float],
 ) -> Densities:
-    """Share the budget of a tree among its layers, a weight of a layer by ``ratio(its shape)``."""
+    """Share the count of a tree among its layers, with ``r = ratio(shape)`` for each layer."""
     if checks.is_traced(density):
         remedy = "Budgets are computed on the host: make the density a static argument."
         raise checks.value_error("density", density, "is being traced", remedy)
@@ -199,7 +207,7 @@ def _share(
     counts = selection.round_to_total(_quotas(sizes, ratios, target), sizes, target)
 
     fractions = np.where(sizes > 0, counts / np.maximum(sizes, 1), 1.0)
-    parts = iter(np.split(fractions, np.cumsum(repeats)[:-1]) if repeats else [])
+    parts = iter(np.split(fractions, np.cumsum(repeats)[:-1]))
     stack_shapes = iter(stacks)
     leaves: list[Any] = []
     for kernel in kernels:

@@ -114,8 +114,8 @@ def sparse_evolutionary_training(
         (10, [False, False, False, True])
 
     Reference:
-        Mocanu et al., `Scalable training of artificial neural networks with adaptive sparse
-        connectivity inspired by network science <https://arxiv.org/abs/1707.04780>`_, 2018
+        Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
+        connectivity inspired by network science", Nature Communications 9 (2018).
     """
     key_data, impl = checks.single_key(key)
 
@@ -220,8 +220,8 @@ def rigl(
         [[3.0, 0.0], [0.0, 0.0]]
 
     Reference:
-        Evci et al., `Rigging the Lottery: Making All Tickets Winners
-        <https://arxiv.org/abs/1911.11134>`_, 2020
+        Evci, Gale, Menick, Castro and Elsen, "Rigging the Lottery: Making All Tickets Winners",
+        ICML 2020.
     """
 
     def largest_gradients(index: int, state: DynamicSparseState, gradients: Array) -> Array:

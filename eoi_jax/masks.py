@@ -231,8 +231,8 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         (25, True)
 
     Reference:
-        Nowak et al., `Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization <https://arxiv.org/abs/2406.01755>`_, 2024
+        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
+        Exact Orthogonal Initialization", ICML 2024.
     """
     trees.mask_leaves(mask)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(mask)
