@@ -11,13 +11,12 @@ Expected: 1 degree starts worse, for its matrices are near to the identity.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table1_mlp1000, table2
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
+from experiments.reporting.tables import Value
 
 ANGLES = ("uniform", "1", "80")
 
@@ -46,7 +45,7 @@ def quick() -> list[Train]:
     return [grids.tiny("appendix_g", angles="80")]
 
 
-def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows, curves: Rows) -> Items:
     """Tabulate the accuracy; draw the training loss."""
     names = {**grids.NAMES, "1": "1°", "80": "80°"}
     table = grids.table_of_runs(
@@ -62,9 +61,14 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
         group=("model",),
         names=names,
     )
-    title = "Training loss by angle"
-    looks = {"by": "angles", "names": names, "order": ANGLES}
-    return [
-        table,
-        grids.loss_figure("appendix_g", title, table.caption, curves, "model", **looks),
-    ]
+    figure = grids.loss_figure(
+        "appendix_g",
+        "Training loss by angle",
+        table.caption,
+        curves,
+        "model",
+        by="angles",
+        names=names,
+        order=ANGLES,
+    )
+    return [table, figure]

@@ -11,13 +11,11 @@ Expected: similar curves for ResNet-50, EOI clearly better for DeiT III.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table2
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
 
 
 def get_config() -> Train:
@@ -45,7 +43,7 @@ def quick() -> list[Train]:
     return []
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate the accuracy."""
     table = grids.table_of_runs(
         "appendix_j",

@@ -8,13 +8,12 @@ Expected: EOI best at every density, most at the lowest.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table2
 from experiments.reporting import grids
-from experiments.reporting.report import Curves, Figure, Table
-from experiments.runs import Row
+from experiments.reporting.figures import Curves, Figure
+from experiments.reporting.grids import Items, Rows
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -38,7 +37,7 @@ def quick() -> list[Train]:
     return grids.product(grids.tiny("appendix_k", method="base"), density=(0.1, 0.3))
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate and draw the accuracy."""
     title = "The price of sparsity, ResNet-56 on CIFAR-10 (JPEG)"
     table = grids.table_of_runs("appendix_k", title, rows, "the same", ("start",), "density")

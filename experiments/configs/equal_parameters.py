@@ -13,13 +13,12 @@ At the small scale they match EOI with MLP-1000 and are ahead of it with MLP-7.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import loss_curves, table1_mlp1000
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
+from experiments.reporting.tables import Value
 from experiments.studies.parameter_matching import dense_of_equal_size
 
 
@@ -61,7 +60,7 @@ def quick() -> list[Train]:
     ]
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate the accuracy."""
     table = grids.table_of_runs(
         "equal_parameters",

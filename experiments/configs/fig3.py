@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from experiments.config import Spectrum
 from experiments.reporting.figures import Curves, Figure
 from experiments.reporting.grids import CRITERIA, NAMES, Items, Rows, product, with_start_names
-from experiments.reporting.tables import Table, Value
+from experiments.reporting.tables import Table, Value, label
 
 ACTIVATIONS = ("identity", "tanh", "hard_tanh", "relu")
 DENSITIES = (0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -90,7 +90,7 @@ def report(rows: Rows) -> Items:
         panels = tuple(_panel(erk, activation, key, word) for activation in ACTIVATIONS)
         title = f"Singular values of MLP-7, ERK: {word}"
         figures.append(Figure(f"fig3_{key}", title, caption, panels, across=2, share=True))
-    starts = ["ERK EOI", *(f"{NAMES[criterion]} Base" for criterion in CRITERIA)]
+    starts = ["ERK EOI", *(f"{label(criterion, NAMES)} Base" for criterion in CRITERIA)]
     panels = tuple(
         Curves(
             [row for row in rows if row["activation"] == activation and row["start"] in starts],
@@ -99,7 +99,7 @@ def report(rows: Rows) -> Items:
             "start",
             "density",
             "mean singular value",
-            NAMES[activation],
+            label(activation, NAMES),
             yscale="log",
             order=starts,
         )
@@ -119,7 +119,7 @@ def _panel(rows: Rows, activation: str, key: str, word: str) -> Callable[[Axes],
         "method",
         "density",
         f"{word} of the singular values",
-        NAMES[activation],
+        label(activation, NAMES),
         yscale="linear" if key == "std" else "log",
         names=NAMES,
         order=("eoi", "base", "ai"),

@@ -12,13 +12,12 @@ worse.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table1_mlp1000
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
+from experiments.reporting.tables import Value
 
 PLANES = ("independent", "banded", "butterfly")
 
@@ -45,7 +44,7 @@ def quick() -> list[Train]:
     return [grids.tiny("guided_planes", planes="banded")]
 
 
-def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows, curves: Rows) -> Items:
     """Tabulate the accuracy; draw the training loss."""
     table = grids.table_of_runs(
         "guided_planes",
@@ -64,7 +63,5 @@ def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
     title = "Training loss of MLP-1000 by planes"
     return [
         table,
-        grids.loss_figure(
-            "guided_planes", title, table.caption, curves, by="planes", order=PLANES
-        ),
+        grids.loss_figure("guided_planes", title, table.caption, curves, by="planes", order=PLANES),
     ]

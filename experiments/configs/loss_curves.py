@@ -9,12 +9,9 @@ epochs AI's falls alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.config import Train
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
 
 DENSITIES = (0.05, 0.1)
 ACTIVATIONS = ("identity", "tanh", "hard_tanh", "relu")
@@ -56,7 +53,7 @@ def quick() -> list[Train]:
     return [grids.tiny("loss_curves", method="base", **fields)]
 
 
-def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows, curves: Rows) -> Items:
     """Tabulate the accuracy; draw the training loss."""
     table = grids.table_of_runs(
         "loss_curves",

@@ -10,13 +10,11 @@ Expected: dense delta-orthogonal and EOI learn, AI less, Base stays at chance. T
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table1_mlp1000
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
 
 
 def get_config() -> Train:
@@ -60,7 +58,7 @@ def quick() -> list[Train]:
     ]
 
 
-def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows, curves: Rows) -> Items:
     """Tabulate the accuracy; draw the training loss."""
     widths = dict.fromkeys(128 if row["width"] is None else row["width"] for row in rows)
     table = grids.table_of_runs(

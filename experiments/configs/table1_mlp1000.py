@@ -9,12 +9,11 @@ Expected: dense orthogonal, EOI and AI learn, EOI within reach of dense; Base st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table, Value
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
+from experiments.reporting.tables import Value
 
 PAPER = "100 epochs, learning rate 0.0001, seeds 1 to 5"
 TEST_LOSS = Value("test_loss", "test loss", fmt=".3f", best="lowest")
@@ -72,7 +71,7 @@ def quick() -> list[Train]:
     return grids.product_with_dense(start, method=("sao",))
 
 
-def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows, curves: Rows) -> Items:
     """Tabulate the accuracy; draw the training loss."""
     table = grids.table_of_runs(
         "table1_mlp1000",

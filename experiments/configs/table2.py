@@ -9,12 +9,9 @@ Two epochs do not show final accuracies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.config import Train
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
 
 MODELS = ("resnet32", "resnet56", "resnet110", "vgg16")
 
@@ -68,7 +65,7 @@ def quick() -> list[Train]:
     ]
 
 
-def report(rows: Sequence[Row], curves: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows, curves: Rows) -> Items:
     """Tabulate the accuracy; draw the training loss."""
     table = grids.table_of_runs(
         "table2",

@@ -8,13 +8,11 @@ Expected: the one column of the paper in which EOI is not the best.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table2
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
 
 
 def get_config() -> Train:
@@ -42,7 +40,7 @@ def quick() -> list[Train]:
     return []
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate the accuracy."""
     title = "EfficientNet-B0 on Tiny-ImageNet"
     return [

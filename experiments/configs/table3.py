@@ -8,13 +8,11 @@ Expected: EOI best for most activations and criteria.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from experiments.config import Train
 from experiments.configs import table2
 from experiments.reporting import grids
-from experiments.reporting.report import Figure, Table
-from experiments.runs import Row
+from experiments.reporting.grids import Items, Rows
 
 
 def get_config() -> Train:
@@ -39,7 +37,7 @@ def quick() -> list[Train]:
     return [grids.tiny("table3", activation="selu", batch_size=64, method="base")]
 
 
-def report(rows: Sequence[Row]) -> list[Table | Figure]:
+def report(rows: Rows) -> Items:
     """Tabulate the accuracy."""
     table = grids.table_of_runs(
         "table3",

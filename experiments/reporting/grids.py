@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from experiments.config import Train
 from experiments.reporting.figures import Curves, Figure
@@ -21,6 +21,8 @@ __all__ = [
     "METHODS",
     "NAMES",
     "SEEDS",
+    "Items",
+    "Rows",
     "loss_figure",
     "product",
     "product_with_dense",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 Config = TypeVar("Config")
+Rows: TypeAlias = Sequence[Row]
+Items: TypeAlias = list[Table | Figure]
 
 CRITERIA = ("uniform", "erdos_renyi_kernel", "snip", "grasp", "synflow")
 METHODS = ("base", "ai", "eoi")
