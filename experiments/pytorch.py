@@ -1,7 +1,7 @@
 """Sparse networks in PyTorch: read a file of ``eoi.save``, and go on there.
 
-A recipe: it needs PyTorch, NumPy and safetensors, and no JAX, so it may be copied into a project of
-its own. What changes on the way:
+A recipe: it needs PyTorch, NumPy and safetensors, and no JAX, so it may be copied into another
+project. What changes on the way:
 
 ===================================== ===========================================================
 Flax                                  PyTorch
@@ -56,8 +56,8 @@ class Network(NamedTuple):
     """What :func:`load` returns, both by the names of PyTorch.
 
     Attributes:
-        state_dict: weights and statistics, for ``model.load_state_dict``.
-        masks: of each weight that is sparse, where it may be non-zero.
+        state_dict: Weights and statistics, for ``model.load_state_dict``.
+        masks: Of each weight that is sparse, where it may be non-zero.
     """
 
     state_dict: dict[str, Tensor]
@@ -68,15 +68,15 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
     """Read a sparse network that was saved from Flax, Linen or NNX, with ``eoi.save``.
 
     Args:
-        path: the file.
-        stacks: paths of modules that a scan has stacked, such as ``"hidden"``: leaf number ``i`` of
+        path: The file.
+        stacks: Paths of modules that a scan has stacked, such as ``"hidden"``: leaf number ``i`` of
             ``hidden/linear/kernel`` becomes ``hidden.i.linear.weight``.
 
     Returns:
         The network, on the CPU.
 
     Raises:
-        ValueError: if the file has no masks, or one that does not keep as many weights as recorded;
+        ValueError: If the file has no masks, or one that does not keep as many weights as recorded;
             if it records that a convolution is transposed, whose weights PyTorch stores otherwise.
 
     Example:
@@ -127,7 +127,7 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
 def _translated(name: str, value: Tensor, stacks: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Return a leaf, or each layer of a stack, under its name in PyTorch."""
     name = name.removeprefix("params/").removeprefix("batch_stats/")
-    stack = next((own for own in stacks if name.startswith(f"{own}/")), None)
+    stack = next((path for path in stacks if name.startswith(f"{path}/")), None)
     if stack is not None:
         rest = name.removeprefix(f"{stack}/")
         for number, layer in enumerate(value):
@@ -144,12 +144,12 @@ def mask_(model: nn.Module, masks: Mapping[str, Tensor], *, gradients: bool = Fa
     """Set weights, or their gradients, to zero off the masks, in place.
 
     Args:
-        model: whose parameters have the names of the masks.
-        masks: as :func:`load` returns them, on the model's device.
-        gradients: whether gradients are masked in place of the weights.
+        model: Whose parameters have the names of the masks.
+        masks: As :func:`load` returns them, on the model's device.
+        gradients: Whether gradients are masked in place of the weights.
 
     Raises:
-        AttributeError: if the model has no parameter of a mask's name.
+        AttributeError: If the model has no parameter of a mask's name.
 
     Example:
         >>> from experiments import pytorch

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refuses
 from PIL import Image, ImageEnhance
 
 from experiments.data import augment
@@ -44,7 +45,7 @@ def test_crops_keep_the_type():
 
 @pytest.mark.parametrize("padding", [-1, 5])
 def test_more_padding_than_reflection_has_is_refused(padding):
-    with pytest.raises(ValueError, match=rf"padding={padding} is outside \[0, 5\)"):
+    with refuses("padding", padding):
         augment.crop(jax.random.key(0), jnp.ones((1, 5, 6, 1)), padding)
 
 
@@ -107,15 +108,10 @@ def test_jitter_of_nothing_changes_nothing_and_colors_stay_in_range():
         np.testing.assert_allclose(found[5], images[5], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("amounts", "message"),
-    [
-        ({"hue": 0.6, "saturation": 0}, r"hue=0.6 is outside \[0, 0.5\]"),
-        ({"hue": 0, "saturation": -1}, r"saturation=-1 is outside \[0, 1\]"),
-    ],
-)
-def test_bad_amounts_of_jitter_are_named(amounts, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("name", "value"), [("hue", 0.6), ("saturation", -1.0)])
+def test_bad_amounts_of_jitter_are_named(name, value):
+    amounts = {"hue": 0.0, "saturation": 0.0, name: value}
+    with refuses(name, value):
         augment.jitter(jax.random.key(0), jnp.ones((1, 2, 2, 3)), **amounts)
 
 

@@ -1,8 +1,8 @@
-"""Image classification sets by one interface: uint8 arrays in memory, in three splits.
+"""Image classification sets by name: uint8 arrays in memory, in three splits.
 
-A set's :meth:`Dataset.normalize` and :meth:`Dataset.augment` are pure functions of a batch, to be
-called inside a jitted step. Nothing here needs TensorFlow: tensorflow-datasets reads (and, with the
-package ``importlib_resources``, prepares) its sets without it.
+:func:`load` returns a :class:`Dataset`, whose ``normalize`` and ``augment`` are pure functions of a
+batch, to be called inside a jitted step. Nothing here needs TensorFlow: tensorflow-datasets reads
+(and, with the package ``importlib_resources``, prepares) its sets without it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 from experiments.data import augment, readers
 from experiments.data.readers import Shape, Split
@@ -29,15 +30,15 @@ class Dataset:
     """Images ``(size, height, width, channels)`` uint8 with labels, and what is done to them.
 
     Attributes:
-        name: name of the set.
-        train: images to train on.
-        validation: images to choose settings by, held out from the training images.
-        test: images for the accuracy that is reported.
-        num_classes: number of classes; labels are in [0, num_classes).
-        scale: largest value of a pixel.
-        mean: mean of each channel, of values in [0, 1].
-        std: standard deviation of each channel.
-        change: random change of training images in [0, 1].
+        name: Name of the set.
+        train: Images to train on.
+        validation: Images to choose settings by, held out from the training images.
+        test: Images for the accuracy that is reported.
+        num_classes: Number of classes; labels are in [0, num_classes).
+        scale: Largest value of a pixel.
+        mean: Mean of each channel, of values in [0, 1].
+        std: Standard deviation of each channel.
+        change: Random change of training images in [0, 1].
     """
 
     name: str
@@ -61,8 +62,8 @@ class Dataset:
 
         Example:
             >>> from experiments import data
-            >>> made = data.load("made")
-            >>> made.normalize(made.test.images[:2]).shape
+            >>> synthetic = data.load("made")
+            >>> synthetic.normalize(synthetic.test.images[:2]).shape
             (2, 28, 28, 1)
         """
         return self._standardize(self._unit(images))
@@ -73,8 +74,8 @@ class Dataset:
         Example:
             >>> import jax
             >>> from experiments import data
-            >>> made = data.load("made")
-            >>> made.augment(jax.random.key(0), made.train.images[:2]).shape
+            >>> synthetic = data.load("made")
+            >>> synthetic.augment(jax.random.key(0), synthetic.train.images[:2]).shape
             (2, 28, 28, 1)
         """
         return self._standardize(self.change(key, self._unit(images)))
@@ -101,7 +102,7 @@ class _Spec(NamedTuple):
 
 _GRAY, _SMALL = (28, 28, 1), (32, 32, 3)
 _SPECS = {
-    "made": _Spec(readers.made, _GRAY, 10, (0.5,), (0.2,), any_shape=True),
+    "made": _Spec(readers.synthetic, _GRAY, 10, (0.5,), (0.2,), any_shape=True),
     "digits": _Spec(readers.digits, (8, 8, 1), 10, (0.30492586,), (0.3758863,), scale=16),
     "mnist": _Spec(readers.tfds, _GRAY, 10, (0.1307,), (0.3081,)),
     "fashion_mnist": _Spec(readers.tfds, _GRAY, 10, (0.2860,), (0.3530,)),
@@ -148,7 +149,7 @@ def load(
     """Load a data set.
 
     ===================  ========================================================================
-    ``"made"``           made here, in no time: ten easy classes of any ``image_shape``
+    ``"made"``           synthetic, in no time: ten easy classes of any ``image_shape``
     ``"digits"``         the 1797 digits that scikit-learn carries; a fifth is the test set
     ``"mnist"``          and ``"fashion_mnist"``, ``"cifar10"``, ``"cifar100"``: through
                          tensorflow-datasets, which downloads a set that is not there
@@ -162,22 +163,22 @@ def load(
     that any run of 200 images has one of each class.
 
     Args:
-        name: one of :data:`NAMES`.
-        data_dir: folder of the files. Default, with tensorflow-datasets: its own
+        name: One of :data:`NAMES`.
+        data_dir: Folder of the files. Default, with tensorflow-datasets: its own
             (``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``).
-        image_shape: height, width and channels of ``"made"`` (default (28, 28, 1)) and
+        image_shape: Height, width and channels of ``"made"`` (default (28, 28, 1)) and
             ``"imagenet2012"`` (default (224, 224, 3)); the other sets have one shape.
-        validation: fraction of the training images, the last ones, that become the validation
+        validation: Fraction of the training images, the last ones, that become the validation
             split, in [0, 1).
 
     Returns:
         A :class:`Dataset`. Its arrays are shared between calls and cannot be written to.
 
     Raises:
-        ValueError: for a name, shape or fraction out of range, for a file that cannot be read, and
+        ValueError: For a name, shape or fraction out of range, for a file that cannot be read, and
             for a set that is larger than this machine's memory.
-        FileNotFoundError: if the set is not there and could not be downloaded.
-        ImportError: if the package that carries or reads the set is not installed.
+        FileNotFoundError: If the set is not there and could not be downloaded.
+        ImportError: If the package that carries or reads the set is not installed.
 
     Example:
         >>> from experiments import data
@@ -187,8 +188,7 @@ def load(
     """
     if name not in _SPECS:
         raise ValueError(f"name={name!r} is outside {NAMES}. Choose one of these data sets.")
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation={validation} is outside [0, 1). Give 0 for no such split.")
+    checks.number(validation, "validation", interval="[0, 1)", remedy="Give 0 for no such split.")
     spec = _SPECS[name]
     shape = _shape(name, spec, image_shape)
     train, test = _read(name, data_dir, shape)
@@ -214,12 +214,12 @@ def _shape(name: str, spec: _Spec, asked: Shape | None) -> Shape:
         channels = "1 or more" if len(spec.mean) == 1 else str(len(spec.mean))
         if len(shape) != 3 or min(shape) < 1 or len(spec.mean) not in (1, shape[-1]):
             raise ValueError(
-                f"image_shape={asked} is no (height, width, channels) of {name!r}, all positive, "
-                f"channels {channels}. Give three such numbers."
+                f"image_shape={asked} is not a (height, width, channels) of {name!r}, all "
+                f"positive, channels {channels}. Give three such numbers."
             )
     elif shape != spec.shape:
         raise ValueError(
-            f"image_shape={asked} is outside {{{spec.shape}}}, what images of {name!r} have. Leave "
+            f"image_shape={asked} is not {spec.shape}, the shape of all images of {name!r}. Leave "
             "it out, or choose 'made' or 'imagenet2012', which come in any size."
         )
     return shape[0], shape[1], shape[2]

@@ -13,6 +13,7 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 
+from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 
 __all__ = ["cifar", "crop", "flip", "imagenet", "jitter", "rotate", "tiny_imagenet", "unchanged"]
@@ -27,13 +28,13 @@ def crop(key: Array, images: Array, padding: int) -> Array:
     Args:
         key: PRNG key.
         images: ``(size, height, width, channels)``, of any dtype.
-        padding: pixels on each side, in [0, min(height, width)).
+        padding: Pixels on each side, in [0, min(height, width)).
 
     Returns:
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: if padding is out of range.
+        ValueError: If padding is out of range.
 
     Example:
         >>> import jax
@@ -85,14 +86,14 @@ def jitter(key: Array, images: Array, *, hue: float, saturation: float) -> Array
     Args:
         key: PRNG key.
         images: ``(size, height, width, 3)`` float, red, green and blue in [0, 1].
-        hue: largest angle, in turns, in [0, 0.5].
-        saturation: largest change of the factor, in [0, 1].
+        hue: Largest angle, in turns, in [0, 0.5].
+        saturation: Largest change of the factor, in [0, 1].
 
     Returns:
         Images of the same shape, in [0, 1].
 
     Raises:
-        ValueError: if hue or saturation is out of range.
+        ValueError: If hue or saturation is out of range.
 
     Example:
         >>> import functools
@@ -102,9 +103,9 @@ def jitter(key: Array, images: Array, *, hue: float, saturation: float) -> Array
         >>> jax.eval_shape(jitter, jax.random.key(0), jax.numpy.ones((2, 4, 4, 3))).shape
         (2, 4, 4, 3)
     """
-    for name, value, high in (("hue", hue, 0.5), ("saturation", saturation, 1)):
-        if not 0 <= value <= high:
-            raise ValueError(f"{name}={value} is outside [0, {high}]. Give 0 for no change.")
+    remedy = "Give 0 for no change."
+    checks.number(hue, "hue", interval="[0, 0.5]", remedy=remedy)
+    checks.number(saturation, "saturation", interval="[0, 1]", remedy=remedy)
     for_hue, for_saturation = jax.random.split(key)
     shape = (len(images), 1, 1, 1)
     factor = jax.random.uniform(for_saturation, shape, minval=1 - saturation, maxval=1 + saturation)
@@ -147,8 +148,8 @@ def unchanged(key: Array, images: Array) -> Array:
     """Return the images as they are: MNIST, and other sets whose classes a flip would mix up.
 
     Args:
-        key: not used.
-        images: any array.
+        key: Not used.
+        images: Any array.
 
     Returns:
         ``images``.

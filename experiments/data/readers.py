@@ -1,4 +1,4 @@
-"""Reading each data set from where it lies into uint8 images and int32 labels.
+"""Readers of the data sets: from the files, or from nothing, to uint8 images and int32 labels.
 
 A reader takes the set's name, a folder and the shape of its images, and returns the training and
 the test split. Its errors name the file that is at fault and say where the set comes from.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["Reader", "Shape", "Split", "digits", "made", "tfds", "tiny_imagenet"]
+__all__ = ["Reader", "Shape", "Split", "digits", "synthetic", "tfds", "tiny_imagenet"]
 
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -38,20 +38,20 @@ class Split(NamedTuple):
 Reader: TypeAlias = Callable[[str, str | None, Shape], tuple[Split, Split]]
 
 
-def made(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
-    """Make ten classes: a pattern of 4 x 4 uniform patches each, under uniform noise as large.
+def synthetic(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
+    """Draw ten classes: a pattern of 4 x 4 uniform patches each, under uniform noise as large.
 
     Args:
-        name: not used.
-        data_dir: not used.
-        shape: height, width and channels.
+        name: Not used.
+        data_dir: Not used.
+        shape: Height, width and channels.
 
     Returns:
         640 images and 128 images, always the same.
 
     Example:
         >>> from experiments.data import readers
-        >>> train, test = readers.made("made", None, (8, 8, 3))
+        >>> train, test = readers.synthetic("made", None, (8, 8, 3))
         >>> train.images.shape, len(test.labels)
         ((640, 8, 8, 3), 128)
     """
@@ -74,9 +74,9 @@ def digits(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]
     """Take the digits of scikit-learn; a fifth of them, drawn with a fixed seed, is the test set.
 
     Args:
-        name: not used.
-        data_dir: not used.
-        shape: not used.
+        name: Not used.
+        data_dir: Not used.
+        shape: Not used.
 
     Returns:
         1438 images and 359 images, with values from 0 to 16.
@@ -101,18 +101,18 @@ def tfds(name: str, data_dir: str | None, shape: Shape, test: str = "test") -> t
     """Read a set through tensorflow-datasets, without TensorFlow, and prepare it if it is missing.
 
     Args:
-        name: the set's name there.
-        data_dir: folder of prepared sets; default: tensorflow-datasets' own.
-        shape: height, width and channels of all images. Images of another size are resized, their
+        name: The set's name there.
+        data_dir: Folder of prepared sets; default: tensorflow-datasets' own.
+        shape: Height, width and channels of all images. Images of another size are resized, their
             shorter side to 8/7 of what is kept, and cropped at the center.
-        test: name of the split to test on.
+        test: Name of the split to test on.
 
     Returns:
         The training and the test split, in the order of the files.
 
     Raises:
-        ValueError: if a file cannot be read, or the set is larger than this machine's memory.
-        FileNotFoundError: if the folder or the set is missing.
+        ValueError: If a file cannot be read, or the set is larger than this machine's memory.
+        FileNotFoundError: If the folder or the set is missing.
 
     Example:
         >>> from experiments.data import readers
@@ -135,17 +135,17 @@ def tiny_imagenet(name: str, data_dir: str | None, shape: Shape) -> tuple[Split,
     """Read Tiny ImageNet from the folder of its official archive; the test split is its ``val``.
 
     Args:
-        name: not used.
-        data_dir: the folder that holds ``tiny-imagenet-200``.
-        shape: height, width and channels of all images.
+        name: Not used.
+        data_dir: The folder that holds ``tiny-imagenet-200``.
+        shape: Height, width and channels of all images.
 
     Returns:
         The training images, interleaved by class, and the labelled validation images. Classes are
         numbered in the order of their WordNet names.
 
     Raises:
-        ValueError: if a file cannot be read, or images are missing.
-        FileNotFoundError: if the folder is missing.
+        ValueError: If a file cannot be read, or images are missing.
+        FileNotFoundError: If the folder is missing.
 
     Example:
         >>> from experiments.data import readers
@@ -165,7 +165,7 @@ def tiny_imagenet(name: str, data_dir: str | None, shape: Shape) -> tuple[Split,
     classes = [
         sorted((root / "train" / wnid / "images").glob("*.JPEG"), key=_index) for wnid in wnids
     ]
-    counts = [len(own) for own in classes]
+    counts = [len(paths) for paths in classes]
     if len(wnids) != 200 or min(counts) < 1 or min(counts) < max(counts):
         raise ValueError(
             f"{root}/train has {len(wnids)} classes of {min(counts, default=0)} to "
@@ -235,15 +235,13 @@ def _decode_all(source: Any, shape: Shape) -> Split:
             position = first
             indices = list(range(first, min(first + _CHUNK, len(source))))
             for record in source.__getitems__(indices):
-                images[position], labels[position] = (
-                    _decode(record["image"], shape),
-                    record["label"],
-                )
+                images[position] = _decode(record["image"], shape)
+                labels[position] = record["label"]
                 position += 1
     except Exception as error:
-        own = source.dataset_info.splits[source.split]
-        shard = int(np.searchsorted(np.cumsum(own.shard_lengths), position, side="right"))
-        path = own.filepaths[min(shard, len(own.filepaths) - 1)]
+        split = source.dataset_info.splits[source.split]
+        shard = int(np.searchsorted(np.cumsum(split.shard_lengths), position, side="right"))
+        path = split.filepaths[min(shard, len(split.filepaths) - 1)]
         raise ValueError(
             f"{path} cannot be read at or after image {position} of its split "
             f"({type(error).__name__}: {error}). Delete {Path(path).parent} and prepare it again."

@@ -1,4 +1,4 @@
-"""What is measured without training: spectra at the start, parameter counts, times, kernels."""
+"""What runs measure without training: spectra at the start, counts of weights, times, kernels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
-from experiments import config as configs
 from experiments import data, models
 from experiments.benchmarks import timing
+from experiments.config import Counts, Kernel, Spectrum, Start, Times
 from experiments.runs import Runtime, write_json
+from experiments.tools.plan import plan
 from experiments.training import network, starts
 
 __all__ = ["counts", "kernel", "singular_values", "spectrum", "spectrum_of", "times"]
@@ -24,25 +25,25 @@ __all__ = ["counts", "kernel", "singular_values", "spectrum", "spectrum_of", "ti
 SAMPLES = 128  # the first batch of training images, as the paper measures it
 
 
-def spectrum(config: configs.Spectrum, folder: Path, runtime: Runtime) -> None:
+def spectrum(config: Spectrum, folder: Path, runtime: Runtime) -> None:
     """Measure the singular values of the input-output Jacobian at the start, for each seed.
 
     Args:
-        config: the start.
-        folder: that of the run; it exists.
-        runtime: where data lie, and starts are kept.
+        config: The start.
+        folder: That of the run; it exists.
+        runtime: Where data lie, and starts are kept.
 
     Raises:
-        ValueError: as :func:`experiments.training.starts.make`.
-        FloatingPointError: if a Jacobian is not finite.
+        ValueError: As :func:`experiments.training.starts.make`.
+        FloatingPointError: If a Jacobian is not finite.
 
     Example:
         >>> import json, pathlib, tempfile
         >>> from experiments import config, runs
         >>> from experiments.studies import measure
         >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> own = config.Spectrum(activation="identity", data="made", depth=3, width=20)
-        >>> measure.spectrum(own, folder, runs.Runtime(runs=str(folder)))
+        >>> linear = config.Spectrum(activation="identity", data="made", depth=3, width=20)
+        >>> measure.spectrum(linear, folder, runs.Runtime(runs=str(folder)))
         >>> [row] = json.loads((folder / "results.json").read_text())
         >>> round(row["spectrum_min"], 4), round(row["spectrum_max"], 4)
         (1.0, 1.0)
@@ -64,14 +65,14 @@ def spectrum(config: configs.Spectrum, folder: Path, runtime: Runtime) -> None:
 
 
 def spectrum_of(
-    config: configs.Start, dataset: data.Dataset, start: starts.Start
+    config: Start, dataset: data.Dataset, start: starts.Start
 ) -> dict[str, float | None]:
     """Summarize the singular values of a start's Jacobian, on the first training images.
 
     Args:
-        config: of which the network's fields count.
-        dataset: of which the first 128 training images are taken.
-        start: that of one seed.
+        config: That of the start.
+        dataset: Its first 128 training images are taken.
+        start: That of one seed.
 
     Returns:
         ``spectrum_mean``, ``_min``, ``_max`` and ``_std``; None where one is not finite.
@@ -80,8 +81,8 @@ def spectrum_of(
         >>> from experiments import config, data
         >>> from experiments.studies import measure
         >>> from experiments.training import starts
-        >>> own, made = config.Spectrum(data="made", depth=2, width=20), data.load("made")
-        >>> found = measure.spectrum_of(own, made, starts.make(own, 1, made))
+        >>> small, dataset = config.Spectrum(data="made", depth=2, width=20), data.load("made")
+        >>> found = measure.spectrum_of(small, dataset, starts.make(small, 1, dataset))
         >>> found["spectrum_max"] < 1
         True
     """
@@ -127,15 +128,15 @@ def _summary(model: Any, variables: Any, images: Array) -> eoi.spectrum.Spectrum
     return eoi.spectrum.summarize(singular_values(model, variables, images))
 
 
-def counts(config: configs.Counts, folder: Path, runtime: Runtime) -> None:
+def counts(config: Counts, folder: Path, runtime: Runtime) -> None:
     """Count the parameters of a network, those that are pruned, and those that are kept.
 
     Only shapes are computed.
 
     Args:
-        config: network, classes, density and budget.
-        folder: that of the run; it exists.
-        runtime: not used.
+        config: The network, its classes, the density and the rule that shares it.
+        folder: That of the run; it exists.
+        runtime: Not used.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -147,41 +148,32 @@ def counts(config: configs.Counts, folder: Path, runtime: Runtime) -> None:
         [{'parameters': 130010, 'size': 129400, 'kept': 12940, 'all_kept': 13550}]
     """
     del runtime
-    model = models.create(config.model, config.num_classes)
-    images = jax.ShapeDtypeStruct((1, *models.input_shape(config.model)), "float32")
-    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    model, shape = models.create(config.model, config.num_classes), models.input_shape(config.model)
     pruned = models.where(config.model, attention=config.attention)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    size = sum(leaf.size for path, leaf in leaves if pruned(path, leaf))
-    parameters = sum(leaf.size for _, leaf in leaves)
-    rule = eoi.budgets.RULES[config.budget]
-    densities = rule(params, config.density, where=pruned, layout=models.layout)
-    layers = jax.tree_util.tree_leaves_with_path(densities)
-    sizes = {path: leaf.size for path, leaf in leaves if pruned(path, leaf)}
-    kept = sum(
-        round(float(np.sum(own)) * sizes[path] / np.size(own))
-        for path, own in layers
-        if path in sizes
-    )
+    found = plan(model, shape, config.density, config.budget, where=pruned)
+    size, kept = (found.total(name, pruned=True) for name in ("size", "nonzeros"))
+    images = jax.ShapeDtypeStruct((1, *shape), "float32")
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     row = {"parameters": parameters, "size": size, "kept": kept}
     write_json(folder / "results.json", [{**row, "all_kept": parameters - size + kept}])
 
 
-def times(config: configs.Times, folder: Path, runtime: Runtime) -> None:
+def times(config: Times, folder: Path, runtime: Runtime) -> None:
     """Time one matrix of EOI, SAO and QR, and a step of AI, in turns.
 
     Args:
-        config: size, densities and repetitions.
-        folder: that of the run; it exists.
-        runtime: not used.
+        config: The size, the densities and the repetitions.
+        folder: That of the run; it exists.
+        runtime: Not used.
 
     Example:
         >>> import json, pathlib, tempfile
         >>> from experiments import config, runs
         >>> from experiments.studies import measure
         >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> own = config.Times(size=16, densities=(0.25,), repeats=1)
-        >>> measure.times(own, folder, runs.Runtime())
+        >>> times = config.Times(size=16, densities=(0.25,), repeats=1)
+        >>> measure.times(times, folder, runs.Runtime())
         >>> [row["method"] for row in json.loads((folder / "results.json").read_text())]
         ['EOI', 'SAO', 'AI', 'QR']
     """
@@ -192,20 +184,20 @@ def times(config: configs.Times, folder: Path, runtime: Runtime) -> None:
     machine = timing.machine()
     rows = [
         {"density": density, "method": method, "seconds": seconds, "machine": machine}
-        for density, own in found.items()
-        for method, seconds in own.items()
+        for density, by_method in found.items()
+        for method, seconds in by_method.items()
         if math.isfinite(seconds)  # what a method cannot do has no time
     ]
     write_json(folder / "results.json", rows)
 
 
-def kernel(config: configs.Kernel, folder: Path, runtime: Runtime) -> None:
+def kernel(config: Kernel, folder: Path, runtime: Runtime) -> None:
     """Draw a convolution's kernel and mask, and count both at each tap.
 
     Args:
-        config: channels, taps, density and seed.
-        folder: that of the run; it exists.
-        runtime: not used.
+        config: The channels, taps, density and seed.
+        folder: That of the run; it exists.
+        runtime: Not used.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -221,16 +213,16 @@ def kernel(config: configs.Kernel, folder: Path, runtime: Runtime) -> None:
     weights, mask = draw_kernel(config)
     rows = []
     for tap in np.ndindex(*weights.shape[:2]):
-        nonzeros, unmasked = (int(np.count_nonzero(own[tap])) for own in (weights, mask))
+        nonzeros, unmasked = (int(np.count_nonzero(array[tap])) for array in (weights, mask))
         rows.append({"tap": list(tap), "nonzeros": nonzeros, "unmasked": unmasked})
     write_json(folder / "results.json", rows)
 
 
-def draw_kernel(config: configs.Kernel) -> tuple[np.ndarray, np.ndarray]:
+def draw_kernel(config: Kernel) -> tuple[np.ndarray, np.ndarray]:
     """Return the kernel ``(taps, taps, inputs, outputs)`` of a config, and its mask."""
     shape = (config.taps, config.taps, config.channels, config.channels)
     key = jax.random.key(config.seed)
     weights = eoi.conv(config.density)(key, shape, jnp.float32)
-    own = eoi.masks.support({"kernel": weights})
-    mask = eoi.masks.fill(jax.random.fold_in(key, 1), own, config.density)["kernel"]
+    support = eoi.masks.support({"kernel": weights})
+    mask = eoi.masks.fill(jax.random.fold_in(key, 1), support, config.density)["kernel"]
     return np.asarray(weights), np.asarray(mask)
