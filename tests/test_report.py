@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
@@ -169,7 +170,7 @@ def test_rows_are_sorted_by_number(tmp_path):
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "made.csv").write_text("digest,loss\na,1.0\nb\n")
-    with pytest.raises(ValueError, match=r"made\.csv, line 3, has 1 cells, not 2"):
+    with refuses("made.csv, line 3", 1, 2):
         records.read(tmp_path / "made.csv")
 
 
@@ -305,7 +306,7 @@ def test_values_may_be_columns():
     found = body(table(rows, values, ("model",), None))
     assert found == {"mlp7": {"weights": "129,400", "kept": "12,940 ± 0 (n = 2)"}}
     rows[0]["size"] = 1
-    with pytest.raises(ValueError, match="'size' is not the same in all rows of the cell"):
+    with refuses("size", "mlp7"):
         table(rows, values, ("model",), None).markdown()
     both = body(table(cell("snip", "eoi", 0.9), (ACCURACY, Value("seed", "seed", fmt=".0f"))))
     assert both == {"snip": {"eoi: accuracy (%)": "90.00 (n = 1)", "eoi: seed": "1 (n = 1)"}}
@@ -315,12 +316,12 @@ def test_different_runs_are_not_mixed_silently():
     rows = [
         {"criterion": "snip", "method": "eoi", "seed": 1, "acc": 0.5, "density": d} for d in (1, 2)
     ]
-    with pytest.raises(ValueError, match=r"of one seed that differ in \['density'\]"):
+    with refuses("field='acc'", "['density']"):
         table(rows).markdown()
 
 
 def test_groups_are_lines():
-    with pytest.raises(ValueError, match=r"group=\('density',\) is outside lines"):
+    with refuses("group=('density',)", ("criterion",)):
         table([], group=("density",))
 
 
@@ -471,7 +472,7 @@ def test_nothing_ran(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mdae"], r"config='mdae' is outside {'made'}. Did you mean 'made'\?"),
+        (["mdae"], r"config='mdae'.*'made'"),
         (["--readme", "no/such/README.md"], "no/such/README.md"),
     ],
 )
@@ -491,7 +492,7 @@ def test_a_table_without_a_place_is_told(place, capsys):
 
 def test_names_are_unique():
     made = table([])
-    with pytest.raises(ValueError, match="name='made' is that of two"):
+    with refuses("name='made'"):
         report.unique([made, made])
 
 
@@ -509,7 +510,7 @@ def test_names_are_unique():
     ],
 )
 def test_unpaired_marks(text):
-    with pytest.raises(ValueError, match=r"unpaired marks of the tables \['a'"):
+    with refuses("text", "'a'"):
         report.fill(text, {})
 
 

@@ -190,11 +190,8 @@ def test_hyphens_are_allowed(calls):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["made_tabel"],
-            r"config='made_tabel' is outside {'made_table'}. Did you mean 'made_table'",
-        ),
-        (["made_table", "--limit", "-1"], r"limit=-1 is outside \[0"),
+        (["made_tabel"], "config='made_tabel'.*'made_table'"),
+        (["made_table", "--limit", "-1"], "limit=-1"),
         (["made_table", "--launcher", "cloud"], "cloud"),
         ([], "config|CONFIG"),
     ],
