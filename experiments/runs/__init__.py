@@ -112,9 +112,6 @@ def folder_of(config: Any, root: str | Path) -> Path:
 def is_done(folder: Path) -> bool:
     """Say whether the run of a folder is complete.
 
-    Args:
-        folder: That of one run.
-
     Returns:
         Whether it holds ``done``.
     """
@@ -130,9 +127,6 @@ def execute(config: Any, runtime: Runtime) -> Path:
     Args:
         config: A frozen dataclass whose class is in :data:`RUNNERS`.
         runtime: Folders and logging.
-
-    Returns:
-        The folder of the run, which is complete.
     """
     kind = type(config).__name__
     if kind not in RUNNERS:
@@ -177,20 +171,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, all of it or nothing.
-
-    Args:
-        path: File in a folder that exists.
-        value: What JSON holds.
-    """
+    """Write a value as JSON, all of it or nothing."""
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def load_rows(root: str | Path) -> list[Row]:
     """Return the results of all complete runs, each row with its config's fields.
-
-    Args:
-        root: Folder of all runs; a missing one has none.
 
     Returns:
         Flat dictionaries: the fields of the config with its ``kind``, ``digest``, and the fields of
@@ -208,9 +194,6 @@ def load_rows(root: str | Path) -> list[Row]:
 
 def load_curves(root: str | Path) -> list[Row]:
     """Return what all complete runs logged, each row with its run's ``digest``.
-
-    Args:
-        root: Folder of all runs; a missing one has none.
 
     Returns:
         The lines of ``metrics.jsonl``; those of one run in the order they were written.

@@ -26,9 +26,6 @@ def get_or_compute(folder: Path | None, name: str, like: Any, compute: Callable[
         name: Of the file, without a suffix; it must tell all that decides the tree.
         like: A tree of the structure of what ``compute`` returns.
         compute: The computation.
-
-    Returns:
-        The tree.
     """
     if folder is None:
         return compute()

@@ -107,9 +107,6 @@ def grid_of(module: ModuleType, scale: Scale) -> list[Any]:
         module: One of ``experiments.configs``.
         scale: ``"paper"`` calls its ``sweep``, ``"small"`` its ``small`` if it has one and its
             ``sweep`` if not, ``"quick"`` its ``quick``.
-
-    Returns:
-        The configs, in the module's order.
     """
     small = getattr(module, "small", module.sweep)
     grid = {"paper": module.sweep, "small": small, "quick": module.quick}[scale]()
@@ -118,10 +115,6 @@ def grid_of(module: ModuleType, scale: Scale) -> list[Any]:
 
 def describe(config: Any, grid: Sequence[Any]) -> str:
     """Name a config by the fields in which those of a grid differ.
-
-    Args:
-        config: One of the grid.
-        grid: All configs of a sweep.
 
     Returns:
         ``field=value`` of each, in the order of the fields; the digest if there is none.
@@ -138,9 +131,6 @@ def state(config: Any, root: str | Path) -> str:
     Args:
         config: A frozen dataclass with a field ``experiment``.
         root: Folder of all runs.
-
-    Returns:
-        One of the four words.
     """
     folder = runs.folder_of(config, root)
     files = {"done": "done", "failed": "failed.txt", "started": "config.json"}

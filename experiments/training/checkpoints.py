@@ -45,12 +45,7 @@ class Checkpoints:
         return step
 
     def save(self, step: int, tree: Any) -> None:
-        """Write a checkpoint.
-
-        Args:
-            step: Its number; one that is there already stays as it is.
-            tree: A pytree of arrays.
-        """
+        """Write a checkpoint."""
         if step != self.latest:
             self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
 
@@ -59,9 +54,6 @@ class Checkpoints:
 
         Args:
             like: A tree of its structure, of arrays or of :class:`jax.ShapeDtypeStruct`.
-
-        Returns:
-            The tree.
         """
         return self._manager.restore(self.latest, args=ocp.args.StandardRestore(like))
 
@@ -71,9 +63,6 @@ def read(folder: Path) -> tuple[int, Any]:
 
     Nothing in the folder changes, where :class:`Checkpoints` would clean up: a run may be writing
     there.
-
-    Args:
-        folder: That of the checkpoints.
 
     Returns:
         The step, and the tree on this machine's device: nested dicts and lists in place of the

@@ -82,16 +82,7 @@ class DenseNetwork(NamedTuple):
 
 
 def part_digest(config: Start, seed: int, *fields: str) -> str:
-    """Return a name that tells some fields of a config, and a seed, from all others.
-
-    Args:
-        config: The config.
-        seed: The seed.
-        fields: Names of the fields.
-
-    Returns:
-        Twelve hexadecimal digits.
-    """
+    """Return a name that tells some fields of a config, and a seed, from all others."""
     part = dataclasses.make_dataclass("Part", [*fields, "seed"], frozen=True)
     return digest(part(*(getattr(config, name) for name in fields), seed))
 
@@ -101,9 +92,6 @@ def find(net: DenseNetwork) -> Mask:
 
     Args:
         net: The network; of its config the fields :data:`FIELDS` decide.
-
-    Returns:
-        A mask of the params, with exactly the count that the density asks for.
     """
     return CRITERIA[net.config.criterion](net)
 

@@ -31,13 +31,5 @@ class Purpose(enum.IntEnum):
 
 
 def key_of(key: Array, purpose: Purpose) -> Array:
-    """Return the key for one purpose.
-
-    Args:
-        key: That of the seed.
-        purpose: What is to be drawn.
-
-    Returns:
-        A key that no other purpose has.
-    """
+    """Return the key for one purpose."""
     return jax.random.fold_in(key, int(purpose))

@@ -87,9 +87,6 @@ def step_of_epoch(
     Args:
         train_step: As :func:`experiments.training.steps.train_step` returns it.
         num_steps: Training steps in all.
-
-    Returns:
-        One step of one seed.
     """
     milestones = {-(-num_steps * quarters // 4): 0.1 for quarters in (2, 3)}
     factor = optax.piecewise_constant_schedule(1.0, milestones)
@@ -106,14 +103,7 @@ def step_of_epoch(
 
 
 def device_loop(step: Step) -> Advance:
-    """Run the steps of a call as one program, a loop on the device.
-
-    Args:
-        step: One step, of one seed or mapped over several.
-
-    Returns:
-        The compiled loop.
-    """
+    """Run the steps of a call as one program, a loop on the device."""
 
     def advance(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
         def body(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
@@ -125,14 +115,7 @@ def device_loop(step: Step) -> Advance:
 
 
 def python_loop(step: Step) -> Advance:
-    """Dispatch step by step, where a loop on the device would be slower.
-
-    Args:
-        step: One step, of one seed or mapped over several.
-
-    Returns:
-        The loop over a compiled step.
-    """
+    """Dispatch step by step, where a loop on the device would be slower."""
     compiled = jax.jit(step, donate_argnums=0)
 
     def advance(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
@@ -155,9 +138,6 @@ def stack(states: list[State]) -> State:
 
     Steps are counted once for all seeds: then SET and RigL drop and grow weights in a branch.
 
-    Args:
-        states: One or more, of one structure.
-
     Returns:
         The state, bound to its device as a restored one is: one program serves both.
     """
@@ -172,9 +152,6 @@ def stack(states: list[State]) -> State:
 
 def state_axes(*, dynamic: bool) -> State:
     """Return the axes of seeds in a stacked state, as :func:`jax.vmap` takes them.
-
-    Args:
-        dynamic: Whether the mask changes while the network trains.
 
     Returns:
         0 for all leaves but the count of steps that SET and RigL keep, which has no such axis.

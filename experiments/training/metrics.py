@@ -31,9 +31,6 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     Args:
         path: The file; a missing one has no lines.
         last_step: Lines of later steps are left out; default: none is.
-
-    Returns:
-        One dictionary a line. A line that the end of a process cut in two is left out.
     """
     rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -155,14 +152,7 @@ class Bar:
         self._progress.stop()
 
     def update(self, step: int, loss: float, accuracy: float, examples: int) -> None:
-        """Show where the run is.
-
-        Args:
-            step: Training steps so far.
-            loss: Mean over seeds since the last call.
-            accuracy: The same of the accuracy.
-            examples: How many were seen since the last call, by all seeds.
-        """
+        """Show where the run is."""
         now = time.monotonic()
         rate = examples / max(now - self._last, 1e-9)
         self._last = now

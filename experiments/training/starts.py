@@ -62,9 +62,6 @@ def make(config: config.Start, seed: int, dataset: Dataset, *, cache: Path | Non
         dataset: Tells the shape of images and the number of classes; SNIP and GraSP score on it.
         cache: Folder in which the masks of SNIP, GraSP and SynFlow and the values of AI are kept;
             default: nowhere.
-
-    Returns:
-        The start.
     """
     variables = dense(config, seed, dataset)
     made = METHODS[config.method](DenseNetwork(config, seed, dataset, variables, cache))
@@ -72,14 +69,7 @@ def make(config: config.Start, seed: int, dataset: Dataset, *, cache: Path | Non
 
 
 def count(start: Start) -> tuple[int, int]:
-    """Count the weights of the kernels that a start keeps, and all of them.
-
-    Args:
-        start: That of one seed.
-
-    Returns:
-        The two numbers; biases and norms are in neither.
-    """
+    """Count the weights of the kernels that a start keeps, and all; biases and norms are in neither."""
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
     kernels = [
         np.broadcast_to(leaf_mask, leaf.shape)
@@ -124,9 +114,6 @@ def redraw_orthogonal(key: Array, params: Params, scale: float, pruned: Where) -
         params: The parameters of any network of :mod:`experiments.models`.
         scale: Gain of the kernels.
         pruned: Which of the leaves to draw anew.
-
-    Returns:
-        The parameters, with dense orthogonal kernels.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for number in {models.layout(path, leaf).groups for path, leaf in leaves if pruned(path, leaf)}:

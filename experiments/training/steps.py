@@ -83,9 +83,6 @@ def init_state(
         key: The seed's PRNG key; augmentation, dropout and SET draw from it.
         variables: ``params``, zero off the mask, and the network's other collections.
         mask: Which of the params may be non-zero; a scalar where a leaf is dense.
-
-    Returns:
-        The state.
     """
     others = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
@@ -162,11 +159,6 @@ def evaluation(
 ) -> Callable[[State, Array, Array], tuple[Array, Array]]:
     """Return the function that evaluates one seed on all images of a split.
 
-    Args:
-        model: A Linen module from images to logits.
-        dataset: Normalizes the images.
-        batch_size: Images that the network sees at once.
-
     Returns:
         ``(state, images, labels) -> (loss, accuracy)``, means over all images.
     """
@@ -192,14 +184,7 @@ def evaluation(
 
 
 def is_finite(state: State) -> Array:
-    """Tell whether all parameters of one seed are finite.
-
-    Args:
-        state: That of the seed.
-
-    Returns:
-        A boolean scalar.
-    """
+    """Tell whether all parameters of one seed are finite."""
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
 
 

@@ -74,10 +74,6 @@ def load(
 ) -> tuple[data.Dataset, dict[str, tuple[Array, Array]]]:
     """Load the data set of a config, and bring its splits to the device; kept for the next call.
 
-    Args:
-        config: Its data and model decide.
-        data_dir: Folder of prepared data sets.
-
     Returns:
         The data set, and images and labels of ``"train"``, ``"validation"`` and ``"test"``.
     """
@@ -96,15 +92,7 @@ def _load(name: str, data_dir: str | None, shape: Any) -> Any:
 
 
 def compiled(config: Train, data_dir: str | None) -> StepFns:
-    """Return the functions of a config; configs that need the same ones share them.
-
-    Args:
-        config: What to train.
-        data_dir: Folder of prepared data sets.
-
-    Returns:
-        The functions, each compiled at its first call.
-    """
+    """Return the functions of a config; configs that need the same ones share them."""
     fields = {name: getattr(config, name) for name in _FIELDS}
     seeds = (0,) if len(config.seeds) == 1 else (0, 1)
     return _compiled(Train(seeds=seeds, **fields), data_dir)
@@ -162,11 +150,6 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
     Validation data are evaluated after each epoch and at the end, test data at the end. A
     checkpoint is written every ``runtime.checkpoint_every`` seconds, at the end of an epoch already
     after a tenth of that, and at the end.
-
-    Args:
-        config: What to train.
-        folder: That of the run; it exists.
-        runtime: Where data lie, what is logged and how often.
     """
     dataset, arrays = load(config, runtime.data_dir)
     step_fns = compiled(config, runtime.data_dir)
