@@ -26,7 +26,7 @@ __all__ = ["Bar", "Metrics", "read"]
 
 
 def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Read the lines of ``metrics.jsonl``.
+    """Read the lines of ``metrics.jsonl``, up to one that the end of a process cut in two.
 
     Args:
         path: The file; a missing one has no lines.

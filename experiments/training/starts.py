@@ -69,7 +69,7 @@ def make(config: config.Start, seed: int, dataset: Dataset, *, cache: Path | Non
 
 
 def count(start: Start) -> tuple[int, int]:
-    """Count the weights of the kernels that a start keeps, and all; biases and norms are in neither."""
+    """Count the kernels' weights that a start keeps, and all of them, without biases and norms."""
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
     kernels = [
         np.broadcast_to(leaf_mask, leaf.shape)
