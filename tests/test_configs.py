@@ -64,6 +64,7 @@ def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
             assert item.panels
 
 
+@pytest.mark.slow
 @each
 def test_its_quick_version_runs_and_reports(name, tmp_path, monkeypatch):
     grid = sweep.grid_of(sweep.find(name), "quick")

@@ -49,6 +49,7 @@ def test_dense_is_orthogonal_with_its_options():
 SHAPES = [(5, 6, 6), (3, 3, 8, 8), (4, 2, 6, 16), (3, 3, 16, 6), (1, 1, 8, 12), (2, 3, 2, 8, 8)]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.sampled_from(SHAPES), st.sampled_from([0.05, 0.1, 0.4, 1.0]))
 def test_conv_is_a_sparse_orthogonal_center_tap(seed, shape, density):
     taps, size = math.prod(shape[:-2]), max(shape[-2:])
