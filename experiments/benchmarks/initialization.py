@@ -117,9 +117,6 @@ def plot(seconds: Mapping[int, Mapping[str, float]], densities: Sequence[float])
     Args:
         seconds: By size and by name: ``"normal"``, ``"haar"`` and each density as a string.
         densities: The densities, 0.1 among them.
-
-    Returns:
-        The figure.
     """
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)

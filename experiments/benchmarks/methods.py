@@ -57,16 +57,7 @@ def bench_methods(options: Methods, console: Console) -> None:
 
 
 def network_starts(model: str, density: float, ai_steps: int) -> dict[str, Callable[[], Any]]:
-    """Return every method as a function without arguments, from dense weights on.
-
-    Args:
-        model: Name of the network.
-        density: Fraction of the weights that are kept.
-        ai_steps: Steps of AI.
-
-    Returns:
-        The functions by the names of the benchmark's table.
-    """
+    """Return every method as a function without arguments, from dense weights on."""
     dataset = data.load("made", image_shape=models.input_shape(model))
     base = config.Start(
         model=model, data="made", method="base", init="fan_in", density=density, ai_steps=ai_steps
@@ -217,9 +208,6 @@ def plot(rows: Mapping[tuple[int, float], Mapping[str, float]]) -> Figure:
 
     Args:
         rows: By size and density, as :func:`seconds_of` returns them.
-
-    Returns:
-        The figure.
     """
     looks = {
         "EOI": ("EOI", "#0072B2", "-", "o"),

@@ -21,20 +21,7 @@ __all__ = ["check_output", "haar", "machine", "medians", "normal", "sparse", "ta
 
 
 def check_output(output: str) -> None:
-    """Refuse a file that could not be written after minutes of measuring.
-
-    Args:
-        output: Path of a file; its folder has to exist.
-
-    Raises:
-        ValueError: If the folder does not exist.
-
-    Example:
-        >>> from experiments.benchmarks import timing
-        >>> timing.check_output("no/such/folder/plot.png")
-        Traceback (most recent call last):
-        ValueError: output='no/such/folder/plot.png' is in a folder that does not exist. ...
-    """
+    """Refuse a file that could not be written after minutes of measuring."""
     folder = Path(output).resolve().parent
     if not folder.is_dir():
         raise ValueError(
@@ -52,9 +39,6 @@ def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     Args:
         functions: What to run, by name; all results are waited for.
         repeats: Turns that count, at least 1.
-
-    Returns:
-        Seconds by name.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
@@ -79,17 +63,7 @@ def machine() -> str:
 def tabulate(
     title: str, heads: Sequence[str], rows: Iterable[Iterable[str]], *, names: int = 0
 ) -> Table:
-    """Build a table of numbers.
-
-    Args:
-        title: What stands above it.
-        heads: Names of the columns.
-        rows: Cells of each row.
-        names: How many of the first columns hold names, which are aligned at the left.
-
-    Returns:
-        The table.
-    """
+    """Build a table of numbers."""
     table = Table(title=title, box=SIMPLE)
     for index, head in enumerate(heads):
         table.add_column(head, justify="left" if index < names else "right", no_wrap=True)

@@ -26,28 +26,7 @@ SAMPLES = 128  # the first batch of training images, as the paper measures it
 
 
 def spectrum(config: Spectrum, folder: Path, runtime: Runtime) -> None:
-    """Measure the singular values of the input-output Jacobian at the start, for each seed.
-
-    Args:
-        config: The start.
-        folder: That of the run; it exists.
-        runtime: Where data lie, and starts are kept.
-
-    Raises:
-        ValueError: As :func:`experiments.training.starts.make`.
-        FloatingPointError: If a Jacobian is not finite.
-
-    Example:
-        >>> import json, pathlib, tempfile
-        >>> from experiments import config, runs
-        >>> from experiments.studies import measure
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> linear = config.Spectrum(activation="identity", data="made", depth=3, width=20)
-        >>> measure.spectrum(linear, folder, runs.Runtime(runs=str(folder)))
-        >>> [row] = json.loads((folder / "results.json").read_text())
-        >>> round(row["spectrum_min"], 4), round(row["spectrum_max"], 4)
-        (1.0, 1.0)
-    """
+    """Measure the singular values of the input-output Jacobian at the start, for each seed."""
     shape = models.input_shape(config.model) if config.data == "made" else None
     dataset = data.load(config.data, runtime.data_dir, image_shape=shape)
     rows = []
@@ -76,15 +55,6 @@ def spectrum_of(
 
     Returns:
         ``spectrum_mean``, ``_min``, ``_max`` and ``_std``; None where one is not finite.
-
-    Example:
-        >>> from experiments import config, data
-        >>> from experiments.studies import measure
-        >>> from experiments.training import starts
-        >>> small, dataset = config.Spectrum(data="made", depth=2, width=20), data.load("made")
-        >>> found = measure.spectrum_of(small, dataset, starts.make(small, 1, dataset))
-        >>> found["spectrum_max"] < 1
-        True
     """
     images = dataset.normalize(dataset.train.images[:SAMPLES])
     model = network.build(config, dataset.num_classes)
@@ -107,14 +77,6 @@ def singular_values(model: Any, variables: Any, images: Array) -> Array:
 
     Returns:
         The values, ``(batch, logits)``.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from experiments import models
-        >>> from experiments.studies import measure
-        >>> model, images = models.create("mlp7"), jnp.zeros((2, 28, 28, 1))
-        >>> measure.singular_values(model, model.init(jax.random.key(0), images), images).shape
-        (2, 10)
     """
 
     def logits(image: Array) -> Array:
@@ -132,20 +94,6 @@ def counts(config: Counts, folder: Path, runtime: Runtime) -> None:
     """Count the parameters of a network, those that are pruned, and those that are kept.
 
     Only shapes are computed.
-
-    Args:
-        config: The network, its classes, the density and the rule that shares it.
-        folder: That of the run; it exists.
-        runtime: Not used.
-
-    Example:
-        >>> import json, pathlib, tempfile
-        >>> from experiments import config, runs
-        >>> from experiments.studies import measure
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> measure.counts(config.Counts(model="mlp7"), folder, runs.Runtime())
-        >>> json.loads((folder / "results.json").read_text())
-        [{'parameters': 130010, 'size': 129400, 'kept': 12940, 'all_kept': 13550}]
     """
     del runtime
     model, shape = models.create(config.model, config.num_classes), models.input_shape(config.model)
@@ -160,23 +108,7 @@ def counts(config: Counts, folder: Path, runtime: Runtime) -> None:
 
 
 def times(config: Times, folder: Path, runtime: Runtime) -> None:
-    """Time one matrix of EOI, SAO and QR, and a step of AI, in turns.
-
-    Args:
-        config: The size, the densities and the repetitions.
-        folder: That of the run; it exists.
-        runtime: Not used.
-
-    Example:
-        >>> import json, pathlib, tempfile
-        >>> from experiments import config, runs
-        >>> from experiments.studies import measure
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> times = config.Times(size=16, densities=(0.25,), repeats=1)
-        >>> measure.times(times, folder, runs.Runtime())
-        >>> [row["method"] for row in json.loads((folder / "results.json").read_text())]
-        ['EOI', 'SAO', 'AI', 'QR']
-    """
+    """Time one matrix of EOI, SAO and QR, and a step of AI, in turns."""
     del runtime
     from experiments.benchmarks.methods import seconds_of  # imports matplotlib: not for training
 
@@ -192,23 +124,7 @@ def times(config: Times, folder: Path, runtime: Runtime) -> None:
 
 
 def kernel(config: Kernel, folder: Path, runtime: Runtime) -> None:
-    """Draw a convolution's kernel and mask, and count both at each tap.
-
-    Args:
-        config: The channels, taps, density and seed.
-        folder: That of the run; it exists.
-        runtime: Not used.
-
-    Example:
-        >>> import json, pathlib, tempfile
-        >>> from experiments import config, runs
-        >>> from experiments.studies import measure
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> measure.kernel(config.Kernel(channels=16), folder, runs.Runtime())
-        >>> rows = json.loads((folder / "results.json").read_text())
-        >>> [row["tap"] for row in rows if row["nonzeros"]], sum(row["unmasked"] for row in rows)
-        ([[1, 1]], 230)
-    """
+    """Draw a convolution's kernel and mask, and count both at each tap."""
     del runtime
     weights, mask = draw_kernel(config)
     rows = []

@@ -27,14 +27,6 @@ def size_of(model: str, depth: int | None = None, width: int | None = None) -> i
         model: Name of the network.
         depth: Its depth; default: the network's.
         width: Its width; default: the network's.
-
-    Returns:
-        The number; only shapes are computed.
-
-    Example:
-        >>> from experiments.studies import parameter_matching
-        >>> parameter_matching.size_of("mlp7")
-        129400
     """
     network = models.create(model, depth=depth, width=width)
     images = jax.ShapeDtypeStruct((1, *models.input_shape(model)), "float32")
@@ -47,27 +39,7 @@ def size_of(model: str, depth: int | None = None, width: int | None = None) -> i
 def dense_of_equal_size(
     config: Train, field: Literal["depth", "width"], options: Sequence[int]
 ) -> Train:
-    """Return a dense network with as many weights as a sparse one keeps, to one percent.
-
-    Args:
-        config: The sparse one.
-        field: What is changed; all else stays as it is.
-        options: Its values to choose from; sizes grow with them.
-
-    Returns:
-        A config of the closest size.
-
-    Raises:
-        ValueError: If no option is within one percent.
-
-    Example:
-        >>> from experiments.studies import parameter_matching
-        >>> from experiments.config import Train
-        >>> sparse, widths = Train(density=0.1), range(2, 100)
-        >>> dense = parameter_matching.dense_of_equal_size(sparse, "width", widths)
-        >>> dense.width, parameter_matching.size_of("mlp7", width=dense.width)
-        (15, 13035)
-    """
+    """Return a dense network with as many weights as a sparse one keeps, to one percent."""
     target = config.density * size_of(config.model, config.depth, config.width)
 
     def size(option: int) -> int:

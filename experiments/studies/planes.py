@@ -48,14 +48,6 @@ def planes(pattern: str, size: int) -> np.ndarray:
 
     Returns:
         ``(planes, 2)`` int32, the lower coordinate first.
-
-    Raises:
-        ValueError: For another pattern.
-
-    Example:
-        >>> from experiments.studies import planes
-        >>> planes.planes("butterfly", 4).tolist()
-        [[0, 1], [0, 2], [1, 3], [2, 3]]
     """
     if pattern not in PATTERNS:
         raise ValueError(f"pattern={pattern!r} is outside {PATTERNS}. Choose one of them.")
@@ -79,13 +71,6 @@ def orthogonal(
 
     Returns:
         A float32 array with orthonormal rows or columns, times ``scale``.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from experiments.studies import planes
-        >>> w = planes.orthogonal(jax.random.key(0), (32, 32), 200, pattern="banded")
-        >>> bool(jnp.allclose(w @ w.T, jnp.eye(32), atol=1e-5)), int((w != 0).sum()) <= 200
-        (True, True)
     """
     size = max(shape)
     options = planes(pattern, size)
@@ -123,20 +108,6 @@ def start(
     Returns:
         Weights, and masks with the exact counts of the densities: the support, and zeros drawn at
         random among all others.
-
-    Raises:
-        ValueError: For a kernel that is no matrix or stack of matrices.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from experiments import models
-        >>> from experiments.studies import planes
-        >>> params, densities = {"kernel": jnp.zeros((32, 32))}, {"kernel": 0.25}
-        >>> start = planes.start(
-        ...     jax.random.key(0), params, densities, pattern="banded", layout=models.layout
-        ... )
-        >>> int(start.mask["kernel"].sum())
-        256
     """
     for_weights, for_mask = jax.random.split(key)
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)

@@ -64,9 +64,6 @@ class Config:
 def against_depth(config: Config) -> dict[str, Any]:
     """Return the singular values of the Jacobian of the first layers of each start.
 
-    Args:
-        config: The settings.
-
     Returns:
         ``(depths, samples, width)`` by the name of the start.
     """
@@ -128,9 +125,6 @@ def plot(found: dict[str, Any], config: Config) -> Figure:
     Args:
         found: What :func:`against_depth` returns.
         config: The settings.
-
-    Returns:
-        The figure.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

@@ -106,19 +106,6 @@ def plan(
     Returns:
         A :class:`Plan`.
 
-    Raises:
-        ValueError: For a density outside its range, a budget that is none, or a kernel of another
-            kind of layer.
-
-    Example:
-        >>> from experiments import models
-        >>> from experiments.tools.plan import plan
-        >>> found = plan(models.create("mlp7"), (28, 28, 1), 0.1)
-        >>> found.total("nonzeros"), found.total("flops"), found.total("masked_flops")
-        (12940, 258800, 25880)
-        >>> [(layer.name, layer.num_layers) for layer in found.layers]
-        [('first', 1), ('hidden', 5), ('last', 1)]
-
     Reference:
         Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.
     """

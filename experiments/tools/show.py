@@ -93,21 +93,6 @@ def inspect(saved: Saved, *, grid: int = 8) -> list[Kernel]:
         saved: The network.
         grid: Length of each side of the circular grid on which convolutions have their singular
             values.
-
-    Returns:
-        The kernels, in the order of the tree; all leaves with a mask of their own count.
-
-    Raises:
-        ValueError: For a grid of less than 1.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from experiments.tools import show
-        >>> tree = {"kernel": jnp.diag(jnp.array([1.0, 2.0, 0.0]))}
-        >>> saved = show.Saved("", tree, {"kernel": jnp.eye(3, dtype=bool)}, None)
-        >>> [kernel] = show.inspect(saved)
-        >>> kernel.kept, kernel.off, kernel.errors, kernel.extremes
-        (3, 0, (3.0,), (0.0, 2.0))
     """
     checks.integer(grid, low=1, name="grid")
     leaves = jax.tree_util.tree_leaves_with_path(saved.variables)
@@ -144,20 +129,6 @@ def read(path: Path, seed: int | None = None) -> Saved:
     Args:
         path: The file, or the folder.
         seed: Which of the run's seeds; default: its first.
-
-    Returns:
-        The network. Its layout is the recorded one; in a file without any it is None.
-
-    Raises:
-        ValueError: For a file that :func:`eoi_jax.load` refuses, a folder that is none of a run
-            that trains, or a seed that it has not.
-        FileNotFoundError: If there is nothing, or no checkpoint.
-
-    Example:
-        >>> from experiments.tools import show
-        >>> show.read(Path("no/such/file"))
-        Traceback (most recent call last):
-        FileNotFoundError: There is no 'no/such/file'. Give a file of eoi.save or ...
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -183,19 +154,6 @@ def read_run(folder: Path, seed: int | None = None) -> Saved:
     Args:
         folder: Folder of the run.
         seed: Which of its seeds; default: the first.
-
-    Returns:
-        The network with all its collections.
-
-    Raises:
-        ValueError: For a folder that is none of a run that trains, or a seed that it has not.
-        FileNotFoundError: If there is no checkpoint.
-
-    Example:
-        >>> from experiments.tools import show
-        >>> show.read_run(Path("."))
-        Traceback (most recent call last):
-        ValueError: folder='.' is outside the folders of runs that train: ...
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
