@@ -110,30 +110,25 @@ def check(config: Config) -> None:
     timing.check_output(config.output)
 
 
-def _model(config: Config, num_classes: int, kernel_init: Any) -> models.Mlp:
+def _model(config: Config, dataset: data.Dataset, kernel_init: Any) -> models.Mlp:
     """Build the network with one initializer for all its kernels."""
-    return models.Mlp(
-        depth=config.layers,
-        width=config.width,
-        num_classes=num_classes,
-        kernel_init=kernel_init,
-        bias_init=jax.nn.initializers.normal(config.bias_std),
-    )
+    inits = {"kernel_init": kernel_init, "bias_init": jax.nn.initializers.normal(config.bias_std)}
+    return models.Mlp(config.layers, config.width, dataset.num_classes, **inits)
 
 
-def _draw(config: Config, key: Array, dataset: data.Dataset, kernel_init: Any) -> eoi.SparseInit:
+def _drawn(config: Config, key: Array, dataset: data.Dataset, kernel_init: Any) -> eoi.SparseInit:
     """Draw the network; what its initializer leaves zero is masked."""
     example = dataset.normalize(dataset.train.images[:1])
-    params = _model(config, dataset.num_classes, kernel_init).init(key, example)["params"]
+    params = _model(config, dataset, kernel_init).init(key, example)["params"]
     return eoi.SparseInit(params, eoi.masks.support(params))
 
 
 def _dense_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
-    return _draw(config, key, dataset, jax.nn.initializers.orthogonal(config.scale))
+    return _drawn(config, key, dataset, jax.nn.initializers.orthogonal(config.scale))
 
 
-def _eoi(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
-    return _draw(config, key, dataset, eoi.dense(config.density, scale=config.scale))
+def _exact_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
+    return _drawn(config, key, dataset, eoi.dense(config.density, scale=config.scale))
 
 
 def _masked_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
@@ -161,7 +156,7 @@ def _masked_gaussian(config: Config, key: Array, dataset: data.Dataset) -> eoi.S
 
 STARTS: dict[str, Callable[[Config, Array, data.Dataset], eoi.SparseInit]] = {
     "dense orthogonal": _dense_orthogonal,
-    "EOI": _eoi,
+    "EOI": _exact_orthogonal,
     "masked orthogonal": _masked_orthogonal,
     "masked Gaussian": _masked_gaussian,
 }
@@ -169,21 +164,10 @@ STARTS: dict[str, Callable[[Config, Array, data.Dataset], eoi.SparseInit]] = {
 
 
 class StepFns:
-    """The compiled functions that all starts share: one network, one optimizer.
-
-    Args:
-        config: The settings.
-        dataset: What is learned.
-
-    Attributes:
-        model: The network.
-        begin: ``(key, variables, mask) -> state``.
-        step: ``(state, number, learning_rate, images, labels) -> (state, sums)``.
-        evaluate: ``(state, images, labels) -> (loss, accuracy)``.
-    """
+    """The network, and the compiled functions that train it from any start."""
 
     def __init__(self, config: Config, dataset: data.Dataset) -> None:
-        self.model = _model(config, dataset.num_classes, jax.nn.initializers.zeros)
+        self.model = _model(config, dataset, jax.nn.initializers.zeros)
         optimizer_of = steps.sparse_sgd(config.steps, weight_decay=0.0)
         self.begin = functools.partial(steps.init_state, optimizer_of)
         self.step = jax.jit(steps.train_step(self.model, dataset, optimizer_of))
@@ -329,34 +313,32 @@ def _table(config: Config, results: list[Result]) -> Table:
 
 def _figure(config: Config, results: list[Result]) -> Figure:
     """Draw loss curves beside the singular values at the start."""
-    losses, values, names = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, str]()
+    rows, names = list[dict[str, Any]](), dict[str, str]()
     for result in results:
-        start = {"start": result.start}
-        names[result.start] = f"{result.start}, density {result.density:.3g}"
+        start = result.start
+        names[start] = f"{start}, density {result.density:.3g}"
         if not math.isnan(result.accuracy):
-            names[result.start] += f", test accuracy {result.accuracy:.0%}"
-        losses += [{**start, "step": step, "loss": y} for step, y in enumerate(result.losses, 1)]
-        descending = np.maximum(np.sort(result.singular_values.ravel())[::-1], _FLOOR)
-        fractions = np.linspace(0, 1, len(descending))
-        pairs = zip(fractions, descending, strict=True)
-        values += [{**start, "fraction": x, "value": y} for x, y in pairs]
-    look: dict[str, Any] = {"names": names, "order": tuple(STARTS)}
-    look |= {"spread": "none", "markers": False}
-    left = Curves(
-        *(losses, "step", "loss", "start", "training step", "cross-entropy (nats)"),
-        title="Training loss",
-        **look,
+            names[start] += f", test accuracy {result.accuracy:.0%}"
+        rows += [{"start": start, "step": x, "loss": y} for x, y in enumerate(result.losses, 1)]
+        values = np.maximum(np.sort(result.singular_values.ravel())[::-1], _FLOOR)
+        points = zip(np.linspace(0, 1, len(values)), values, strict=True)
+        rows += [{"start": start, "fraction": x, "value": y} for x, y in points]
+    curves = functools.partial(
+        Curves, rows, by="start", names=names, order=tuple(STARTS), spread="none", markers=False
     )
-    right = Curves(
-        *(values, "fraction", "value", "start"),
-        *("fraction of the singular values", "singular value"),
+    losses = curves(
+        "step", "loss", xlabel="training step", ylabel="cross-entropy (nats)", title="Training loss"
+    )
+    spectra = curves(
+        *("fraction", "value"),
+        xlabel="fraction of the singular values",
+        ylabel="singular value",
         title="Singular values of the Jacobian at the start",
         yscale="log",
-        **look,
     )
 
-    def spectrum(axes: Axes) -> None:
-        right(axes)
+    def draw_spectra(axes: Axes) -> None:
+        spectra(axes)
         axes.set(ylim=(_FLOOR / 2, 10))
         text = f"at or below {_FLOOR:g}"
         axes.annotate(text, (0.98, _FLOOR * 1.6), ha="right", fontsize=9, color="0.3")
@@ -365,7 +347,7 @@ def _figure(config: Config, results: list[Result]) -> Figure:
         f"{config.layers}-layer tanh MLP of width {config.width} on {config.data}, "
         "no residuals, no normalization"
     )
-    return Figure("quickstart", title, "", (left, spectrum), across=2, size=(5.5, 4.5))
+    return Figure("quickstart", title, "", (losses, draw_spectra), across=2, size=(5.5, 4.5))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -100,28 +100,15 @@ class _Spec(NamedTuple):
     any_shape: bool = False
 
 
-_GRAY, _SMALL = (28, 28, 1), (32, 32, 3)
+_GRAY = (28, 28, 1)
+_cifar = functools.partial(_Spec, readers.tfds, (32, 32, 3), change=augment.cifar)
 _SPECS = {
     "made": _Spec(readers.synthetic, _GRAY, 10, (0.5,), (0.2,), any_shape=True),
     "digits": _Spec(readers.digits, (8, 8, 1), 10, (0.30492586,), (0.3758863,), scale=16),
     "mnist": _Spec(readers.tfds, _GRAY, 10, (0.1307,), (0.3081,)),
     "fashion_mnist": _Spec(readers.tfds, _GRAY, 10, (0.2860,), (0.3530,)),
-    "cifar10": _Spec(
-        readers.tfds,
-        _SMALL,
-        10,
-        (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),
-        augment.cifar,
-    ),
-    "cifar100": _Spec(
-        readers.tfds,
-        _SMALL,
-        100,
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-        augment.cifar,
-    ),
+    "cifar10": _cifar(10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": _cifar(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "tiny_imagenet": _Spec(
         readers.tiny_imagenet, (64, 64, 3), 200, (0.5,) * 3, (0.5,) * 3, augment.tiny_imagenet
     ),

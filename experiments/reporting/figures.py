@@ -65,7 +65,7 @@ class Curves:
         # A curve that did not run keeps its color free, and so does one that another panel has.
         values = [*self.order, *ordered(row.get(self.by) for row in self.rows)]
         for index, value in enumerate(ordered(values)):
-            points = sorted((x, cell) for (own, x), cell in cells.items() if own == value)
+            points = sorted((x, cell) for (curve, x), cell in cells.items() if curve == value)
             if not points:
                 continue
             x = np.array([x for x, _ in points])
@@ -97,7 +97,7 @@ class Figure:
     Attributes:
         name: short, unique among all reports; that of the file.
         title: of a few words.
-        caption: budget, seeds, data and whatever is smaller than in the original.
+        caption: settings, seeds, data and whatever is smaller than in the original.
         panels: functions that draw on their axes, as :class:`Curves` are.
         across: panels side by side.
         size: width and height of a panel in inches.
@@ -122,12 +122,12 @@ class Figure:
         )
         axes = canvas.subplots(down, across, sharey=self.share, squeeze=False).ravel()
         handles = {}
-        for own, draw in zip(axes, self.panels, strict=False):
-            draw(own)
-            drawn = zip(*own.get_legend_handles_labels(), strict=True)
+        for panel, draw in zip(axes, self.panels, strict=False):
+            draw(panel)
+            drawn = zip(*panel.get_legend_handles_labels(), strict=True)
             handles.update({name: handle for handle, name in drawn if name not in handles})
-        for own in axes[len(self.panels) :]:
-            own.set_axis_off()
+        for panel in axes[len(self.panels) :]:
+            panel.set_axis_off()
         if handles:
             for columns in range(min(4, len(handles)), 0, -1):
                 legend = canvas.legend(
@@ -155,7 +155,7 @@ class Figure:
             >>> from experiments.reporting.figures import Curves, Figure
             >>> rows = [{"density": d, "method": "eoi", "loss": 1 - d} for d in (0.1, 0.2)]
             >>> curves = Curves(rows, "density", "loss", "method", "density", "loss")
-            >>> Figure("made", "Losses", "One epoch.", (curves,)).png()[:4]
+            >>> Figure("losses", "Losses", "One epoch.", (curves,)).png()[:4]
             b'\x89PNG'
         """
         file = io.BytesIO()

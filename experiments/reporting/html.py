@@ -83,7 +83,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
     Example:
         >>> from experiments.reporting.html import Section, page
-        >>> page("Results", [Section("made", "A made table.", [])]).splitlines()[0]
+        >>> page("Results", [Section("losses", "A table.", [])]).splitlines()[0]
         '<!DOCTYPE html>'
     """
     links = "\n".join(
@@ -134,27 +134,21 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    cells, bold, heads = table.cells(), table.bold(), table.heads()
-    titles = [label(field, table.names) for field in table.lines]
-    titles += [table.head_text(head) for head in heads]
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{escape(text)}</button></th>'
-        for text in titles
+        for text in table.titles()
     )
     lines = []
-    for line in table.line_keys():
-        own = [
+    for line, cells in table.body():
+        parts = [
             f'<th scope="row" data-value="{escape(_sortable(value))}">'
             f"{escape(label(value, table.names))}</th>"
             for value in line
         ]
-        for column, value in heads:
-            cell = cells.get((line, column, value))
-            text = escape(value.text(cell))
-            if (line, column, value) in bold:
-                text = f"<strong>{text}</strong>"
-            own.append(f'<td data-value="{_sortable(cell.mean if cell else None)}">{text}</td>')
-        lines.append(f"<tr>{''.join(own)}</tr>")
+        for text, cell, bold in cells:
+            shown = f"<strong>{escape(text)}</strong>" if bold else escape(text)
+            parts.append(f'<td data-value="{_sortable(cell.mean if cell else None)}">{shown}</td>')
+        lines.append(f"<tr>{''.join(parts)}</tr>")
     rows = "\n".join(lines)
     return (
         f'<div class="wide" id="{escape(table.name)}">\n<table>\n'

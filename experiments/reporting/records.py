@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eoi_jax._internal.files import atomic_write_text
-from experiments import config as configs
+from experiments.config import digest, to_dict
 from experiments.runs import Row
 
 __all__ = ["decode", "encode", "match", "merge", "read", "save"]
@@ -113,7 +113,7 @@ def save(path: Path, rows: Sequence[Row]) -> bool:
     Example:
         >>> import pathlib, tempfile
         >>> from experiments.reporting import records
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "made.csv"
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "losses.csv"
         >>> records.save(path, [{"digest": "b", "loss": 0.5}, {"digest": "a", "loss": None}])
         True
         >>> print(path.read_text())
@@ -178,33 +178,33 @@ def match(rows: Iterable[Row], grid: Sequence[Any]) -> dict[Any, list[Row]]:
         The rows of each config, in the order of the grid; an empty list where nothing ran.
 
     Example:
-        >>> from experiments import config
+        >>> from experiments.config import Train, to_dict
         >>> from experiments.reporting import records
-        >>> own = config.Train(seeds=(1, 2))
-        >>> row = {**config.to_dict(config.Train(seeds=(1,))), "digest": "an older one", "seed": 1}
-        >>> [row["digest"] for row in records.match([row], [own])[own]]
+        >>> train = Train(seeds=(1, 2))
+        >>> row = {**to_dict(Train(seeds=(1,))), "digest": "an older one", "seed": 1}
+        >>> [row["digest"] for row in records.match([row], [train])[train]]
         ['an older one']
     """
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row["digest"], []).append(row)
-    taken = {configs.digest(config) for config in grid}
-    others = [own for digest, own in sorted(runs.items()) if digest not in taken]
+    taken = {digest(config) for config in grid}
+    others = [run for name, run in sorted(runs.items()) if name not in taken]
     found = {}
     for config in grid:
-        alike = [own for own in others if _alike(own[0], config)]
-        found[config] = runs.get(configs.digest(config)) or max(alike, key=len, default=[])
+        alike = [run for run in others if _alike(run[0], config)]
+        found[config] = runs.get(digest(config)) or max(alike, key=len, default=[])
     return found
 
 
 def _alike(row: Mapping[str, Any], config: Any) -> bool:
     default = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, value in configs.to_dict(config).items():
-        own = row.get(name)
-        own = default.get(name) if own is None else own
+    for name, value in to_dict(config).items():
+        cell = row.get(name)
+        cell = default.get(name) if cell is None else cell
         if name == "seeds":
-            if not isinstance(own, Sequence) or not set(own) <= set(value):
+            if not isinstance(cell, Sequence) or not set(cell) <= set(value):
                 return False
-        elif own is dataclasses.MISSING or encode(own) != encode(value):
+        elif cell is dataclasses.MISSING or encode(cell) != encode(value):
             return False
     return True

@@ -22,8 +22,8 @@ import tyro
 from rich.console import Console
 
 from eoi_jax._internal.files import atomic_write_text
-from experiments import config as configs
 from experiments import models, runs
+from experiments.config import digest, to_dict
 from experiments.reporting import records
 from experiments.reporting.figures import Curves, Figure
 from experiments.reporting.html import Section, page
@@ -89,12 +89,12 @@ def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> li
     logged: dict[str, list[runs.Row]] = {}
     for row in records.read(_curves(Path(results), name)):
         logged.setdefault(row["digest"], []).append(row)
-    for config, own in found.items():
-        fields = configs.to_dict(config)
+    for config, run in found.items():
+        fields = to_dict(config)
         # The fields of this config: those of a run that stands in for it may lack newer ones.
-        rows += [{**row, **fields} for row in own or [{"digest": configs.digest(config)}]]
-        for digest in dict.fromkeys(row["digest"] for row in own):
-            curves += [{**row, **fields} for row in logged.get(digest, [])]
+        rows += [{**row, **fields} for row in run or [{"digest": digest(config)}]]
+        for run_digest in dict.fromkeys(row["digest"] for row in run):
+            curves += [{**row, **fields} for row in logged.get(run_digest, [])]
     items: list[Table | Figure] = (
         module.report(rows, curves) if _logs(module) else module.report(rows)
     )
@@ -124,8 +124,8 @@ def places(text: str) -> list[str]:
 
     Example:
         >>> from experiments.reporting import report
-        >>> report.places("<!-- table:made -->\n<!-- /table:made -->\n")
-        ['made']
+        >>> report.places("<!-- table:losses -->\n<!-- /table:losses -->\n")
+        ['losses']
     """
     names = [match[2] for match in PLACE.finditer(text)]
     marks = re.findall(r"<!-- /?table:(.*?) -->", text)
@@ -185,12 +185,12 @@ def _merge(options: Report, names: Sequence[str], console: Console) -> None:
         module = sweep.find(name)
         scales: tuple[sweep.Scale, ...] = ("quick",) if options.scale == "quick" else STORED
         grid = [config for scale in scales for config in sweep.grid_of(module, scale)]
-        digests = {configs.digest(config) for config in grid}
+        digests = {digest(config) for config in grid}
         path = results / f"{name}.csv"
         rows = records.merge(
             records.read(path), [row for row in all_rows if row["digest"] in digests]
         )
-        used = {row["digest"] for own in records.match(rows, grid).values() for row in own}
+        used = {row["digest"] for run in records.match(rows, grid).values() for row in run}
         unused = {row["digest"] for row in rows} - used
         if unused and options.prune:
             rows = [row for row in rows if row["digest"] in used]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -71,7 +71,7 @@ class Table:
     Attributes:
         name: short, unique among all reports; names the table's place in a text.
         title: of a few words.
-        caption: budget, seeds, data and whatever is smaller than in the original.
+        caption: settings, seeds, data and whatever is smaller than in the original.
         rows: of any number; those without the value make their line and column, empty.
         values: what cells show.
         lines: fields of which each combination that occurs is a line.
@@ -125,10 +125,10 @@ class Table:
         """Return what was measured, by line, column and value."""
         found = {}
         for value in self.values:
-            own = collect(
+            measured = collect(
                 self.rows, value.key, lambda row: (self._line(row), row.get(self.columns or ""))
             )
-            for (line, column), cell in own.items():
+            for (line, column), cell in measured.items():
                 if value.exact and cell.n > 1 and cell.deviation:
                     raise ValueError(
                         f"values: {value.key!r} is not the same in all rows of the cell {line}, "
@@ -147,20 +147,30 @@ class Table:
                 shown = float(value.number(cell.mean).replace(",", "").rstrip("%"))
                 groups.setdefault((members, value), []).append((key, shown))
         best = set()
-        for own in groups.values():
-            choose = max if own[0][0][2].best == "highest" else min
-            top = choose(number for _, number in own)
-            if len(own) > 1:  # alone in its group, it is the best of nothing
-                best |= {key for key, number in own if number == top}
+        for group in groups.values():
+            choose = max if group[0][0][2].best == "highest" else min
+            top = choose(number for _, number in group)
+            if len(group) > 1:  # alone in its group, it is the best of nothing
+                best |= {key for key, number in group if number == top}
         return best
 
-    def head_text(self, head: tuple[Any, Value]) -> str:
-        """Write the head of a column."""
+    def titles(self) -> list[str]:
+        """Return the heads of all columns as they are written."""
+        return [*(label(field, self.names) for field in self.lines), *map(self._head, self.heads())]
+
+    def body(self) -> Iterator[tuple[tuple[Any, ...], list[tuple[str, Cell | None, bool]]]]:
+        """Yield the values of each line, and its cells: text, what was measured, whether bold."""
+        cells, bold = self.cells(), self.bold()
+        for line in self.line_keys():
+            keys = [(line, column, value) for column, value in self.heads()]
+            yield line, [(key[2].text(cells.get(key)), cells.get(key), key in bold) for key in keys]
+
+    def _head(self, head: tuple[Any, Value]) -> str:
         column, value = head
         if self.columns is None:
             return value.name
-        own = label(column, self.names)
-        return own if len(self.values) == 1 else f"{own}: {value.name}"
+        text = label(column, self.names)
+        return text if len(self.values) == 1 else f"{text}: {value.name}"
 
     def note(self) -> str:
         """Say what the cells show."""
@@ -185,7 +195,7 @@ class Table:
             >>> rows = [{"method": "eoi", "seed": i, "loss": i / 2} for i in (1, 2)]
             >>> rows += [{"method": "base", "seed": 1, "loss": 0.25}, {"method": "ai"}]
             >>> values = (Value("loss", "loss", best="lowest"),)
-            >>> table = Table("made", "Losses", "One epoch.", rows, values, ("method",))
+            >>> table = Table("losses", "Losses", "One epoch.", rows, values, ("method",))
             >>> print(*table.markdown().splitlines()[:7], sep="\n")
             **Losses**
             <BLANKLINE>
@@ -195,20 +205,14 @@ class Table:
             | base | **0.25 (n = 1)** |
             | ai |  |
         """
-        cells, bold, heads = self.cells(), self.bold(), self.heads()
-        titles = [label(field, self.names) for field in self.lines] + [*map(self.head_text, heads)]
-        rows = [titles]
-        for line in self.line_keys():
-            texts = [label(value, self.names) for value in line]
-            for column, value in heads:
-                text = value.text(cells.get((line, column, value)))
-                texts.append(f"**{text}**" if (line, column, value) in bold else text)
-            rows.append(texts)
-        written = [
+        rows = [self.titles()]
+        for line, cells in self.body():
+            texts = [f"**{text}**" if bold else text for text, _, bold in cells]
+            rows.append([*(label(value, self.names) for value in line), *texts])
+        head, *body = [
             "| " + " | ".join(text.replace("|", r"\|") for text in row) + " |" for row in rows
         ]
-        rule = "|" + "---|" * len(self.lines) + "--:|" * len(heads)
-        head, *body = written
+        rule = "|" + "---|" * len(self.lines) + "--:|" * (len(rows[0]) - len(self.lines))
         return "\n".join(
             [f"**{self.title}**", "", head, rule, *body, "", f"{self.caption} {self.note()}"]
         )
@@ -243,18 +247,18 @@ def collect(rows: Iterable[Row], field: str, key: Callable[[Row], Key]) -> dict[
         if row.get(field) is not None:
             groups.setdefault(key(row), []).append(row)
     cells = {}
-    for name, own in groups.items():
-        seeds = [row["seed"] for row in own if row.get("seed") is not None]
+    for name, group in groups.items():
+        seeds = [row["seed"] for row in group if row.get("seed") is not None]
         if len(set(seeds)) < len(seeds):
             raise ValueError(
                 f"field={field!r} would be averaged over rows of one seed that differ in "
-                f"{_differing(own)}, in cell {name!r}. Make one of these a line, a column or a "
+                f"{_differing(group)}, in cell {name!r}. Make one of these a line, a column or a "
                 "curve, or leave rows out."
             )
-        numbers = np.array([row[field] for row in own], np.float64)
+        numbers = np.array([row[field] for row in group], np.float64)
         with np.errstate(invalid="ignore"):  # an infinite loss is told as it is
-            deviation = numbers.std(ddof=1) if len(own) > 1 else math.nan
-            cells[name] = Cell(len(own), float(numbers.mean()), float(deviation))
+            deviation = numbers.std(ddof=1) if len(group) > 1 else math.nan
+            cells[name] = Cell(len(group), float(numbers.mean()), float(deviation))
     return cells
 
 
