@@ -29,19 +29,6 @@ def crop(key: Array, images: Array, padding: int) -> Array:
         key: PRNG key.
         images: ``(size, height, width, channels)``, of any dtype.
         padding: Pixels on each side, in [0, min(height, width)).
-
-    Returns:
-        Images of the same shape and dtype.
-
-    Raises:
-        ValueError: If padding is out of range.
-
-    Example:
-        >>> import jax
-        >>> from experiments.data import augment
-        >>> images = jax.numpy.arange(9.0).reshape(1, 3, 3, 1)
-        >>> jax.eval_shape(lambda key: augment.crop(key, images, 2), jax.random.key(0)).shape
-        (1, 3, 3, 1)
     """
     size, height, width = images.shape[:3]
     if not 0 <= padding < min(height, width):
@@ -61,16 +48,6 @@ def flip(key: Array, images: Array) -> Array:
     Args:
         key: PRNG key.
         images: ``(size, height, width, channels)``, of any dtype.
-
-    Returns:
-        Images of the same shape and dtype.
-
-    Example:
-        >>> import jax
-        >>> from experiments.data import augment
-        >>> images = jax.numpy.ones((4, 3, 3, 1))
-        >>> bool((augment.flip(jax.random.key(0), images) == images).all())
-        True
     """
     flipped = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
@@ -91,17 +68,6 @@ def jitter(key: Array, images: Array, *, hue: float, saturation: float) -> Array
 
     Returns:
         Images of the same shape, in [0, 1].
-
-    Raises:
-        ValueError: If hue or saturation is out of range.
-
-    Example:
-        >>> import functools
-        >>> import jax
-        >>> from experiments.data import augment
-        >>> jitter = functools.partial(augment.jitter, hue=0.05, saturation=0.05)
-        >>> jax.eval_shape(jitter, jax.random.key(0), jax.numpy.ones((2, 4, 4, 3))).shape
-        (2, 4, 4, 3)
     """
     remedy = "Give 0 for no change."
     checks.number(hue, "hue", interval="[0, 0.5]", remedy=remedy)
@@ -123,17 +89,6 @@ def rotate(images: Array, degrees: Array) -> Array:
     Args:
         images: ``(size, height, width, channels)`` float.
         degrees: ``(size,)``, one angle an image.
-
-    Returns:
-        Images of the same shape.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> from experiments.data import augment
-        >>> image = jnp.array([[0.0, 1.0], [2.0, 3.0]])[None, :, :, None]
-        >>> jax.jit(augment.rotate)(image, jnp.array([90.0]))[0, :, :, 0].tolist()
-        [[1.0, 3.0], [0.0, 2.0]]
     """
 
     def one(image: Array, angle: Any) -> Array:
@@ -147,18 +102,8 @@ def rotate(images: Array, degrees: Array) -> Array:
 def unchanged(key: Array, images: Array) -> Array:
     """Return the images as they are: MNIST, and other sets whose classes a flip would mix up.
 
-    Args:
-        key: Not used.
-        images: Any array.
-
     Returns:
         ``images``.
-
-    Example:
-        >>> import jax
-        >>> from experiments.data import augment
-        >>> augment.unchanged(jax.random.key(0), jax.numpy.ones(1)).tolist()
-        [1.0]
     """
     del key
     return images
@@ -170,15 +115,6 @@ def cifar(key: Array, images: Array) -> Array:
     Args:
         key: PRNG key.
         images: ``(size, height, width, channels)`` in [0, 1].
-
-    Returns:
-        Images of the same shape.
-
-    Example:
-        >>> import jax
-        >>> from experiments.data import augment
-        >>> jax.eval_shape(augment.cifar, jax.random.key(0), jax.numpy.ones((2, 32, 32, 3))).shape
-        (2, 32, 32, 3)
     """
     for_crop, for_flip = jax.random.split(key)
     return flip(for_flip, crop(for_crop, images, 4))
@@ -190,16 +126,6 @@ def tiny_imagenet(key: Array, images: Array) -> Array:
     Args:
         key: PRNG key.
         images: ``(size, height, width, 3)`` in [0, 1].
-
-    Returns:
-        Images of the same shape.
-
-    Example:
-        >>> import jax
-        >>> from experiments.data import augment
-        >>> images = jax.numpy.ones((2, 64, 64, 3))
-        >>> jax.eval_shape(augment.tiny_imagenet, jax.random.key(0), images).shape
-        (2, 64, 64, 3)
     """
     for_crop, for_jitter, for_flip, for_angle = jax.random.split(key, 4)
     images = crop(for_crop, images, 4)
@@ -218,15 +144,6 @@ def imagenet(key: Array, images: Array) -> Array:
     Args:
         key: PRNG key.
         images: ``(size, height, width, channels)``.
-
-    Returns:
-        Images of the same shape.
-
-    Example:
-        >>> import jax
-        >>> from experiments.data import augment
-        >>> jax.eval_shape(augment.imagenet, jax.random.key(0), jax.numpy.ones((2, 8, 8, 3))).shape
-        (2, 8, 8, 3)
     """
     return flip(key, images)
 

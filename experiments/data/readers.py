@@ -41,19 +41,8 @@ Reader: TypeAlias = Callable[[str, str | None, Shape], tuple[Split, Split]]
 def synthetic(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
     """Draw ten classes: a pattern of 4 x 4 uniform patches each, under uniform noise as large.
 
-    Args:
-        name: Not used.
-        data_dir: Not used.
-        shape: Height, width and channels.
-
     Returns:
         640 images and 128 images, always the same.
-
-    Example:
-        >>> from experiments.data import readers
-        >>> train, test = readers.synthetic("made", None, (8, 8, 3))
-        >>> train.images.shape, len(test.labels)
-        ((640, 8, 8, 3), 128)
     """
     del name, data_dir
     height, width, channels = shape
@@ -73,19 +62,8 @@ def synthetic(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Spl
 def digits(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
     """Take the digits of scikit-learn; a fifth of them, drawn with a fixed seed, is the test set.
 
-    Args:
-        name: Not used.
-        data_dir: Not used.
-        shape: Not used.
-
     Returns:
         1438 images and 359 images, with values from 0 to 16.
-
-    Example:
-        >>> from experiments.data import readers
-        >>> train, test = readers.digits("digits", None, (8, 8, 1))
-        >>> train.images.shape, len(test.labels)
-        ((1438, 8, 8, 1), 359)
     """
     from sklearn.datasets import load_digits
 
@@ -106,19 +84,6 @@ def tfds(name: str, data_dir: str | None, shape: Shape, test: str = "test") -> t
         shape: Height, width and channels of all images. Images of another size are resized, their
             shorter side to 8/7 of what is kept, and cropped at the center.
         test: Name of the split to test on.
-
-    Returns:
-        The training and the test split, in the order of the files.
-
-    Raises:
-        ValueError: If a file cannot be read, or the set is larger than this machine's memory.
-        FileNotFoundError: If the folder or the set is missing.
-
-    Example:
-        >>> from experiments.data import readers
-        >>> readers.tfds("mnist", "nowhere", (28, 28, 1))
-        Traceback (most recent call last):
-        FileNotFoundError: data_dir='nowhere' is not a folder. ...
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(
@@ -142,16 +107,6 @@ def tiny_imagenet(name: str, data_dir: str | None, shape: Shape) -> tuple[Split,
     Returns:
         The training images, interleaved by class, and the labelled validation images. Classes are
         numbered in the order of their WordNet names.
-
-    Raises:
-        ValueError: If a file cannot be read, or images are missing.
-        FileNotFoundError: If the folder is missing.
-
-    Example:
-        >>> from experiments.data import readers
-        >>> readers.tiny_imagenet("tiny_imagenet", "nowhere", (64, 64, 3))
-        Traceback (most recent call last):
-        FileNotFoundError: data_dir='nowhere' has no folder tiny-imagenet-200. ...
     """
     del name
     root = Path(data_dir or ".") / "tiny-imagenet-200"

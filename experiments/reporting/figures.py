@@ -143,21 +143,7 @@ class Figure:
         return canvas
 
     def png(self, dpi: int = 120) -> bytes:
-        r"""Draw the figure.
-
-        Args:
-            dpi: pixels an inch.
-
-        Returns:
-            The bytes of a PNG file; the same for the same rows and version of matplotlib.
-
-        Example:
-            >>> from experiments.reporting.figures import Curves, Figure
-            >>> rows = [{"density": d, "method": "eoi", "loss": 1 - d} for d in (0.1, 0.2)]
-            >>> curves = Curves(rows, "density", "loss", "method", "density", "loss")
-            >>> Figure("losses", "Losses", "One epoch.", (curves,)).png()[:4]
-            b'\x89PNG'
-        """
+        r"""Draw the figure."""
         file = io.BytesIO()
         self.draw().savefig(file, format="png", dpi=dpi, metadata={"Software": None})
         return file.getvalue()

@@ -79,22 +79,7 @@ NAMES: Mapping[Any, str] = {
 
 
 def product(base: Config, **values: Sequence[Any]) -> list[Config]:
-    """Replace fields of a config by all combinations of values.
-
-    Args:
-        base: A dataclass.
-        values: For each field, its values; the first field varies slowest.
-
-    Returns:
-        One config for each combination.
-
-    Example:
-        >>> from experiments.reporting import grids
-        >>> from experiments.config import Train
-        >>> grid = grids.product(Train(), method=("base", "eoi"), density=(0.05, 0.1))
-        >>> [(config.method, config.density) for config in grid]
-        [('base', 0.05), ('base', 0.1), ('eoi', 0.05), ('eoi', 0.1)]
-    """
+    """Replace fields of a config by all combinations of values."""
     return [
         dataclasses.replace(base, **dict(zip(values, chosen, strict=True)))  # type: ignore[type-var]
         for chosen in itertools.product(*values.values())
@@ -102,22 +87,7 @@ def product(base: Config, **values: Sequence[Any]) -> list[Config]:
 
 
 def product_with_dense(base: Config, **values: Sequence[Any]) -> list[Config]:
-    """Return dense networks, then what :func:`product` makes of the same values.
-
-    Args:
-        base: A config of a start.
-        values: For each field, its values. Dense networks have no criteria, methods and densities.
-
-    Returns:
-        The configs.
-
-    Example:
-        >>> from experiments.reporting import grids
-        >>> from experiments.config import Train
-        >>> grid = grids.product_with_dense(Train(), method=("base", "eoi"))
-        >>> [(config.method, config.density) for config in grid]
-        [('dense', 1.0), ('base', 0.1), ('eoi', 0.1)]
-    """
+    """Return dense networks, then what :func:`product` makes of the same values."""
     sparse_only = ("criterion", "method", "density")
     shared = {field: values[field] for field in values if field not in sparse_only}
     dense = product(base, **shared, method=("dense",), density=(1.0,))
@@ -125,20 +95,7 @@ def product_with_dense(base: Config, **values: Sequence[Any]) -> list[Config]:
 
 
 def tiny(experiment: str, **fields: Any) -> Train:
-    """Return the config of a perceptron of three layers on synthetic data, for a grid of tests.
-
-    Args:
-        experiment: Table or figure.
-        fields: What differs from it.
-
-    Returns:
-        The config.
-
-    Example:
-        >>> from experiments.reporting import grids
-        >>> grids.tiny("table3", activation="selu").width
-        20
-    """
+    """Return the config of a perceptron of three layers on synthetic data, for a grid of tests."""
     return Train(experiment, **{"data": "made", "depth": 3, "width": 20, "density": 0.3, **fields})
 
 
@@ -149,15 +106,6 @@ def with_start_names(rows: Sequence[Row]) -> list[Row]:
 
     Args:
         rows: With the fields ``method`` and ``criterion``.
-
-    Returns:
-        New rows.
-
-    Example:
-        >>> from experiments.reporting import grids
-        >>> rows = [{"method": method, "criterion": "snip"} for method in ("eoi", "dense")]
-        >>> [row["start"] for row in grids.with_start_names(rows)]
-        ['SNIP EOI', 'dense']
     """
     found = []
     for row in rows:
@@ -173,18 +121,6 @@ def settings_sentence(rows: Sequence[Row], paper: str) -> str:
     Args:
         rows: Of training runs, at least one; those without results count if no others are there.
         paper: Settings of the paper, such as ``"100 epochs, 5 seeds"``.
-
-    Returns:
-        Two sentences for a caption.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.reporting import grids
-        >>> rows = [config.to_dict(config.Train(epochs=2, seeds=(1, 2, 3)))]
-        >>> grids.settings_sentence(rows, "100 epochs").split(", batches ")
-        ['MNIST, 2 epochs', 'of 128, learning rate 0.01, seeds 1, 2, 3. The paper: 100 epochs.']
-        >>> grids.settings_sentence([*rows, {**rows[0], "seed": 2}], "none").split(", ")[-1]
-        'seed 2. The paper: none.'
     """
     rows = [row for row in rows if row.get("seed") is not None] or rows
 
@@ -225,17 +161,6 @@ def table_of_runs(
         values: What cells show; default: the test accuracy.
         about: Sentences at the beginning of the caption.
         looks: Further fields of :class:`experiments.reporting.tables.Table`.
-
-    Returns:
-        The table.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.reporting import grids
-        >>> rows = [{**config.to_dict(config.Train()), "seed": 1, "test_accuracy": 0.5}]
-        >>> table = grids.table_of_runs("made", "Accuracy", rows, "more", ("start",))
-        >>> table.markdown().splitlines()[4]
-        '| ERK EOI | 50.00 (n = 1) |'
     """
     caption = f"{about} {settings_sentence(rows, paper)}".strip()
     looks = {"names": NAMES, **looks}
@@ -262,18 +187,6 @@ def loss_figure(
             among them dense networks are in each panel. Default: one panel.
         by: Field of which each value is a curve.
         looks: Further fields of :class:`experiments.reporting.figures.Curves`.
-
-    Returns:
-        The figure; without any panel where nothing was logged.
-
-    Example:
-        >>> from experiments import config
-        >>> from experiments.reporting import grids
-        >>> fields = config.to_dict(config.Train())
-        >>> logged = [{**fields, "split": "train", "step": 1, "loss": 2.0}]
-        >>> figure = grids.loss_figure("made", "Loss", "", logged, "model", "density")
-        >>> [panel.title for panel in figure.panels]
-        ['MLP-7, density 0.1']
     """
     train = [row for row in with_start_names(curves) if row["split"] == "train"]
     found = dict.fromkeys(tuple(row[field] for field in panels) for row in train)

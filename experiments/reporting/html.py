@@ -74,17 +74,8 @@ class Section:
 def page(title: str, sections: Sequence[Section]) -> str:
     """Write the page.
 
-    Args:
-        title: of the page.
-        sections: in their order.
-
     Returns:
         HTML with its images, style and script inside: tables sort by a click on a column's head.
-
-    Example:
-        >>> from experiments.reporting.html import Section, page
-        >>> page("Results", [Section("losses", "A table.", [])]).splitlines()[0]
-        '<!DOCTYPE html>'
     """
     links = "\n".join(
         f'<li><a href="#{escape(item.name)}">{escape(item.title)}</a></li>'

@@ -24,16 +24,8 @@ __all__ = ["decode", "encode", "match", "merge", "read", "save"]
 def encode(value: Any) -> str:
     """Write a value as the text of a cell.
 
-    Args:
-        value: what JSON can hold, or a tuple of it.
-
     Returns:
         Its text; :func:`decode` inverts it, but for digits of floats after the sixth.
-
-    Example:
-        >>> from experiments.reporting import records
-        >>> [records.encode(value) for value in (0.1 + 0.2, None, "eoi", "80", True, (1, 2))]
-        ['0.3', '', 'eoi', '"80"', 'true', '[1, 2]']
     """
     if value is None:
         return ""
@@ -50,14 +42,6 @@ def decode(text: str) -> Any:
 
     Args:
         text: what :func:`encode` wrote.
-
-    Returns:
-        Its value.
-
-    Example:
-        >>> from experiments.reporting import records
-        >>> [records.decode(text) for text in ("0.3", "", "eoi", '"80"', "NaN")]
-        [0.3, None, 'eoi', '80', nan]
     """
     if not text:
         return None
@@ -68,23 +52,7 @@ def decode(text: str) -> Any:
 
 
 def read(path: Path) -> list[Row]:
-    """Read a CSV file.
-
-    Args:
-        path: the file; a missing one has no rows.
-
-    Returns:
-        Its rows, each with all columns in their order.
-
-    Raises:
-        ValueError: for a line that has more or fewer cells than the first, with its number.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from experiments.reporting import records
-        >>> records.read(Path("no/such/file.csv"))
-        []
-    """
+    """Read a CSV file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -106,21 +74,6 @@ def save(path: Path, rows: Sequence[Row]) -> bool:
     Args:
         path: the file, in a folder that exists.
         rows: as :func:`merge` returns them; the first has all columns.
-
-    Returns:
-        Whether the file changed.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from experiments.reporting import records
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "losses.csv"
-        >>> records.save(path, [{"digest": "b", "loss": 0.5}, {"digest": "a", "loss": None}])
-        True
-        >>> print(path.read_text())
-        digest,loss
-        a,
-        b,0.5
-        <BLANKLINE>
     """
     columns = list(rows[0]) if rows else []
     text = io.StringIO()
@@ -151,12 +104,6 @@ def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
     Returns:
         Rows of all columns; those of ``old`` come first.
-
-    Example:
-        >>> from experiments.reporting import records
-        >>> old = [{"digest": "a", "loss": 1.0}, {"digest": "b", "loss": 2.0}]
-        >>> records.merge(old, [{"digest": "b", "loss": 3.0, "steps": 5}])
-        [{'digest': 'a', 'loss': 1.0, 'steps': None}, {'digest': 'b', 'loss': 3.0, 'steps': 5}]
     """
     newer = {row["digest"] for row in new}
     columns = dict.fromkeys(key for row in (*old, *new) for key in row)
@@ -173,17 +120,6 @@ def match(rows: Iterable[Row], grid: Sequence[Any]) -> dict[Any, list[Row]]:
     Args:
         rows: with a ``digest`` and the fields of their configs.
         grid: configs.
-
-    Returns:
-        The rows of each config, in the order of the grid; an empty list where nothing ran.
-
-    Example:
-        >>> from experiments.config import Train, to_dict
-        >>> from experiments.reporting import records
-        >>> train = Train(seeds=(1, 2))
-        >>> row = {**to_dict(Train(seeds=(1,))), "digest": "an older one", "seed": 1}
-        >>> [row["digest"] for row in records.match([row], [train])[train]]
-        ['an older one']
     """
     runs: dict[str, list[Row]] = {}
     for row in rows:

@@ -69,18 +69,6 @@ def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> li
         name: of the module.
         results: folder of the CSV files.
         scale: which configs, as :func:`experiments.runs.sweep.grid_of` returns them.
-
-    Returns:
-        What the module's function returns, without figures that have no panel.
-
-    Raises:
-        ValueError: for a name that is none.
-
-    Example:
-        >>> from experiments.reporting import report
-        >>> report.build("no_such_table", "results")
-        Traceback (most recent call last):
-        ValueError: config='no_such_table' is outside {...}. ...
     """
     module = sweep.find(name)
     grid = sweep.grid_of(module, scale)
@@ -111,22 +99,7 @@ def _curves(results: Path, name: str) -> Path:
 
 
 def places(text: str) -> list[str]:
-    r"""Return the names of the tables that a text has places for.
-
-    Args:
-        text: Markdown.
-
-    Returns:
-        The names, in their order.
-
-    Raises:
-        ValueError: for a place that is opened or closed alone.
-
-    Example:
-        >>> from experiments.reporting import report
-        >>> report.places("<!-- table:losses -->\n<!-- /table:losses -->\n")
-        ['losses']
-    """
+    r"""Return the names of the tables that a text has places for."""
     names = [match[2] for match in PLACE.finditer(text)]
     marks = re.findall(r"<!-- /?table:(.*?) -->", text)
     alone = sorted({mark for mark in marks if marks.count(mark) != 2 * names.count(mark)})
@@ -139,23 +112,7 @@ def places(text: str) -> list[str]:
 
 
 def fill(text: str, tables: Mapping[str, Table]) -> str:
-    """Write tables into their places in a text.
-
-    Args:
-        text: Markdown.
-        tables: by name; a place of another name stays as it is.
-
-    Returns:
-        The new text, the same if it was filled with the same tables.
-
-    Raises:
-        ValueError: for a place that is opened or closed alone.
-
-    Example:
-        >>> from experiments.reporting import report
-        >>> report.fill("Text without places.", {})
-        'Text without places.'
-    """
+    """Write tables into their places in a text."""
     places(text)
 
     def replaced(match: re.Match[str]) -> str:
@@ -252,11 +209,7 @@ def _write(options: Report, names: Sequence[str], console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run from the command line.
-
-    Raises:
-        SystemExit: with status 2 for arguments that are none, or files that cannot be read.
-    """
+    """Run from the command line."""
     prog = "python -m experiments report"
     options = tyro.cli(Report, args=arguments, description=__doc__, prog=prog)
     if options.scale == "quick":

@@ -45,13 +45,7 @@ class Value:
     exact: bool = False
 
     def text(self, cell: Cell | None) -> str:
-        """Write a cell; an empty one where nothing was measured.
-
-        Example:
-            >>> from experiments.reporting.tables import Cell, Value
-            >>> Value("loss", "loss").text(Cell(3, 0.5, 0.01))
-            '0.50 ± 0.01 (n = 3)'
-        """
+        """Write a cell; an empty one where nothing was measured."""
         if cell is None:
             return ""
         if self.exact:
@@ -188,23 +182,7 @@ class Table:
         return " ".join([*notes, "Empty: not run, or not finite."])
 
     def markdown(self) -> str:
-        r"""Write the table in Markdown.
-
-        Example:
-            >>> from experiments.reporting.tables import Table, Value
-            >>> rows = [{"method": "eoi", "seed": i, "loss": i / 2} for i in (1, 2)]
-            >>> rows += [{"method": "base", "seed": 1, "loss": 0.25}, {"method": "ai"}]
-            >>> values = (Value("loss", "loss", best="lowest"),)
-            >>> table = Table("losses", "Losses", "One epoch.", rows, values, ("method",))
-            >>> print(*table.markdown().splitlines()[:7], sep="\n")
-            **Losses**
-            <BLANKLINE>
-            | method | loss |
-            |---|--:|
-            | eoi | 0.75 ± 0.35 (n = 2) |
-            | base | **0.25 (n = 1)** |
-            | ai |  |
-        """
+        r"""Write the table in Markdown."""
         rows = [self.titles()]
         for line, cells in self.body():
             texts = [f"**{text}**" if bold else text for text, _, bold in cells]
@@ -224,23 +202,8 @@ class Table:
 def collect(rows: Iterable[Row], field: str, key: Callable[[Row], Key]) -> dict[Key, Cell]:
     """Take mean and standard deviation of a field over the rows of each key.
 
-    Args:
-        rows: those without the field are left out.
-        field: what is averaged.
-        key: tells which rows belong together.
-
     Returns:
         A :class:`Cell` for each key, in the order they occur.
-
-    Raises:
-        ValueError: if one seed occurs twice under a key: then runs are mixed that differ in
-            something else, which no mean may hide.
-
-    Example:
-        >>> from experiments.reporting.tables import collect
-        >>> rows = [{"seed": 1, "loss": 1.0}, {"seed": 2, "loss": 3.0}, {"seed": 3}]
-        >>> collect(rows, "loss", lambda row: "all")
-        {'all': Cell(n=2, mean=2.0, deviation=1.4142135623730951)}
     """
     groups: dict[Key, list[Row]] = {}
     for row in rows:
@@ -272,39 +235,13 @@ def _differing(rows: Sequence[Row]) -> list[str]:
 
 
 def ordered(values: Iterable[Key], first: Sequence[Key] = ()) -> list[Key]:
-    """Return each value once: those named first, where they occur, then the others as they occur.
-
-    Args:
-        values: any, with repetitions.
-        first: values in the order wanted.
-
-    Returns:
-        A list without repetitions.
-
-    Example:
-        >>> from experiments.reporting.tables import ordered
-        >>> ordered(["eoi", "ai", "eoi", "dense"], ["dense", "base", "ai"])
-        ['dense', 'ai', 'eoi']
-    """
+    """Return each value once: first those named, where they occur, then the others in order."""
     found = dict.fromkeys(values)
     return [*(value for value in first if value in found), *(v for v in found if v not in first)]
 
 
 def label(value: Any, names: Mapping[Any, str]) -> str:
-    """Return how a field or a value is called.
-
-    Args:
-        value: a field's name, or a value of it.
-        names: the special ones.
-
-    Returns:
-        Its name, an empty one for a missing value.
-
-    Example:
-        >>> from experiments.reporting.tables import label
-        >>> [label(value, {"eoi": "EOI"}) for value in ("eoi", "fan_in", 0.1, None)]
-        ['EOI', 'fan in', '0.1', '']
-    """
+    """Return how a field or a value is called."""
     if isinstance(value, Hashable) and value in names:
         return names[value]
     if isinstance(value, str):

@@ -1,0 +1,44 @@
+"""What the config modules share: products of settings, names of starts, captions, tables."""
+
+from experiments import config
+from experiments.reporting import grids
+
+FIELDS = config.to_dict(config.Train(epochs=2, seeds=(1, 2, 3)))
+
+
+def test_the_first_field_varies_slowest():
+    grid = grids.product(config.Train(), method=("base", "eoi"), density=(0.05, 0.1))
+    found = [(train.method, train.density) for train in grid]
+    assert found == [("base", 0.05), ("base", 0.1), ("eoi", 0.05), ("eoi", 0.1)]
+
+
+def test_dense_networks_come_first_and_once():
+    grid = grids.product_with_dense(config.Train(), method=("base", "eoi"))
+    found = [(train.method, train.density) for train in grid]
+    assert found == [("dense", 1.0), ("base", 0.1), ("eoi", 0.1)]
+
+
+def test_a_start_is_named_by_criterion_and_method():
+    rows = [{"method": method, "criterion": "snip"} for method in ("eoi", "dense")]
+    assert [row["start"] for row in grids.with_start_names(rows)] == ["SNIP EOI", "dense"]
+
+
+def test_a_caption_states_what_ran_and_what_the_paper_has():
+    sentence = grids.settings_sentence([FIELDS], "100 epochs")
+    for part in ("MNIST", "2 epochs", "128", "0.01", "seeds 1, 2, 3", "The paper: 100 epochs."):
+        assert part in sentence
+    # Of runs with results only their seeds count.
+    assert "seed 2. " in grids.settings_sentence([FIELDS, {**FIELDS, "seed": 2}], "none")
+
+
+def test_a_table_of_runs_has_a_line_a_start():
+    rows = [{**FIELDS, "seed": seed, "test_accuracy": seed / 4} for seed in (1, 2, 3)]
+    table = grids.table_of_runs("accuracy", "Accuracy", rows, "more", ("start",))
+    assert "| ERK EOI | 50.00 ± 25.00 (n = 3) |" in table.markdown()
+
+
+def test_a_figure_of_losses_has_a_panel_for_each_value_that_was_logged():
+    logged = [{**FIELDS, "split": "train", "step": 1, "loss": 2.0, "density": d} for d in (0.1, 1)]
+    figure = grids.loss_figure("loss", "Loss", "", logged, "model", "density")
+    assert [panel.title for panel in figure.panels] == ["MLP-7, density 0.1", "MLP-7, density 1"]
+    assert grids.loss_figure("loss", "Loss", "", [], "model", "density").panels == ()
