@@ -37,8 +37,12 @@ def test_a_table_of_runs_has_a_line_a_start():
     assert "| ERK EOI | 50.00 ± 25.00 (n = 3) |" in table.markdown()
 
 
-def test_a_figure_of_losses_has_a_panel_for_each_value_that_was_logged():
-    logged = [{**FIELDS, "split": "train", "step": 1, "loss": 2.0, "density": d} for d in (0.1, 1)]
+def test_a_figure_of_losses_has_a_panel_for_each_sparse_density_with_the_dense_network_in_it():
+    line = {**FIELDS, "split": "train", "step": 1, "loss": 2.0}
+    logged = [{**line, "density": density} for density in (0.1, 0.2)]
+    logged += [{**line, "method": "dense", "density": 1.0}, {**line, "split": "test"}]
     figure = grids.loss_figure("loss", "Loss", "", logged, "model", "density")
-    assert [panel.title for panel in figure.panels] == ["MLP-7, density 0.1", "MLP-7, density 1"]
+    assert [panel.title for panel in figure.panels] == ["MLP-7, density 0.1", "MLP-7, density 0.2"]
+    for panel, density in zip(figure.panels, (0.1, 0.2), strict=True):
+        assert [row["density"] for row in panel.rows] == [density, 1.0]
     assert grids.loss_figure("loss", "Loss", "", [], "model", "density").panels == ()
