@@ -181,14 +181,11 @@ def top_k(
         >>> top_k(scores, 0.5)["kernel"].tolist()
         [[True, False], [True, False]]
     """
+    checks.one_of(scope, ("global", "layer"), name="scope", remedy="Give one of the two.")
     trees.scores(scores)
     if scope == "layer":
         checked = trees.densities(density, scores, name="density", tree_name="scores")
         return selection.map_rows(lambda _, *rows: selection.largest_rows(*rows), scores, checked)
-    if scope != "global":
-        raise checks.value_error(
-            "scope", scope, "is outside {'global', 'layer'}", "Give one of the two."
-        )
     density = checks.density(density)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
     high = selection.MAX_SIZE
