@@ -164,7 +164,7 @@ def sample(
         True
 
     Reference:
-        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
     if not checks.is_traced(size):
         size = checks.integer(

@@ -72,7 +72,7 @@ def dense(
         ((256, 512), 0.1)
 
     Reference:
-        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
     checks.density(density)
     checks.number(scale, "scale")
@@ -157,8 +157,8 @@ def conv(
         True
 
     Reference:
-        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 2;
-        Nowak et al. (ICML 2024), section 4.2.
+        Xiao et al., "Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, Algorithm 2;
+        Nowak et al., ICML 2024, section 4.2.
     """
     checks.density(density)
     checks.number(scale, "scale")
@@ -234,7 +234,7 @@ def delta_orthogonal(
         True
 
     Reference:
-        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 2.
+        Xiao et al., "Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, Algorithm 2.
     """
     draw = _transposed_delta_kernel if transposed else _delta_kernel
     return _dense_initializer(draw, scale, feature_group_count, dtype)
@@ -294,7 +294,7 @@ def conv_orthogonal(
         True
 
     Reference:
-        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018), Algorithm 1,
+        Xiao et al., "Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, Algorithm 1,
         here for any number of spatial axes, also of different sizes.
     """
     return _dense_initializer(_conv_kernel, scale, feature_group_count, dtype)
@@ -338,8 +338,8 @@ def sao_dense(
         [16]
 
     Reference:
-        Esguerra et al., *Sparsity-Aware Orthogonal Initialization of Deep Neural Networks* (IEEE
-        Access 2023).
+        Esguerra et al., "Sparsity-Aware Orthogonal Initialization of Deep Neural Networks",
+        IEEE Access 2023.
     """
     density = block_diagonal.check_density(density)
     activation = block_diagonal.check_activation(activation)
@@ -403,7 +403,7 @@ def sao_conv(
         0.125
 
     Reference:
-        Esguerra et al. (IEEE Access 2023).
+        Esguerra et al., IEEE Access 2023.
     """
     density = block_diagonal.check_density(density)
     activation = block_diagonal.check_activation(activation)

@@ -46,7 +46,7 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
         True
 
     Reference:
-        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
     matrix = jnp.asarray(matrix)
     dtype = checks.float_dtype(matrix.dtype, name="matrix.dtype")

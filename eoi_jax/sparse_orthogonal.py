@@ -108,7 +108,7 @@ def orthogonal(
         True
 
     Reference:
-        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.1.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
     shape = checks.shape(shape)
     dtype = checks.float_dtype(dtype)

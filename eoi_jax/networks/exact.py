@@ -96,7 +96,7 @@ def exact_orthogonal(
         True
 
     Reference:
-        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.
     """
     scale = checks.number(scale, "scale")
     trees.arrays(params)

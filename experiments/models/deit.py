@@ -50,7 +50,7 @@ class Deit(nn.Module):
         bias_init: Initializer of every bias of a linear layer or of the embedding.
 
     Reference:
-        Touvron, Cord and Jégou, *DeiT III: Revenge of the ViT* (ECCV 2022).
+        Touvron, Cord and Jégou, "DeiT III: Revenge of the ViT", ECCV 2022.
     """
 
     depth: int = 12

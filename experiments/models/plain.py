@@ -77,7 +77,7 @@ class Cnn(nn.Module):
         convolve: What convolves, with the signature of :func:`jax.lax.conv_general_dilated`.
 
     Reference:
-        Xiao et al., *Dynamical Isometry and a Mean Field Theory of CNNs* (ICML 2018).
+        Xiao et al., "Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018.
     """
 
     depth: int

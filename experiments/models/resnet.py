@@ -36,7 +36,7 @@ class ResNet(nn.Module):
         bias_init: Initializer of the linear layer's bias.
 
     Reference:
-        He et al., *Deep Residual Learning for Image Recognition* (CVPR 2016), section 4.2.
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
     """
 
     depth: int = 32
@@ -86,7 +86,7 @@ class BottleneckResNet(nn.Module):
         bias_init: Initializer of the linear layer's bias.
 
     Reference:
-        He et al., *Deep Residual Learning for Image Recognition* (CVPR 2016), as
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, as
         ``torchvision.models.resnet50`` builds it.
     """
 

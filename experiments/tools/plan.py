@@ -107,7 +107,7 @@ def plan(
         A :class:`Plan`.
 
     Reference:
-        Nowak et al., *Sparser, Better, Deeper, Stronger* (ICML 2024), section 4.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.
     """
     rule = budgets.RULES[models.choose(budget.replace("-", "_"), budgets.RULES, "budget")]
     calls, params = _trace(model, input_shape)
