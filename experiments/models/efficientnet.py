@@ -56,7 +56,8 @@ class EfficientNet(nn.Module):
         bias_init: Initializer of the biases of the linear layer and the gates.
 
     Reference:
-        Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019, as ``torchvision.models.efficientnet_b0`` builds it.
+        Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
+        2019, as ``torchvision.models.efficientnet_b0`` builds it.
     """
 
     depth: int = _DEPTH

@@ -34,7 +34,8 @@ class Vgg(nn.Module):
         bias_init: Initializer of every bias of a layer.
 
     Reference:
-        Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, table 1.
+        Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
+        Recognition", ICLR 2015, table 1.
     """
 
     width: int = 64
