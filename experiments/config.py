@@ -217,12 +217,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
     Example:
         >>> from experiments import config
-        >>> own = config.to_dict(config.Train(seeds=(1, 2)))
-        >>> own["kind"], own["model"], own["seeds"]
+        >>> fields = config.to_dict(config.Train(seeds=(1, 2)))
+        >>> fields["kind"], fields["model"], fields["seeds"]
         ('Train', 'mlp7', [1, 2])
     """
-    own: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {"kind": type(config).__name__, **own}
+    fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {"kind": type(config).__name__, **fields}
 
 
 def digest(config: Any) -> str:
