@@ -137,7 +137,7 @@ def test_names_are_paths_and_other_programs_read_them(tmp_path):
     norm = {f"layers/1/{name}" for name in ("scale", "bias", "mean", "var")}
     plain = load_file(tmp_path / "net")
     assert set(plain) == linear | norm
-    assert np.array_equal(plain["layers/0/kernel"], params["layers"][0]["kernel"].get_value())
+    assert np.array_equal(plain["layers/0/kernel"], params["layers"][0]["kernel"][...])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
