@@ -299,8 +299,8 @@ def test_masks_are_found_once(dataset, tmp_path, monkeypatch):
 
 
 def test_kept_trees_are_whole_and_named_if_they_are_not(tmp_path):
-    like = {"a": 0, "b": (0, 0)}
     tree = {"a": jnp.arange(3), "b": (jnp.array(True), jnp.ones((2, 2), jnp.bfloat16))}
+    like = {"a": jnp.zeros(3), "b": (jnp.zeros(5), jnp.zeros((2, 2)))}  # of one a mask is a scalar
     assert get_or_compute(None, "x", like, lambda: tree) is tree
     with pytest.raises(ZeroDivisionError):
         get_or_compute(tmp_path, "x", like, lambda: 1 / 0)
@@ -310,6 +310,9 @@ def test_kept_trees_are_whole_and_named_if_they_are_not(tmp_path):
     again = get_or_compute(tmp_path, "x", like, lambda: 1 / 0)
     jax.tree.map(np.testing.assert_array_equal, again, plain)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+    for other in ({**like, "a": jnp.zeros(4)}, {**like, "c": jnp.zeros(1)}, {"a": like["a"]}):
+        with refuses("x.npz", tmp_path):
+            get_or_compute(tmp_path, "x", other, lambda: plain)
     (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:50])
     with refuses("x.npz", tmp_path):
         get_or_compute(tmp_path, "x", like, lambda: plain)

@@ -24,24 +24,31 @@ def get_or_compute(folder: Path | None, name: str, like: Any, compute: Callable[
     Args:
         folder: Made if it is missing; with None nothing is kept.
         name: Of the file, without a suffix; it must tell all that decides the tree.
-        like: A tree of the structure of what ``compute`` returns.
+        like: A tree of the structure and the shapes of what ``compute`` returns, where a leaf may
+            be a scalar too, as in a mask.
         compute: The computation.
+
+    Raises:
+        ValueError: If the file cannot be read or holds another tree, with its name.
     """
     if folder is None:
         return compute()
     path = folder / f"{name}.npz"
-    treedef: Any = jax.tree.structure(like)
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(like)
     if path.exists():
         try:
             with path.open("rb") as raw, np.load(raw) as file:
-                leaves = [jnp.asarray(file[str(number)]) for number in range(treedef.num_leaves)]
+                found = [jnp.asarray(file[str(number)]) for number in range(len(file.files))]
+            if len(found) != len(leaves) or not all(map(_fits, found, leaves)):
+                raise ValueError("its arrays are not those of this network")
         except Exception as error:
             raise ValueError(f"{path} is corrupt ({error}). Remove it and run again.") from error
-        return treedef.unflatten(leaves)
-    found = compute()
+        return treedef.unflatten(found)
+    computed = compute()
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {
-        str(number): np.asarray(leaf) for number, leaf in enumerate(treedef.flatten_up_to(found))
+        str(number): np.asarray(leaf) for number, leaf in enumerate(treedef.flatten_up_to(computed))
     }
 
     def write(partial: Path) -> None:
@@ -49,4 +56,8 @@ def get_or_compute(folder: Path | None, name: str, like: Any, compute: Callable[
             np.savez_compressed(file, **arrays)
 
     atomic_write(path, write)
-    return found
+    return computed
+
+
+def _fits(array: Any, leaf: Any) -> bool:
+    return array.shape in ((), leaf.shape)
