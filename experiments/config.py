@@ -93,16 +93,17 @@ class Start:
         _require(self, 0 < self.scale < math.inf, "scale", "(0, inf)")
         _require(self, 0 <= self.bias_std < math.inf, "bias_std", "[0, inf)")
         _require(self, 0 < self.density <= 1, "density", "(0, 1]")
-        dense = self.method == "dense"
-        _require(self, not dense or self.density == 1, "density", "{1}, what a dense start has")
-        in_range = bool(self.seeds) and all(0 <= seed < 2**31 for seed in self.seeds)
-        _require(self, in_range, "seeds", "the non-empty tuples of numbers in [0, 2**31)")
-        unique = len(set(self.seeds)) == len(self.seeds)
-        _require(self, unique, "seeds", "the tuples without repetition")
-        _require(self, _is_angle(self.angles), "angles", "{'uniform'} and degrees such as '80'")
+        dense, remedy = self.method == "dense", "A dense start keeps all weights: give 1."
+        _require(self, not dense or self.density == 1, "density", "{1}", remedy)
+        seeds = {seed for seed in self.seeds if 0 <= seed < 2**31}
+        allowed, remedy = "the sets of one or more numbers in [0, 2**31)", "Give each seed once."
+        _require(self, 0 < len(seeds) == len(self.seeds), "seeds", allowed, remedy)
+        allowed = "'uniform' and finite numbers"
+        _require(self, _is_angle(self.angles), "angles", allowed, "Give degrees such as '80'.")
         guided = self.planes != "independent"
         plain = self.method == "eoi" and self.angles == "uniform"
-        _require(self, not guided or plain, "planes", "{'independent'} of all but uniform EOI")
+        remedy = "The others are for method='eoi' with angles='uniform'."
+        _require(self, not guided or plain, "planes", "{'independent'}", remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Times:
         _require(self, self.size >= 2, "size", "[2, ...)")
         _require(self, self.repeats >= 1, "repeats", "[1, ...)")
         in_range = all(0 < density <= 1 for density in self.densities)
-        _require(self, in_range, "densities", "the tuples of numbers in (0, 1]")
+        _require(self, in_range, "densities", "(0, 1]", "Give numbers in it.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as a dictionary for JSON, the name of its class under ``"kind"``.
 
     Args:
-        config: a frozen dataclass of numbers, strings and tuples of them.
+        config: A frozen dataclass of numbers, strings and tuples of them.
 
     Returns:
         A new dictionary, its keys in the order of the fields.
@@ -232,7 +233,7 @@ def digest(config: Any) -> str:
     on every machine the same.
 
     Args:
-        config: a frozen dataclass of numbers, strings and tuples of them.
+        config: A frozen dataclass of numbers, strings and tuples of them.
 
     Returns:
         The digits.
@@ -265,7 +266,8 @@ def _is_angle(angles: str) -> bool:
         return False
 
 
-def _require(config: Any, holds: bool, name: str, allowed: str) -> None:
+def _require(
+    config: Any, holds: bool, name: str, allowed: str, remedy: str = "Give a value in it."
+) -> None:
     if not holds:
-        value = getattr(config, name)
-        raise ValueError(f"{name}={value!r} is outside {allowed}. Give a value in it.")
+        raise ValueError(f"{name}={getattr(config, name)!r} is outside {allowed}. {remedy}")

@@ -143,8 +143,7 @@ def test_csv_keeps_values(tmp_path_factory, values):
     back = records.read(path)
     assert len(back) == len(rows)
     for row in back:
-        own = rows[int(row["digest"][:-2])]
-        for key, value in own.items():
+        for key, value in rows[int(row["digest"][:-2])].items():
             if isinstance(value, float):
                 assert row[key] == float(f"{value:.6g}")
             else:
@@ -176,8 +175,8 @@ def test_a_damaged_line_is_named(tmp_path):
 
 def test_configs_find_their_rows():
     def rows(made, digest=None):
-        own = {**config.to_dict(made), "digest": digest or config.digest(made)}
-        return [{**own, "seed": seed} for seed in made.seeds]
+        fields = {**config.to_dict(made), "digest": digest or config.digest(made)}
+        return [{**fields, "seed": seed} for seed in made.seeds]
 
     one, other, absent = Made(), Made(density=0.05), Made(density=0.2)
     older = rows(Made(seeds=(1,)), "older") + rows(Made(density=0.05, seeds=(1, 2)), "older2")
@@ -186,7 +185,7 @@ def test_configs_find_their_rows():
         del row["experiment"]  # as if the field were new
     found = records.match(rows(one) + older + foreign, [absent, other, one])
     assert list(found) == [absent, other, one]
-    assert {config: [row["digest"] for row in own] for config, own in found.items()} == {
+    assert {config: [row["digest"] for row in rows] for config, rows in found.items()} == {
         absent: [],
         other: ["older2", "older2"],
         one: [config.digest(one)] * 3,
@@ -249,8 +248,8 @@ def test_the_best_of_each_group_is_bold():
         ("grasp", "eoi"): False,
         ("grasp", "base"): False,
     }
-    own = _flat(body(table(rows, group=("criterion",))))
-    assert [key for key, text in own.items() if "**" in text] == [
+    grouped = _flat(body(table(rows, group=("criterion",))))
+    assert [key for key, text in grouped.items() if "**" in text] == [
         ("snip", "eoi"),
         ("grasp", "base"),
     ]
@@ -261,7 +260,7 @@ def test_the_best_of_each_group_is_bold():
 
 
 def _flat(found):
-    return {(line, head): text for line, own in found.items() for head, text in own.items()}
+    return {(line, head): text for line, cells in found.items() for head, text in cells.items()}
 
 
 def test_ties_as_printed_are_all_bold():
@@ -556,12 +555,12 @@ class Reader(html_parser.HTMLParser):
         self.open, self.links, self.images, self.ids, self.tags = [], [], [], [], []
 
     def handle_starttag(self, tag, attributes):
-        own = dict(attributes)
-        self.tags.append((tag, own))
-        self.ids += [own["id"]] if "id" in own else []
-        self.images += [own["src"]] if tag == "img" else []
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        self.ids += [values["id"]] if "id" in values else []
+        self.images += [values["src"]] if tag == "img" else []
         names = ("href", "src", "srcset", "action", "data", "poster")
-        self.links += [own[name] for name in names if name in own]
+        self.links += [values[name] for name in names if name in values]
         if tag not in ("meta", "link", "img", "br"):
             self.open.append(tag)
 
@@ -590,11 +589,12 @@ def test_the_page_holds_everything_itself(written):
     assert all(link.startswith(("data:", "#")) for link in reader.links)
     assert {link[1:] for link in reader.links if link.startswith("#")} == set(reader.ids)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text.replace(image, ""))
-    assert all(own.get("alt") for tag, own in reader.tags if tag == "img")
-    assert [own["lang"] for tag, own in reader.tags if tag == "html"] == ["en"]
-    heads = [own for tag, own in reader.tags if tag == "th" and own.get("scope") == "col"]
+    assert all(values.get("alt") for tag, values in reader.tags if tag == "img")
+    assert [values["lang"] for tag, values in reader.tags if tag == "html"] == ["en"]
+    cells = [values for tag, values in reader.tags if tag == "th"]
+    heads = [values for values in cells if values.get("scope") == "col"]
     assert len(heads) == 4
-    assert all(own["aria-sort"] == "none" for own in heads)
+    assert all(head["aria-sort"] == "none" for head in heads)
     assert "Accuracy &lt;of&gt; methods" in text
     assert "<strong>92.00 ± 1.00 (n = 3)</strong>" in text
 

@@ -46,10 +46,10 @@ def report(rows):
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     """Configs in the order they were run, with a package of one config module in place."""
-    own = []
+    started = []
 
     def run(made, folder, runtime):
-        own.append(made)
+        started.append(made)
         if made.density == 0.3:
             raise FloatingPointError("loss is nan\nat step 3")
         atomic_write_text(folder / "results.json", json.dumps([{"seed": 1, "loss": made.density}]))
@@ -66,7 +66,7 @@ def calls(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sweep, "PACKAGE", "made_configs")
     monkeypatch.setattr(sys, "argv", ["test"])
-    yield own
+    yield started
     for name in ("made_configs", "made_configs.made_table"):
         sys.modules.pop(name, None)
 
@@ -125,10 +125,10 @@ def test_the_limit_counts_starts(calls, folder, capsys):
 def test_a_run_elsewhere_is_left_alone(calls, folder, monkeypatch):
     original, inner = sys.modules["made_runner"].run, []
 
-    def run(made, own, runtime):
+    def run(made, folder, runtime):
         if made == GRID[0]:  # a second sweep starts while the first one runs
             inner.append(sweep.local(GRID[:2], runtime, Console(quiet=True)))
-        original(made, own, runtime)
+        original(made, folder, runtime)
 
     monkeypatch.setattr(sys.modules["made_runner"], "run", run)
     outcome = sweep.local(GRID[:2], runs.Runtime(runs=folder), Console(quiet=True))
@@ -138,7 +138,7 @@ def test_a_run_elsewhere_is_left_alone(calls, folder, monkeypatch):
 
 
 def test_an_interruption_stops_the_sweep(calls, folder, monkeypatch):
-    def interrupt(made, own, runtime):
+    def interrupt(made, folder, runtime):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["made_runner"], "run", interrupt)
@@ -232,7 +232,7 @@ def test_jobs_are_runs(calls, folder, monkeypatch):
     assert jobs[0].result() == str(runs.folder_of(GRID[0], folder))
     assert len(runs.load_rows(folder)) == 3
     seen = []
-    monkeypatch.setattr(runs, "execute", lambda made, own: seen.append((made, own)))
+    monkeypatch.setattr(runs, "execute", lambda *arguments: seen.append(arguments))
     [job] = slurm.submit(GRID[:1], runtime, slurm.Slurm(), cluster="debug")
     job.result()
     assert seen == [(GRID[0], runs.Runtime(runs=folder, progress=False))]
