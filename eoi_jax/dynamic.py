@@ -66,10 +66,11 @@ def sparse_evolutionary_training(
 
     The steps :math:`\Delta T, 2 \Delta T, \ldots` below ``stop_step`` update the mask **instead
     of** training. In each kernel of :math:`n` weights, of which the mask :math:`M` leaves
-    :math:`k`, the :math:`m = \min(\lfloor \alpha k \rfloor, n - k)` smallest :math:`D \subset M`
-    are dropped, and :math:`m` weights grow: each set of :math:`m` outside :math:`M \setminus D` is
-    equally likely. Dropped weights become exactly 0, and grown ones start from exactly 0. The
-    gradients of a mask update are not used. :func:`rigl` differs in the set that grows alone.
+    :math:`k`, those of the :math:`m = \min(\lfloor \alpha k \rfloor, n - k)` smallest magnitudes,
+    :math:`D \subset M`, are dropped, and :math:`m` weights grow: each set of :math:`m` outside
+    :math:`M \setminus D` is equally likely. Dropped weights become exactly 0, and grown
+    ones start from exactly 0. The gradients of a mask update are not used. :func:`rigl` differs in
+    the set that grows alone.
 
     Magnitudes are compared whatever their sign, as Evci et al. compare SET with RigL. Mocanu et
     al. rank positive and negative weights apart, and update after each epoch.

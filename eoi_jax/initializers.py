@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from eoi_jax import givens
 from eoi_jax._internal import block_diagonal, checks
-from eoi_jax._internal.conv import at_center
-from eoi_jax._internal.conv import center_density as conv_density
+from eoi_jax._internal.conv import at_center, drawn_density
 from eoi_jax._internal.haar import haar
 from eoi_jax.givens import AngleLaw
 from eoi_jax.sparse_orthogonal import orthogonal
@@ -501,12 +500,9 @@ def _tap_density(density: Any, center_density: Any, num_taps: int, size: int) ->
     )
     density = checks.density(density, minimum=minimum / num_taps, why=remedy)
     if center_density is None:
-        # The matrix ends up to half a step, 1 / (2 size), from its target: the room is left so that
-        # it never exceeds the kernel's count, since no support can be trimmed to it.
-        rule = conv_density(density, num_taps, step=minimum / 2)
+        wanted = drawn_density(density, num_taps, size)
         if not checks.is_traced(density):
-            return max(float(rule), minimum)
-        wanted = jnp.maximum(rule, minimum)
+            return wanted
     else:
         wanted = checks.density(
             center_density,

@@ -39,7 +39,7 @@ from experiments import data, models
 from experiments.benchmarks import timing
 from experiments.reporting.figures import Curves, Figure
 from experiments.studies import measure
-from experiments.training import steps
+from experiments.training import starts, steps
 
 __all__ = ["STARTS", "Config", "Result", "StepFns", "check", "main", "run", "train"]
 
@@ -204,11 +204,11 @@ def train(
     """
     key, (images, labels) = jax.random.key(config.seed), dataset.train
     start = jax.jit(lambda key: STARTS[name](config, key, dataset))(key)
-    kept = sum(int(leaf.sum()) for leaf in jax.tree.leaves(start.mask) if leaf.ndim)
     variables = {"params": start.params}
+    kept, size = starts.count(starts.Start(variables, start.mask))
     examples = dataset.normalize(images[: measure.SAMPLES])
     values = np.asarray(measure.singular_values(step_fns.model, variables, examples))
-    result = Result(name, float(eoi.masks.density(start.mask)), kept, values, [])
+    result = Result(name, kept / size, kept, values, [])
     results.append(result)
     rate = 0.5 / config.layers if config.learning_rate is None else config.learning_rate
     state = step_fns.begin(key, variables, start.mask)

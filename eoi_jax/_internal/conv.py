@@ -10,7 +10,7 @@ import numpy as np
 from eoi_jax._internal import checks
 from eoi_jax.typing import Array, Shape
 
-__all__ = ["at_center", "center_density", "center_tap"]
+__all__ = ["at_center", "center_density", "center_tap", "drawn_density"]
 
 
 def center_tap(taps: Shape, *, transposed: bool = False) -> tuple[int, ...]:
@@ -33,3 +33,15 @@ def center_density(density: Any, num_taps: int, *, step: float = 0.0) -> Any:
     numpy: Any = jnp if checks.is_traced(density) else np
     room = density * num_taps - numpy.where(density < 1, step, 0.0)
     return numpy.minimum(numpy.minimum(room, numpy.sqrt(density)), 1.0)
+
+
+def drawn_density(density: Any, num_taps: int, size: int) -> Any:
+    """Return the density to draw a center tap of larger side ``size`` at.
+
+    The draw ends up to half a step, ``1 / (2 size)``, from its target. That room is left, so that
+    the count of the whole kernel is never exceeded, to which no support could be trimmed. An
+    orthogonal matrix has at least the density ``1 / size``.
+    """
+    minimum = 1 / size
+    rule = center_density(density, num_taps, step=minimum / 2)
+    return jnp.maximum(rule, minimum) if checks.is_traced(density) else max(float(rule), minimum)

@@ -20,7 +20,7 @@ from eoi_jax.typing import Array
 from experiments.data import augment, readers
 from experiments.data.readers import Shape, Split
 
-__all__ = ["NAMES", "Dataset", "Split", "load"]
+__all__ = ["ANY_SHAPE", "NAMES", "Dataset", "Split", "load"]
 
 _Augment: TypeAlias = Callable[[Array, Array], Array]
 
@@ -124,6 +124,8 @@ _SPECS = {
 }
 
 NAMES = tuple(_SPECS)
+ANY_SHAPE = tuple(name for name, spec in _SPECS.items() if spec.any_shape)
+"""Sets whose images come in the shape that :func:`load` is asked for."""
 
 
 def load(

@@ -27,19 +27,17 @@ SAMPLES = 128  # the first batch of training images, as the paper measures it
 
 def spectrum(config: Spectrum, folder: Path, runtime: Runtime) -> None:
     """Measure the singular values of the input-output Jacobian at the start, for each seed."""
-    shape = models.input_shape(config.model) if config.data == "made" else None
+    shape = network.image_shape(config)
     dataset = data.load(config.data, runtime.data_dir, image_shape=shape)
     rows = []
     for seed in config.seeds:
         start = starts.make(config, seed, dataset, cache=Path(runtime.runs) / "cache")
-        kept, size = starts.count(start)
-        row = {"seed": seed, "density": kept / size, "kept": kept, "size": size}
         found = spectrum_of(config, dataset, start)
         if None in found.values():
             raise FloatingPointError(
                 f"A Jacobian is not finite for seed {seed}. Lower scale={config.scale}."
             )
-        rows.append({**row, **found})
+        rows.append({**starts.record(seed, start), **found})
     write_json(folder / "results.json", rows)
 
 

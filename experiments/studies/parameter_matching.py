@@ -8,10 +8,9 @@ import functools
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
-
 from experiments import models
 from experiments.config import Train
+from experiments.tools.plan import plan
 
 __all__ = ["dense_of_equal_size", "size_of"]
 
@@ -29,11 +28,8 @@ def size_of(model: str, depth: int | None = None, width: int | None = None) -> i
         width: Its width; default: the network's.
     """
     network = models.create(model, depth=depth, width=width)
-    images = jax.ShapeDtypeStruct((1, *models.input_shape(model)), "float32")
-    params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
-    pruned = models.where(model)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return sum(leaf.size for path, leaf in leaves if pruned(path, leaf))
+    all_kept = plan(network, models.input_shape(model), 1.0, where=models.where(model))
+    return all_kept.total("size", pruned=True)
 
 
 def dense_of_equal_size(

@@ -95,9 +95,8 @@ class Layer:
         density = count / math.prod(self.shape)
         if len(self.shape) == 2:
             return density
-        minimum = 1 / max(self.matrix)
-        rule = conv.center_density(density, math.prod(self.shape[:-2]), step=minimum / 2)
-        return max(float(rule), minimum)
+        drawn: float = conv.drawn_density(density, math.prod(self.shape[:-2]), max(self.matrix))
+        return drawn
 
     @property
     def flops(self) -> int:

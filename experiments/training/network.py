@@ -1,4 +1,7 @@
-"""The network of a config, built once for equal settings, so that its programs compile once."""
+"""The network of a config, built once for equal settings, so that its programs compile once.
+
+And the shape of the images that it takes.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from experiments import models
+from experiments import data, models
 from experiments.config import Start
 
-__all__ = ["build"]
+__all__ = ["build", "image_shape"]
 
 
 def build(config: Start, num_classes: int) -> Any:
@@ -27,6 +30,11 @@ def build(config: Start, num_classes: int) -> Any:
     """
     sizes = (config.depth, config.width)
     return _build(config.model, num_classes, config.activation, *sizes, config.bias_std)
+
+
+def image_shape(config: Start) -> tuple[int, int, int] | None:
+    """Return the shape to load a config's images in; None for a data set that has one shape."""
+    return models.input_shape(config.model) if config.data in data.ANY_SHAPE else None
 
 
 @functools.lru_cache(maxsize=16)

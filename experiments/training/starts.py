@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax as eoi
+from eoi_jax._internal import selection
 from eoi_jax.typing import Array, Densities, DType, Mask, Params, Shape, Where
 from experiments import config, models
 from experiments.data import Dataset
@@ -38,7 +39,7 @@ from experiments.training import criteria, network
 from experiments.training.criteria import DenseNetwork
 from experiments.training.keys import Purpose, key_of
 
-__all__ = ["METHODS", "Start", "count", "dense", "make", "redraw_orthogonal"]
+__all__ = ["METHODS", "Start", "count", "dense", "make", "record", "redraw_orthogonal"]
 
 
 class Start(NamedTuple):
@@ -76,8 +77,13 @@ def count(start: Start) -> tuple[int, int]:
         for (path, leaf), leaf_mask in zip(leaves, jax.tree.leaves(start.mask), strict=True)
         if eoi.masks.is_kernel(path, leaf)
     ]
-    size = sum(mask.size for mask in kernels)
-    return round(float(eoi.masks.density(kernels)) * size), size
+    return sum(map(selection.count, kernels)), sum(mask.size for mask in kernels)
+
+
+def record(seed: int, start: Start) -> dict[str, Any]:
+    """Return what the results of a run say of a seed's start: its density, and the two counts."""
+    kept, size = count(start)
+    return {"seed": seed, "density": kept / size, "kept": kept, "size": size}
 
 
 def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:

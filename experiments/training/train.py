@@ -77,8 +77,7 @@ def load(
     Returns:
         The data set, and images and labels of ``"train"``, ``"validation"`` and ``"test"``.
     """
-    any_shape = config.data in ("made", "imagenet2012")
-    return _load(config.data, data_dir, models.input_shape(config.model) if any_shape else None)
+    return _load(config.data, data_dir, network.image_shape(config))
 
 
 @functools.lru_cache(maxsize=1)
@@ -228,11 +227,10 @@ def _begin(
 ) -> State:
     """Make the start of every seed, and write down what is known of it."""
     made = [starts.make(config, seed, dataset, cache=cache) for seed in config.seeds]
-    rows = []
-    for seed, start in zip(config.seeds, made, strict=True):
-        kept, size = starts.count(start)
-        row = {"seed": seed, "density": kept / size, "kept": kept, "size": size}
-        rows.append({**row, **_spectrum(config, dataset, start)})
+    rows = [
+        {**starts.record(seed, start), **_spectrum(config, dataset, start)}
+        for seed, start in zip(config.seeds, made, strict=True)
+    ]
     write_json(folder / "start.json", rows)
     return loops.stack(
         [
