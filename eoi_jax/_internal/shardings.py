@@ -1,0 +1,93 @@
+"""Shardings: a new array gets that of its parameter, and the array work sees none in its way.
+
+A mesh axis is *explicit* if the types of arrays name it, and *auto* if the compiler alone decides
+what is distributed along it. Along an explicit axis JAX refuses whatever would need a choice: some
+reshapes and matrix products, and every factorization.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from eoi_jax._internal import checks
+from eoi_jax.typing import Array
+
+__all__ = ["explicit_mesh", "like", "unsharded"]
+
+
+def like(array: Array, leaf: Any) -> Array:
+    """Return an array with the sharding of the leaf that it stands for, of the same shape.
+
+    A leaf of NumPy, an array that is not committed to its devices and a
+    :class:`jax.ShapeDtypeStruct` without a sharding ask for none. While a program is traced only
+    explicit axes are known: along the others the compiler is told to treat the two arrays alike.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return _as_shape(array, leaf.sharding)
+    if not isinstance(leaf, jax.Array):
+        return array
+    if checks.is_traced(array) or checks.is_traced(leaf):
+        sharding = jax.typeof(leaf).sharding if checks.is_traced(leaf) else leaf.sharding
+        if _is_explicit(sharding):
+            array = jax.sharding.reshard(array, sharding)
+        # Also along explicit axes, or a leaf of which nothing else is used would be dropped, and
+        # its devices with it.
+        return shard_alike(array, leaf)[0]
+    return jax.device_put(array, leaf.sharding) if leaf.committed else array
+
+
+def unsharded(array: Any) -> Any:
+    """Return an array that no explicit axis divides, and anything else as it is."""
+    if not isinstance(array, jax.Array) or jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+        return array
+    sharding: Any = jax.typeof(array).sharding
+    if all(axes is None for axes in sharding.spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+@contextlib.contextmanager
+def explicit_mesh(tree: Any) -> Iterator[None]:
+    """Enter the mesh of a tree's arrays if it has explicit axes and no mesh is entered.
+
+    Outside of it JAX differentiates functions of such arrays only while it compiles them.
+    """
+    with contextlib.ExitStack() as stack:
+        meshes = (leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _has_explicit_mesh(leaf))
+        mesh = next(meshes, None)
+        if mesh is not None and jax.sharding.get_abstract_mesh().empty:
+            # Inside of jit a mesh cannot be entered; the program has one, or JAX says so.
+            with contextlib.suppress(ValueError):
+                stack.enter_context(jax.set_mesh(mesh))
+        yield
+
+
+def _as_shape(array: Array, sharding: Any) -> Array:
+    """Return an array with the sharding of a shape, where that can be had."""
+    if sharding is None:
+        return array
+    mesh = getattr(sharding, "mesh", None)
+    # The shapes that jax.eval_shape returns name a mesh without its devices.
+    if not checks.is_traced(array) and (mesh is None or isinstance(mesh, Mesh)):
+        return jax.device_put(array, sharding)
+    is_known = _is_explicit(sharding) and not jax.sharding.get_abstract_mesh().empty
+    return jax.sharding.reshard(array, sharding) if is_known else array
+
+
+def _has_explicit_mesh(leaf: Any) -> bool:
+    """Whether a leaf is an array with known devices in a mesh of explicit axes."""
+    if not isinstance(leaf, jax.Array) or checks.is_traced(leaf):
+        return False
+    return isinstance(leaf.sharding, NamedSharding) and _is_explicit(leaf.sharding)
+
+
+def _is_explicit(sharding: Any) -> bool:
+    """Whether a sharding is of a mesh with an explicit axis."""
+    types = getattr(getattr(sharding, "mesh", None), "axis_types", ())
+    return jax.sharding.AxisType.Explicit in types
