@@ -24,6 +24,7 @@ import optax
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal.keys import one_key, threefry_key
 from eoi_jax._internal.masked_state import reset_masked_state, zero_masked_params
 from eoi_jax.optim import StaticSparseState, static_sparse
 from eoi_jax.typing import Array, LayoutOf, Mask, Params
@@ -118,13 +119,17 @@ def sparse_evolutionary_training(
         Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
         connectivity inspired by network science", Nature Communications 9 (2018).
     """
-    key_data, impl = checks.single_key(key)
+    key = one_key(key)
+    key_data, impl = jax.random.key_data(key), jax.random.key_impl(key)
 
-    def draw(index: int, state: DynamicSparseState, gradients: Array) -> Array:
+    def draw(index: int, state: DynamicSparseState, gradient: Array, batch_axes: int) -> Array:
         assert state.key is not None
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=impl), state.step)
-        keys = jax.random.split(jax.random.fold_in(step_key, index), len(gradients))
-        return jax.vmap(lambda row: jax.random.bits(row, gradients.shape[1:], jnp.uint32))(keys)
+        run_key = threefry_key(jax.random.wrap_key_data(state.key, impl=impl))
+        step_key = jax.random.fold_in(run_key, state.step)
+        stack, shape = gradient.shape[:batch_axes], gradient.shape[batch_axes:]
+        keys = jax.random.split(jax.random.fold_in(step_key, index), math.prod(stack))
+        bits = functools.partial(jax.random.bits, shape=shape, dtype=jnp.uint32)
+        return selection.over_layers(bits, batch_axes)(keys.reshape(stack))
 
     options = _Options(draw, update_every, drop_fraction, stop_step, regrow_dropped, layout)
     return _dynamic_sparse(inner, mask, options, key_data)
@@ -225,9 +230,11 @@ def rigl(
         ICML 2020.
     """
 
-    def largest_gradients(index: int, state: DynamicSparseState, gradients: Array) -> Array:
-        del index, state
-        return ~selection.ordered_bits(jnp.abs(gradients))
+    def largest_gradients(
+        index: int, state: DynamicSparseState, gradient: Array, batch_axes: int
+    ) -> Array:
+        del index, state, batch_axes
+        return ~selection.ordered_bits(jnp.abs(gradient))
 
     options = _Options(
         largest_gradients, update_every, drop_fraction, stop_step, regrow_dropped, layout
@@ -238,11 +245,11 @@ def rigl(
 class _Options(NamedTuple):
     """The arguments of :func:`rigl`, and which weights grow.
 
-    ``growth_order(leaf index, state, gradients)`` gives each weight of a ``(layers, weights)``
-    array an unsigned integer: those of the smallest grow.
+    ``growth_order(leaf index, state, gradient, batch_axes)`` gives each weight of a leaf, whose
+    first ``batch_axes`` stack layers, an unsigned integer: those of the smallest grow.
     """
 
-    growth_order: Callable[[int, DynamicSparseState, Array], Array]
+    growth_order: Callable[[int, DynamicSparseState, Array, int], Array]
     update_every: int
     drop_fraction: Any
     stop_step: int | None
@@ -334,36 +341,42 @@ def _drop_and_grow(
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaf_masks, gradients = treedef.flatten_up_to(state.mask), treedef.flatten_up_to(updates)
     fraction = options.fraction_at(state.step)
-    pairs: list[list[Any]] = []
+    pairs: list[tuple[Any, Any]] = []
     for index, ((path, leaf), leaf_mask, gradient) in enumerate(
         zip(paths_and_leaves, leaf_masks, gradients, strict=True)
     ):
         if np.ndim(leaf_mask) == 0 or leaf_mask.size == 0:
-            pairs.append([leaf_mask, leaf_mask])
+            pairs.append((leaf_mask, leaf_mask))
             continue
         batch_axes = trees.layout(options.layout, path, leaf).batch_axes
-        layers = (math.prod(leaf.shape[:batch_axes]), -1)
-        rows = [jnp.reshape(array, layers) for array in (leaf_mask, leaf, gradient)]
-        order = options.growth_order(index, state, rows[2])
-        found = _drop_and_grow_rows(rows[0], rows[1], order, fraction, options.regrow_dropped)
-        pairs.append([array.reshape(leaf.shape) for array in found])
+        order = options.growth_order(index, state, gradient, batch_axes)
+        arrays = leaf_mask, leaf, order, fraction
+        pairs.append(_drop_and_grow_leaf(*arrays, options.regrow_dropped, batch_axes))
     kept, new = zip(*pairs, strict=True)
     return jax.tree.unflatten(treedef, kept), jax.tree.unflatten(treedef, new)
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _drop_and_grow_rows(
-    mask: Array, weights: Array, order: Array, fraction: Array, regrow_dropped: bool
+@functools.partial(jax.jit, static_argnames=("regrow_dropped", "batch_axes"))
+def _drop_and_grow_leaf(
+    mask: Array,
+    weights: Array,
+    order: Array,
+    fraction: Array,
+    regrow_dropped: bool,
+    batch_axes: int,
 ) -> tuple[Array, Array]:
-    """Drop and grow in each row, a layer of the stack that a leaf is."""
+    """Drop and grow in each layer of the stack that a leaf is."""
 
-    def drop_and_grow(row: Array, weights: Array, order: Array) -> tuple[Array, Array]:
-        active = jnp.sum(row, dtype=jnp.int32)
+    def drop_and_grow(mask: Array, weights: Array, order: Array) -> tuple[Array, Array]:
+        active = jnp.sum(mask, dtype=jnp.int32)
         wanted = jnp.floor(fraction * active.astype(jnp.float32)).astype(jnp.int32)
-        count = jnp.minimum(wanted, jnp.minimum(active, row.size - active))
+        count = jnp.minimum(wanted, jnp.minimum(active, mask.size - active))
         magnitude = selection.ordered_bits(jnp.abs(weights))
-        kept = row & ~selection.smallest(magnitude, row, count)
-        growable = ~kept if regrow_dropped else ~row
+        kept = mask & ~selection.smallest(magnitude, mask, count)
+        growable = ~kept if regrow_dropped else ~mask
         return kept, kept | selection.smallest(order, growable, count)
 
-    return jax.vmap(drop_and_grow)(mask, weights, order)
+    found: tuple[Array, Array] = selection.over_layers(drop_and_grow, batch_axes)(
+        mask, weights, order
+    )
+    return found

@@ -20,6 +20,7 @@ densities, not weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.trees import is_kernel
 from eoi_jax.typing import Array, Densities, LayoutOf, Mask, Params, Scores, Where
 
@@ -185,7 +187,9 @@ def top_k(
     trees.scores(scores)
     if scope == "layer":
         checked = trees.densities(density, scores, name="density", tree_name="scores")
-        return selection.map_rows(lambda _, *rows: selection.largest_rows(*rows), scores, checked)
+        return selection.map_layers(
+            lambda _, *layers: selection.largest_of_layers(*layers), scores, checked
+        )
     density = checks.density(density)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
     high = selection.MAX_SIZE
@@ -231,20 +235,22 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization", ICML 2024.
     """
+    key = threefry_key(key)
     trees.mask_leaves(mask)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(mask)
 
-    def fill_rows(index: int, rows: Array, counts: Any) -> Array:
-        path, leaf = paths_and_leaves[index]  # while jit traces, even constant rows are traced
-        if not checks.is_traced(leaf) and not checks.is_traced(counts):
-            unmasked = np.count_nonzero(np.asarray(leaf).reshape(rows.shape), axis=1)
+    def fill_layers(index: int, leaf: Array, counts: Any) -> Array:
+        path, given = paths_and_leaves[index]  # while jit traces, even constant leaves are traced
+        if not checks.is_traced(given) and not checks.is_traced(counts):
+            axes = tuple(range(counts.ndim, leaf.ndim))
+            unmasked = np.count_nonzero(np.asarray(given), axis=axes)
+            size = math.prod(leaf.shape[counts.ndim :])
             name = f"mask[{trees.path_name(path)}]"
-            trees.counts_at_most(unmasked, counts, rows.shape[1], name=name)
-        keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
-        return selection.unmask_rows(keys, rows, counts)
+            trees.counts_at_most(unmasked, counts, size, name=name)
+        return selection.unmask_layers(_layer_keys(key, index, counts.shape), leaf, counts)
 
     checked = trees.densities(densities, mask, name="densities", tree_name="mask")
-    return selection.map_rows(fill_rows, mask, checked)
+    return selection.map_layers(fill_layers, mask, checked)
 
 
 def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
@@ -269,15 +275,23 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         >>> int(shuffled["kernel"].sum()), bool((shuffled["kernel"] == mask["kernel"]).all())
         (10, False)
     """
+    key = threefry_key(key)
     trees.mask_leaves(mask)
 
-    def shuffle_rows(index: int, rows: Array, _: Any) -> Array:
-        keys = jax.random.split(jax.random.fold_in(key, index), len(rows))
-        counts = jnp.sum(rows, axis=1, dtype=jnp.int32)
-        return selection.unmask_rows(keys, jnp.zeros_like(rows), counts)
+    def shuffle_layers(index: int, leaf: Array, counts: Any) -> Array:
+        axes = tuple(range(counts.ndim, leaf.ndim))
+        unmasked = jnp.sum(leaf, axis=axes, dtype=jnp.int32)
+        keys = _layer_keys(key, index, counts.shape)
+        return selection.unmask_layers(keys, jnp.zeros_like(leaf), unmasked)
 
     layers = jax.tree.leaves(densities(mask, layout=layout))
-    return selection.map_rows(shuffle_rows, mask, layers)
+    return selection.map_layers(shuffle_layers, mask, layers)
+
+
+def _layer_keys(key: Array, index: int, stack: tuple[int, ...]) -> Array:
+    """Return a key for each layer of the leaf of an index, in the axes that stack layers."""
+    keys = jax.random.split(jax.random.fold_in(key, index), math.prod(stack))
+    return keys.reshape(*stack, *keys.shape[1:])
 
 
 def density(mask: Mask) -> float | Array:

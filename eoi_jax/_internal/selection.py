@@ -1,10 +1,12 @@
 """Counts, and the selection of exactly so many entries by a threshold, never by sorting.
 
-The threshold is the ``count``-th largest key. It is found bit by bit from the highest, with one
-count over the keys for each bit: 16 million keys take 32 such passes, and sorting them takes 20
-times as long. The keys may lie in several arrays, which are counted one after the other and never
-put together. Equal keys at the threshold are taken in order: earlier arrays first, and within an
-array lower indices first.
+The threshold is the ``count``-th largest key. It is found digit by digit from the highest, eight
+bits at a time, with one histogram of 256 counts over the keys for each digit: four passes for keys
+of 32 bits. The keys may lie in several arrays of any shape, which are counted one after the other
+and never put together or flattened. Arrays that are spread over devices are counted where they
+are: each device contributes its histogram and nothing else is exchanged. Equal keys at the
+threshold are taken in order, earlier arrays first and within an array lower indices first; where
+not all of them are taken, the last index that is taken is found by the same search.
 """
 
 from __future__ import annotations
@@ -66,13 +68,14 @@ def fraction(counts: Sequence[Any], sizes: Sequence[Any]) -> float | Array:
     return jnp.where(whole > 0, part / jnp.maximum(whole, 1.0), 1.0)
 
 
-def map_rows(
+def map_layers(
     select: Callable[[int, Array, Any], Array], tree: Any, densities: Sequence[Any]
 ) -> Any:
-    """Map ``select(leaf index, rows, counts)`` over a tree of kernels: a count for each row.
+    """Map ``select(leaf index, leaf, counts)`` over a tree of kernels.
 
-    ``densities`` has a number, or one for each slice of its leading axes, for each leaf. Other
-    leaves stay as they are if they are masks; scores become True.
+    ``densities`` has for each leaf a number, or one for each slice of the leaf's leading axes;
+    ``counts`` has their shape. Leaves without entries or axes stay as they are if they are masks;
+    scores become True.
     """
     leaves, treedef = jax.tree.flatten(tree)
     out = []
@@ -81,13 +84,10 @@ def map_rows(
             is_mask = jnp.result_type(leaf) == jnp.bool_
             out.append(leaf if is_mask else jnp.ones(np.shape(leaf), bool))
             continue
-        num_rows = math.prod(np.shape(density))
-        rows = jnp.reshape(leaf, (num_rows, leaf.size // num_rows))
-        counts = target_count(density, rows.shape[1])
+        counts = target_count(density, math.prod(leaf.shape[np.ndim(density) :]))
         # On the host unless traced: they are compared with counts while a program is traced.
         numpy: Any = jnp if checks.is_traced(counts) else np
-        counts = numpy.reshape(counts, (num_rows,)).astype(np.int32)
-        out.append(select(index, rows, counts).reshape(leaf.shape))
+        out.append(select(index, jnp.asarray(leaf), numpy.asarray(counts, np.int32)))
     return jax.tree.unflatten(treedef, out)
 
 
@@ -110,7 +110,7 @@ def ordered_bits(values: Array) -> Array:
 
 @jax.jit
 def largest(scores: Sequence[Array], count: Any) -> list[Array]:
-    """Select exactly ``count`` entries of several flat float arrays, the largest; ties in order.
+    """Select exactly ``count`` entries of several float arrays, the largest; ties in order.
 
     Arrays of several dtypes are compared in the dtype to which they promote. NaN is the lowest of
     all (see :func:`ordered_bits`). ``count`` may be traced; it is an integer in [0, total].
@@ -126,18 +126,19 @@ def largest(scores: Sequence[Array], count: Any) -> list[Array]:
 def largest_of_tree(scores: Any, count: Any) -> Any:
     """Select the ``count`` largest entries of a tree's arrays; a leaf without axes is True."""
     leaves, treedef = jax.tree.flatten(scores)
-    kept = iter(largest([jnp.ravel(leaf) for leaf in leaves if np.ndim(leaf) > 0], count))
+    kept = iter(largest([jnp.asarray(leaf) for leaf in leaves if np.ndim(leaf) > 0], count))
     return jax.tree.unflatten(
-        treedef,
-        [next(kept).reshape(leaf.shape) if np.ndim(leaf) else jnp.array(True) for leaf in leaves],
+        treedef, [next(kept) if np.ndim(leaf) else jnp.array(True) for leaf in leaves]
     )
 
 
 @jax.jit
-@jax.vmap
-def largest_rows(scores: Array, count: Array) -> Array:
-    """Select exactly ``count[r]`` entries of each row ``r``, the largest; ties by index."""
-    return _select([ordered_bits(scores)], [True], count)[0]
+def largest_of_layers(scores: Array, counts: Array) -> Array:
+    """Select exactly ``counts[l]`` entries of each layer ``scores[l]``, the largest, ties by index.
+
+    ``counts`` has the leading axes of ``scores`` that stack layers.
+    """
+    return over_layers(lambda layer, count: largest([layer], count)[0], counts.ndim)(scores, counts)
 
 
 def smallest(values: Array, eligible: Array, count: Array) -> Array:
@@ -149,42 +150,86 @@ def smallest(values: Array, eligible: Array, count: Array) -> Array:
 
 
 @jax.jit
-@jax.vmap
-def unmask_rows(key: Array, row: Array, count: Array) -> Array:
-    """Unmask random masked entries of each row until ``count[r]`` of row ``r`` are unmasked."""
-    missing = count - jnp.sum(row, dtype=jnp.int32)
-    return row | smallest(jax.random.bits(key, row.shape, jnp.uint32), ~row, missing)
+def unmask_layers(keys: Array, mask: Array, counts: Array) -> Array:
+    """Unmask random masked entries of each layer until ``counts[l]`` of layer ``l`` are unmasked.
+
+    ``keys`` and ``counts`` have the leading axes of ``mask`` that stack layers.
+    """
+
+    def unmask(key: Array, layer: Array, count: Array) -> Array:
+        missing = count - jnp.sum(layer, dtype=jnp.int32)
+        return layer | smallest(jax.random.bits(key, layer.shape, jnp.uint32), ~layer, missing)
+
+    return over_layers(unmask, counts.ndim)(keys, mask, counts)
+
+
+def over_layers(function: Callable[..., Any], num_axes: int) -> Callable[..., Any]:
+    """Map a function of one layer over the leading axes that stack layers.
+
+    They are not merged, since a reshape of an axis that is spread over devices gathers it.
+    """
+    for _ in range(num_axes):
+        function = jax.vmap(function)
+    return function
 
 
 def _select(keys: Sequence[Array], eligible: Sequence[Any], count: Array) -> list[Array]:
     """Select exactly ``count`` of the eligible unsigned keys, the largest; ties in order."""
-    bits = 8 * keys[0].dtype.itemsize
-    one = jnp.ones((), keys[0].dtype)
-
-    def bit_by_bit(step: Array, low: Array) -> Array:
-        candidate = low | (one << jnp.asarray(bits - 1 - step, low.dtype))
-        at_least = [
-            jnp.sum(allowed & (leaf >= candidate), dtype=jnp.int32)
-            for leaf, allowed in zip(keys, eligible, strict=True)
-        ]
-        return jnp.where(sum(at_least) >= count, candidate, low)
-
-    start = varying_as(jnp.zeros_like(one), keys, eligible, count)
-    threshold = jax.lax.fori_loop(0, bits, bit_by_bit, start)
-    above = [a & (leaf > threshold) for leaf, a in zip(keys, eligible, strict=True)]
+    threshold, left, num_ties = _threshold(keys, eligible, count)
     ties = [a & (leaf == threshold) for leaf, a in zip(keys, eligible, strict=True)]
-    left = count - sum(jnp.sum(leaf, dtype=jnp.int32) for leaf in above)
-    selected = []
-    for leaf_above, leaf_ties in zip(above, ties, strict=True):
-        num_ties = jnp.sum(leaf_ties, dtype=jnp.int32)
-        # Most often one key is at the threshold and is taken: the cumulative sum, which costs
-        # as much as ten passes and 12 bytes an entry, is spared.
-        chosen = jax.lax.cond(left >= num_ties, lambda t, n: t, _first, leaf_ties, left)
-        selected.append(leaf_above | chosen)
-        left = jnp.maximum(left - num_ties, 0)
-    return selected
+    order = _descending(keys)
+    # Most often one key is at the threshold and is taken, which spares the second search.
+    last = jax.lax.cond(
+        (left > 0) & (left < num_ties),
+        lambda: _threshold(order, ties, left)[0],
+        lambda: varying_as(jnp.zeros((), jnp.uint32), threshold, left, num_ties),
+    )
+    return [
+        (a & (leaf > threshold)) | (tie & (place >= last) & (left > 0))
+        for leaf, a, tie, place in zip(keys, eligible, ties, order, strict=True)
+    ]
 
 
-def _first(ties: Array, number: Array) -> Array:
-    """Keep the first ``number`` True entries."""
-    return ties & (jnp.cumsum(ties, dtype=jnp.int32) <= number)
+def _threshold(
+    keys: Sequence[Array], eligible: Sequence[Any], count: Array
+) -> tuple[Array, Array, Array]:
+    """Return the ``count``-th largest eligible key, how many of its equals to take, and have."""
+    dtype = keys[0].dtype
+    bits = 8 * dtype.itemsize
+
+    def next_digit(step: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        high, left, _ = state  # the digits that are known, and how many keys to take below them
+        shift = jnp.asarray(bits - 8 - 8 * step, dtype)
+        histogram = varying_as(jnp.zeros(256, jnp.int32), keys, eligible, count)
+        for leaf, allowed in zip(keys, eligible, strict=True):
+            digits = leaf >> shift
+            # Two shifts: one by all the bits, before the first digit, is undefined.
+            is_candidate = allowed & ((digits >> dtype.type(8)) == high)
+            digit = (digits & dtype.type(255)).astype(jnp.int32)
+            ones = is_candidate.astype(jnp.int32)
+            histogram = histogram.at[digit].add(ones, mode="promise_in_bounds")
+        at_least = jnp.cumsum(histogram[::-1])[::-1]
+        digit = jnp.maximum(jnp.sum(at_least >= left, dtype=jnp.int32) - 1, 0)
+        left = left - (at_least[digit] - histogram[digit])
+        return (high << dtype.type(8)) | digit.astype(dtype), left, histogram[digit]
+
+    zero = jnp.zeros((), jnp.int32)
+    start = (jnp.zeros((), dtype), jnp.asarray(count, jnp.int32), zero)
+    start = varying_as(start, keys, eligible, count)
+    threshold: tuple[Array, Array, Array] = jax.lax.fori_loop(0, bits // 8, next_digit, start)
+    return threshold
+
+
+def _descending(arrays: Sequence[Array]) -> list[Array]:
+    """Number the entries of several arrays from 2^32 - 1 downwards, in order."""
+    numbered, first = [], 0
+    for array in arrays:
+        index = jnp.full(array.shape, first, jnp.uint32)
+        stride = 1
+        for axis in reversed(range(array.ndim)):
+            step = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+            index = index + step * jnp.uint32(stride)
+            stride *= array.shape[axis]
+        numbered.append(~index)
+        first += array.size
+    return numbered

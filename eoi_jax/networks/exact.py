@@ -13,7 +13,9 @@ import numpy as np
 
 from eoi_jax import givens
 from eoi_jax._internal import checks, drawing, layouts, selection, trees
+from eoi_jax._internal.arrays import nonzero
 from eoi_jax._internal.conv import center_density
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.vmap import map_on_cpu
 from eoi_jax.givens import AngleLaw
 from eoi_jax.networks.base import SparseInit
@@ -98,6 +100,7 @@ def exact_orthogonal(
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.
     """
+    key = threefry_key(key)
     scale = checks.number(scale, "scale")
     trees.arrays(params)
     checks.one_of(
@@ -277,8 +280,8 @@ def _place(
     kernels = jnp.zeros((layers, *geometry.shape), tap.dtype).at[:, *geometry.center].set(tap)
     # The support of what is drawn: a cast to fewer bits may round entries to zero.
     spread = tap.reshape(layers, *(1 for _ in taps), inputs, groups * outputs)
-    support = jnp.broadcast_to(spread != 0, kernels.shape) if every_tap else kernels != 0
-    masks = selection.unmask_rows(mask_keys, support.reshape(layers, -1), counts)
+    support = jnp.broadcast_to(nonzero(spread), kernels.shape) if every_tap else nonzero(kernels)
+    masks = selection.unmask_layers(mask_keys, support, counts)
     ends = np.cumsum([math.prod(shape) // geometry.size for shape in shapes])[:-1]
 
     def leaves(whole: Array) -> list[Array]:
