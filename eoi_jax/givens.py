@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.waves import assign_waves, eye_support, grow_support, unpack_support
 from eoi_jax.typing import Array, DType, Shape
 
@@ -120,7 +121,8 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
         >>> bool(0 < givens.uniform_angle(jax.random.key(0)) < 6.2832)
         True
     """
-    return _uniform(jax.random.bits(key, (2,), jnp.uint32), checks.float_dtype(dtype))
+    words = jax.random.bits(threefry_key(key), (2,), jnp.uint32)
+    return _uniform(words, checks.float_dtype(dtype))
 
 
 def sample(
@@ -166,6 +168,7 @@ def sample(
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
+    key = threefry_key(key)
     if not checks.is_traced(size):
         size = checks.integer(
             size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
@@ -210,6 +213,7 @@ def from_pairs(
         >>> givens.waves(rotations, size=4).tolist()
         [0, 0, 1]
     """
+    key = threefry_key(key)
     dtype = checks.compute_dtype(checks.float_dtype(dtype))
     remedy = "Give one row (i, j) of two different non-negative coordinates for each rotation."
     if not isinstance(pairs, jax.Array):
@@ -355,14 +359,10 @@ def _matrix_shape(shape: Shape) -> tuple[int, int]:
 def _words(key: Array, index: Array) -> Array:
     """Draw four random words for each rotation, from the key and the rotation's index alone.
 
-    They come from a Threefry stream whatever the key's implementation: it is the one whose batched
-    draws equal the looped ones. Its seed is read off the key instead of being drawn from it,
-    because for other implementations that draw itself depends on vmap.
+    The key is one of Threefry.
     """
-    seed = jax.random.key_data(key)
-    stream = jax.random.wrap_key_data(seed[:2] ^ np.uint32(_STREAM), impl="threefry2x32")
-    for word in seed[2:]:
-        stream = jax.random.fold_in(stream, word)
+    words = jax.random.key_data(key) ^ np.uint32(_STREAM)
+    stream = jax.random.wrap_key_data(words, impl="threefry2x32")
 
     def at(index: Array) -> Array:
         return jax.random.bits(jax.random.fold_in(stream, index), (4,), jnp.uint32)

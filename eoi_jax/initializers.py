@@ -19,6 +19,7 @@ from eoi_jax import givens
 from eoi_jax._internal import block_diagonal, checks
 from eoi_jax._internal.conv import at_center, drawn_density
 from eoi_jax._internal.haar import haar
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax.givens import AngleLaw
 from eoi_jax.sparse_orthogonal import orthogonal
 from eoi_jax.typing import Array, DType, Initializer, Shape
@@ -421,6 +422,7 @@ def _initializer(draw: _Draw, dtype: DType, *, min_ndim: int = 2) -> Initializer
     default = checks.float_dtype(dtype)
 
     def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
+        key = threefry_key(key)
         shape = checks.shape(shape, min_ndim=min_ndim)
         kernel = draw(key, shape, checks.float_dtype(default if dtype is None else dtype))
         return kernel if out_sharding is None else jax.sharding.reshard(kernel, out_sharding)

@@ -18,6 +18,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from eoi_jax._internal import block_diagonal, checks
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, DType
 
 __all__ = ["degree", "orthogonal"]
@@ -98,6 +99,7 @@ def orthogonal(
         Access 2023; for ReLU also Burkholz and Dubatovka, "Initialization of ReLUs for Dynamical
         Isometry", NeurIPS 2019.
     """
+    key = threefry_key(key)
     size = checks.integer(size, low=1, name="size")
     degree = checks.integer(degree, low=1, name="degree")
     activation = block_diagonal.check_activation(activation)

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 
 from eoi_jax import givens, theory
 from eoi_jax._internal import checks, drawing, selection
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array, DType, Shape
 
@@ -110,6 +111,7 @@ def orthogonal(
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
+    key = threefry_key(key)
     shape = checks.shape(shape)
     dtype = checks.float_dtype(dtype)
     column_axis = checks.axis(column_axis, len(shape), "column_axis")

@@ -26,6 +26,15 @@ def value_error(name: str, value: Any, problem: str, remedy: str) -> ValueError:
     return ValueError(f"{name}={value!r} {problem}. {remedy}")
 
 
+def printable(text: Any, limit: int = 200) -> str:
+    """Return text for a message: cut, and with escapes for all characters that a terminal obeys."""
+    text = str(text)
+    shown = text[:limit] + (f"... ({len(text)} characters)" if len(text) > limit else "")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
+    )
+
+
 def number(
     value: Any, name: str, *, interval: str = "(-inf, inf)", remedy: str = "Give a finite float."
 ) -> Any:
@@ -165,20 +174,6 @@ def rotations(value: Any, size: int) -> None:
             f"different coordinates in [0, {size}). Use as many coordinates as the planes were "
             "drawn over."
         )
-
-
-def single_key(value: Any, *, name: str = "key") -> tuple[Any, Any]:
-    """Accept one random key, new style or old; return its integers and its implementation."""
-    remedy = "Give one key: jax.random.key(0). Use jax.vmap over an array of keys."
-    try:
-        data, impl = jax.random.key_data(value), jax.random.key_impl(value)
-        # A key of the implementation is one row of integers, however many keys there are.
-        shape = jax.random.wrap_key_data(data, impl=impl).shape
-    except TypeError:
-        raise value_error(name, value, "is outside the random keys", remedy) from None
-    if shape != ():
-        raise ValueError(f"{name} has shape {shape}, outside the single keys. {remedy}")
-    return data, impl
 
 
 def feature_groups(

@@ -12,6 +12,7 @@ import numpy as np
 from eoi_jax import masks
 from eoi_jax._internal import checks
 from eoi_jax._internal.kernel_tree import KernelTree
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Params, Scores, Where
 
 __all__ = ["grasp", "invert", "magnitude", "random", "snip"]
@@ -63,7 +64,7 @@ def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Sco
         (3, 2)
     """
     tree = KernelTree.of(params, where)
-    keys = jax.random.split(key, len(tree.kernels))
+    keys = jax.random.split(threefry_key(key), len(tree.kernels))
     pairs = zip(keys, tree.kernels, strict=True)
     draws = [jax.random.uniform(k, leaf.shape, jnp.float32) for k, leaf in pairs]
     return tree.scores(draws, "random")

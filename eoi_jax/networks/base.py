@@ -10,6 +10,7 @@ import jax
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, layouts, trees
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
 
 __all__ = ["SparseInit", "masked", "redraw"]
@@ -90,6 +91,7 @@ def redraw(
         >>> bool(drawn["kernel"].any()), bool(drawn["bias"].all())
         (True, True)
     """
+    key = threefry_key(key)
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     is_kernel = jax.tree.leaves(trees.kernels(params, where))

@@ -13,6 +13,7 @@ import numpy as np
 from eoi_jax import initializers, masks, sao
 from eoi_jax._internal import block_diagonal, checks, layouts, trees
 from eoi_jax._internal.conv import at_center
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax.networks.base import SparseInit
 from eoi_jax.typing import Array, Densities, Initializer, LayoutOf, Params, Where
 
@@ -70,6 +71,7 @@ def sparsity_aware_orthogonal(
         Esguerra et al., "Sparsity-Aware Orthogonal Initialization of Deep Neural Networks", IEEE
         Access 2023.
     """
+    key = threefry_key(key)
     scale = checks.number(scale, "scale")
     activation = block_diagonal.check_activation(activation)
     trees.arrays(params)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax._internal import checks, spectra, vmap
+from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array
 
 __all__ = [
@@ -250,7 +251,7 @@ def _map_examples(
     batch_size: int,
 ) -> _Factors:
     """Factorize the Jacobian at each example from each of its probes, axes 0 and 1 of a result."""
-    checks.single_key(key)
+    key = threefry_key(key)
     x = spectra.batch_of(x)
     num_steps = checks.integer(num_steps, low=1, name="num_steps", remedy="Take at least one step.")
     batch_size = checks.integer(
