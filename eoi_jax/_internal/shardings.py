@@ -8,8 +8,8 @@ reshapes and matrix products, and every factorization.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental.shard_alike import shard_alike
@@ -18,7 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 
-__all__ = ["explicit_mesh", "like", "unsharded"]
+__all__ = ["auto", "explicit_mesh", "like", "unsharded"]
+
+_Result = TypeVar("_Result")
 
 
 def like(array: Array, leaf: Any) -> Array:
@@ -30,7 +32,7 @@ def like(array: Array, leaf: Any) -> Array:
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return _as_shape(array, leaf.sharding)
-    if not isinstance(leaf, jax.Array):
+    if not _is_jax(leaf):
         return array
     if checks.is_traced(array) or checks.is_traced(leaf):
         sharding = jax.typeof(leaf).sharding if checks.is_traced(leaf) else leaf.sharding
@@ -44,12 +46,32 @@ def like(array: Array, leaf: Any) -> Array:
 
 def unsharded(array: Any) -> Any:
     """Return an array that no explicit axis divides, and anything else as it is."""
-    if not isinstance(array, jax.Array) or jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+    if all(axes is None for axes in _spec(array)):
         return array
-    sharding: Any = jax.typeof(array).sharding
-    if all(axes is None for axes in sharding.spec):
-        return array
-    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+    mesh = jax.typeof(array).sharding.mesh
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))
+
+
+def auto(function: Callable[..., _Result], out_like: Any) -> Callable[..., _Result]:
+    """Let a function compute as if no axis of its arguments were explicit.
+
+    The compiler then decides what is distributed, so reshapes, scatters and loops need no type of
+    a sharding, and nothing is gathered for them. ``out_like`` is a tree of the structure of the
+    results, of arrays whose shardings they take. Arrays have to be arguments, not closed over.
+    """
+
+    def call(*args: Any) -> _Result:
+        shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(args) if _is_jax(leaf)]
+        mesh = next((sharding.mesh for sharding in shardings if _is_explicit(sharding)), None)
+        if mesh is None:
+            return function(*args)
+        types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+        axes = tuple(name for name, kind in types if kind == jax.sharding.AxisType.Explicit)
+        out = jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf)), out_like)
+        result: _Result = jax.sharding.auto_axes(function, axes=axes, out_sharding=out)(*args)
+        return result
+
+    return call
 
 
 @contextlib.contextmanager
@@ -80,9 +102,18 @@ def _as_shape(array: Array, sharding: Any) -> Array:
     return jax.sharding.reshard(array, sharding) if is_known else array
 
 
+def _spec(leaf: Any) -> PartitionSpec:
+    """Return which explicit axes divide an array; of anything else none does."""
+    return jax.typeof(leaf).sharding.spec if _is_jax(leaf) else PartitionSpec()
+
+
+def _is_jax(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array)
+
+
 def _has_explicit_mesh(leaf: Any) -> bool:
     """Whether a leaf is an array with known devices in a mesh of explicit axes."""
-    if not isinstance(leaf, jax.Array) or checks.is_traced(leaf):
+    if not _is_jax(leaf) or checks.is_traced(leaf):
         return False
     return isinstance(leaf.sharding, NamedSharding) and _is_explicit(leaf.sharding)
 
