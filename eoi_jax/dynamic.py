@@ -25,9 +25,9 @@ import optax
 from eoi_jax import masks
 from eoi_jax._internal import checks, selection, trees
 from eoi_jax._internal.keys import one_key, threefry_key
-from eoi_jax._internal.masked_state import reset_masked_state, zero_masked_params
+from eoi_jax._internal.masked_state import masked_state_resetter, zero_masked_params
 from eoi_jax.optim import StaticSparseState, static_sparse
-from eoi_jax.typing import Array, LayoutOf, Mask, Params
+from eoi_jax.typing import Array, LayoutOf, Mask, MaskOf, Params
 
 __all__ = ["DynamicSparseState", "rigl", "sparse_evolutionary_training"]
 
@@ -54,7 +54,7 @@ class DynamicSparseState(NamedTuple):
 
 def sparse_evolutionary_training(
     inner: optax.GradientTransformation | optax.MultiSteps,
-    mask: Mask,
+    mask: Mask | MaskOf,
     *,
     key: Array,
     update_every: int = 100,
@@ -78,7 +78,8 @@ def sparse_evolutionary_training(
 
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
-        mask: The mask to start from, of the parameters' structure. Leaves with a scalar ``True``
+        mask: The mask to start from, of the parameters' structure, or a function that makes one of
+            the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
             stay dense.
         key: A random key. Step :math:`t` draws from ``jax.random.fold_in(key, t)``.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
@@ -137,7 +138,7 @@ def sparse_evolutionary_training(
 
 def rigl(
     inner: optax.GradientTransformation | optax.MultiSteps,
-    mask: Mask,
+    mask: Mask | MaskOf,
     *,
     update_every: int = 100,
     drop_fraction: float | Array | optax.Schedule = 0.3,
@@ -184,7 +185,8 @@ def rigl(
 
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
-        mask: The mask to start from, of the parameters' structure. Leaves with a scalar ``True``
+        mask: The mask to start from, of the parameters' structure, or a function that makes one of
+            the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
             stay dense. A kernel without a masked weight has nothing to grow and stays as it is.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
         drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to drop, in
@@ -280,13 +282,14 @@ class _Options(NamedTuple):
 
 def _dynamic_sparse(
     inner: optax.GradientTransformation | optax.MultiSteps,
-    mask: Mask,
+    mask: Mask | MaskOf,
     options: _Options,
     key_data: Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Train under a mask that drops and grows weights."""
     options = options.checked()
     static = static_sparse(inner, mask)
+    reset_masked_state = masked_state_resetter(inner.init)
 
     def init(params: Params) -> DynamicSparseState:
         static_state = static.init(params)
@@ -339,7 +342,7 @@ def _drop_and_grow(
     """Return the mask of the weights that stay, and the next mask: those and the grown."""
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    leaf_masks, gradients = treedef.flatten_up_to(state.mask), treedef.flatten_up_to(updates)
+    leaf_masks, gradients = jax.tree.leaves(state.mask), treedef.flatten_up_to(updates)
     fraction = options.fraction_at(state.step)
     pairs: list[tuple[Any, Any]] = []
     for index, ((path, leaf), leaf_mask, gradient) in enumerate(
@@ -352,8 +355,9 @@ def _drop_and_grow(
         order = options.growth_order(index, state, gradient, batch_axes)
         arrays = leaf_mask, leaf, order, fraction
         pairs.append(_drop_and_grow_leaf(*arrays, options.regrow_dropped, batch_axes))
-    kept, new = zip(*pairs, strict=True)
-    return jax.tree.unflatten(treedef, kept), jax.tree.unflatten(treedef, new)
+    mask_treedef: Any = jax.tree.structure(state.mask)
+    kept, new = (mask_treedef.unflatten(leaves) for leaves in zip(*pairs, strict=True))
+    return kept, new
 
 
 @functools.partial(jax.jit, static_argnames=("regrow_dropped", "batch_axes"))

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal.arrays import native, nonzero
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.trees import is_kernel
 from eoi_jax.typing import Array, Densities, LayoutOf, Mask, Params, Scores, Where
@@ -54,7 +55,7 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
     r"""Return the mask of the weights that are not zero.
 
     :math:`M_{ij} = [W_{ij} \neq 0]` for every kernel :math:`W`, and the scalar ``True`` for every
-    other leaf. A NaN counts as non-zero.
+    other leaf. A NaN counts as non-zero, and so does a subnormal number, on every device.
 
     Args:
         params: A pytree of arrays.
@@ -79,7 +80,9 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
     trees.some_weights(params, kernels)
     # A new scalar each time: one buffer shared by two leaves could not be donated.
     return jax.tree.map(
-        lambda kernel, leaf: jnp.asarray(leaf) != 0 if kernel else jnp.array(True), kernels, params
+        lambda kernel, leaf: jnp.asarray(nonzero(leaf)) if kernel else jnp.array(True),
+        kernels,
+        params,
     )
 
 
@@ -113,7 +116,7 @@ def apply(mask: Mask, tree: Params) -> Params:
             return leaf
         return jnp.where(leaf_mask, leaf, jnp.zeros((), leaf.dtype))
 
-    return jax.tree.map(leaf_apply, mask, tree)
+    return jax.tree.map(leaf_apply, trees.boxed_as(mask, tree), tree)
 
 
 def random(key: Array, params: Params, densities: Densities, *, where: Where = is_kernel) -> Mask:
@@ -402,8 +405,8 @@ def adopt(
 
     Args:
         tree: A pytree, such as a flat or nested dict, of boolean or 0/1 arrays that NumPy can
-            read: one for each kernel, or a scalar ``True`` for a kernel that stays dense. Other
-            leaves may be left out or be all ones.
+            read, or tensors of PyTorch of any dtype and device: one for each kernel, or a scalar
+            ``True`` for a kernel that stays dense. Other leaves may be left out or be all ones.
         params: The parameters, or their shapes, that the mask is for.
         order: ``"jax"`` for axes as those of ``params``; ``"torch"`` for ``(outputs, inputs,
             *taps)`` where ``params`` has ``(*taps, inputs, outputs)``, in linear layers and
@@ -454,12 +457,12 @@ def adopt(
         name = _name(path)
         if name not in given:
             return jnp.array(True)
-        found = _zero_or_one(given[name], name)
-        expected = _torch_shape(leaf.shape) if order == "torch" else tuple(leaf.shape)
+        found, shape = _zero_or_one(given[name], name), np.shape(leaf)
+        expected = _torch_shape(shape) if order == "torch" else shape
         if found.shape not in ((), expected):
             raise ValueError(
                 f"tree[{name}] has shape {found.shape}, neither () nor {expected}: that of the "
-                f"weights is {tuple(leaf.shape)}, order={order!r}. {_remedy(found, leaf, order)}"
+                f"weights is {shape}, order={order!r}. {_remedy(found.shape, shape, order)}"
             )
         if not found.all() and (found.ndim == 0 or not kernel):
             raise ValueError(
@@ -491,7 +494,7 @@ def _by_name(tree: Any, argument: str) -> dict[str, Any]:
         name = _name(path)
         if name in found:
             raise ValueError(
-                f"{argument}[{trees.path_name(path)}] is a second {name!r}. "
+                f"{argument}[{checks.printable(trees.path_name(path))}] is a second {name!r}. "
                 "Rename one of the two, or leave it out."
             )
         found[name] = leaf
@@ -500,19 +503,25 @@ def _by_name(tree: Any, argument: str) -> dict[str, Any]:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{{{', '.join(names[:_NAMED])}}}{more}"
+    return f"{{{', '.join(map(checks.printable, names[:_NAMED]))}}}{more}"
 
 
 def _zero_or_one(leaf: Any, name: str) -> Any:
     """Read a mask of any library as booleans."""
     try:
-        values = np.asarray(leaf)
-    except Exception as error:  # each library raises another for devices, gradients, tracing
+        values = _on_host(leaf)
+    except Exception as error:  # each library raises another for devices, layouts, tracing
         raise ValueError(
             f"tree[{name}] of type {type(leaf).__name__} is outside what NumPy can read: {error} "
-            "Bring it to the host first, from PyTorch with tensor.detach().cpu().numpy()."
+            "Bring it to the host first, from PyTorch with "
+            "tensor.detach().cpu().to_dense().float().numpy()."
         ) from error
-    good = (values == 0) | (values == 1)
+    if not (values.dtype == bool or jnp.issubdtype(values.dtype, jnp.number)):
+        raise ValueError(
+            f"tree[{name}] of type {type(leaf).__name__} and dtype {values.dtype} is outside the "
+            "arrays of booleans or numbers. Convert it with np.asarray(mask, bool)."
+        )
+    good = ~nonzero(values) | (values == 1)
     if not np.all(good):
         raise checks.value_error(
             f"tree[{name}]",
@@ -523,14 +532,24 @@ def _zero_or_one(leaf: Any, name: str) -> Any:
     return np.asarray(values == 1)
 
 
+def _on_host(leaf: Any) -> Any:
+    """Read an array of any library; those of PyTorch, which is not imported, have a ``detach``."""
+    if hasattr(leaf, "detach"):
+        leaf = leaf.detach().cpu()
+        try:
+            return np.asarray(leaf)
+        except TypeError:  # NumPy has no bfloat16; 0 and 1 are the same in float32
+            return np.asarray(leaf.float())
+    return native(np.asarray(leaf))
+
+
 def _torch_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Reorder the axes ``(*taps, inputs, outputs)`` of a kernel as PyTorch does."""
     return (*shape[-1:], *shape[-2:-1], *shape[:-2])
 
 
-def _remedy(found: Any, leaf: Any, order: str) -> str:
+def _remedy(shape: tuple[int, ...], expected: tuple[int, ...], order: str) -> str:
     """Say what to do about a shape: that of the other order, perhaps."""
-    shape, expected = tuple(found.shape), tuple(leaf.shape)
     if order == "torch" and shape == expected:
         return 'It fits as it is: order="jax".'
     if order == "jax" and len(shape) >= 2 and shape == _torch_shape(expected):

@@ -20,8 +20,13 @@ import optax
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, trees
-from eoi_jax._internal.masked_state import reset_masked_state, zero_masked_params
-from eoi_jax.typing import Mask, Params
+from eoi_jax._internal.masked_state import (
+    mask_copies,
+    masked_state_resetter,
+    with_masked_arguments,
+    zero_masked_params,
+)
+from eoi_jax.typing import Mask, MaskOf, Params
 
 __all__ = ["MaskUpdatesState", "StaticSparseState", "mask_updates", "static_sparse"]
 
@@ -39,7 +44,7 @@ class StaticSparseState(NamedTuple):
     inner_state: optax.OptState
 
 
-def mask_updates(mask: Mask) -> optax.GradientTransformation:
+def mask_updates(mask: Mask | MaskOf) -> optax.GradientTransformation:
     r"""Set the updates of masked weights to zero, element by element.
 
     :math:`u \leftarrow M \odot u`; an infinite or NaN update of a masked weight becomes 0 as well.
@@ -47,7 +52,8 @@ def mask_updates(mask: Mask) -> optax.GradientTransformation:
     yet stays what it is: use :func:`static_sparse` for the guarantee that it is zero.
 
     Args:
-        mask: A mask of the parameters' structure.
+        mask: A mask of the parameters' structure, or a function that makes one of the parameters,
+            such as :func:`eoi_jax.masks.support`: ``init`` calls it.
 
     Returns:
         A transformation whose state is a :class:`MaskUpdatesState`.
@@ -66,7 +72,7 @@ def mask_updates(mask: Mask) -> optax.GradientTransformation:
     """
 
     def init(params: Params) -> MaskUpdatesState:
-        return MaskUpdatesState(_checked_copy(mask, params))
+        return MaskUpdatesState(mask_of(mask, params))
 
     def update(
         updates: optax.Updates, state: MaskUpdatesState, params: Params | None = None
@@ -78,7 +84,7 @@ def mask_updates(mask: Mask) -> optax.GradientTransformation:
 
 
 def static_sparse(
-    inner: optax.GradientTransformation | optax.MultiSteps, mask: Mask
+    inner: optax.GradientTransformation | optax.MultiSteps, mask: Mask | MaskOf
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keep masked weights at exactly 0, whatever optimizer stands inside.
 
@@ -100,11 +106,17 @@ def static_sparse(
     gradients, the iterates of schedule-free. Its masked entries get the value that ``inner.init``
     gives to a weight of zero. That is 0, but for optimizers that start from a floor (Adagrad,
     Yogi), which keep it. A leaf may hold several copies along further axes in front (the memory of
-    L-BFGS); one of any other shape than its parameter's is left alone: Adafactor's factored
-    moments, SM3's accumulators, counters.
+    L-BFGS). One whose axes are not those of its parameter is left alone: counters, the factored
+    moments of Adafactor, the accumulators of SM3, the projections of GaLore and the moments within
+    them, also where such an array happens to have the kernel's shape. (``inner.init`` is asked,
+    without computing anything, which shapes it gives to kernels of other shapes.)
 
-    Three limits. A Kronecker factor that happens to have its square kernel's shape, at its
-    kernel's place in such a tree, cannot be told from a moment (Optax has no such optimizer). A
+    A function that is passed through ``update`` (``value_fn`` of a line search, ``grad_fn`` of
+    opaque SAM, ``obj_fn`` of Sophia) sees masked parameters, and gradients that it returns or that
+    are passed themselves are masked.
+
+    Three limits. Moments of the kernel's whole shape that are kept in a rotated basis, as SOAP
+    does, cannot be told from moments of the weights (Optax has no such optimizer). A
     masked weight that is infinite or NaN cannot be brought back by adding an update: see
     :func:`eoi_jax.masks.apply`. And an optimizer that divides 0 by 0 for a weight and gradient
     of zero (``eps=0``) and then takes a norm over its updates spreads the NaN, as it does for any
@@ -113,7 +125,9 @@ def static_sparse(
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
             Place nothing after it that moves weights.
-        mask: A mask of the parameters' structure.
+        mask: A mask of the parameters' structure, or a function that makes one of the parameters,
+            such as :func:`eoi_jax.masks.support`: ``init`` calls it, so that optimizer and
+            parameters may be made in any order. The mask is in the state from then on.
 
     Returns:
         A transformation whose state is a :class:`StaticSparseState`. Extra arguments of
@@ -151,9 +165,10 @@ def static_sparse(
         # ``inner.gradient_transformation()`` would drop the extra arguments of ``update``.
         inner = optax.GradientTransformationExtraArgs(inner.init, inner.update)
     inner = optax.with_extra_args_support(inner)
+    reset_masked_state = masked_state_resetter(inner.init)
 
     def init(params: Params) -> StaticSparseState:
-        state_mask = _checked_copy(mask, params)
+        state_mask = mask_of(mask, params)
         masked_params = params if _is_placeholder(params) else masks.apply(state_mask, params)
         return StaticSparseState(state_mask, inner.init(masked_params))
 
@@ -173,6 +188,12 @@ def static_sparse(
             )
         mask = state.mask
         masked_params = masks.apply(mask, params)
+        extra_args = {
+            name: with_masked_arguments(mask, params, value)
+            if callable(value) and jax.tree_util.all_leaves([value])
+            else mask_copies(mask, params, value)
+            for name, value in extra_args.items()
+        }
         # The compiler keeps the constants of this and drops the rest.
         fresh = inner.init(masked_params)
         inner_updates, inner_state = inner.update(
@@ -189,13 +210,26 @@ def static_sparse(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _checked_copy(mask: Mask, params: Params) -> Mask:
-    """Check a mask and copy it: a donated optimizer state must not take the user's mask along."""
+def mask_of(mask: Mask | MaskOf, params: Params) -> Mask:
+    """Return the mask that the state of an optimizer holds.
+
+    A function makes it of the parameters. It is a copy, since a donated state must not take the
+    user's mask along, and has no names of axes where it has no axes.
+    """
     if _is_placeholder(params):
+        if _is_function(mask):
+            return params  # the structure of the mask is not known before the parameters
         trees.mask_leaves(mask)
     else:
+        mask = mask(params) if _is_function(mask) else mask
         trees.mask_fits(mask, params)
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
+    copy = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
+    return trees.without_axis_names(copy)
+
+
+def _is_function(mask: Any) -> bool:
+    """Whether a mask is a function of the parameters; modules of Equinox are trees with a call."""
+    return callable(mask) and jax.tree_util.all_leaves([mask])
 
 
 def _is_placeholder(params: Params) -> bool:

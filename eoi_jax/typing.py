@@ -7,6 +7,7 @@
 ``Params``      a pytree of arrays: a Linen dict, an ``nnx.State``, an Equinox or Haiku tree
 ``Mask``        a pytree of the structure of ``Params``: a boolean array of the leaf's shape for
                 a sparse kernel, a scalar ``True`` for a leaf that stays dense
+``MaskOf``      ``params -> Mask``, such as :func:`eoi_jax.masks.support`
 ``Densities``   a pytree of the structure of ``Params``: a fraction of non-zeros in (0, 1] for a
                 sparse kernel, ``1.0`` for a leaf that stays dense
 ``Scores``      a pytree of the structure of ``Params``: larger means keep
@@ -31,6 +32,7 @@ __all__ = [
     "Layout",
     "LayoutOf",
     "Mask",
+    "MaskOf",
     "Params",
     "Scores",
     "Shape",
@@ -44,6 +46,7 @@ Params: TypeAlias = Any
 Mask: TypeAlias = Any
 Densities: TypeAlias = Any
 Scores: TypeAlias = Any
+MaskOf: TypeAlias = Callable[[Params], Mask]
 Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
 
 

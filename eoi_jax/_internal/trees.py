@@ -14,13 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks
+from eoi_jax._internal.arrays import nonzero
 from eoi_jax.typing import Layout, Params, Where
 
 KERNEL_NAMES = ("kernel", "weight", "w")
 
 
 def same_structure(tree: Any, other: Any, *, name: str, other_name: str) -> None:
-    """Require two pytrees of one structure; the error names the first path where they differ."""
+    """Require two pytrees of one structure; the error names the first path where they differ.
+
+    A leaf may stand for a box of one array (a variable of NNX, or what Linen wraps an annotated
+    parameter in): see :func:`without_axis_names`.
+    """
+    if _structure(tree) != _structure(other):
+        tree, other = _unboxed(tree), _unboxed(other)
     if _structure(tree) != _structure(other):
         path, problem = _first_difference(tree, other, other_name)
         raise ValueError(
@@ -64,6 +71,50 @@ def _kind(node: Any) -> str:
         return "None"
     is_leaf = jax.tree_util.all_leaves([node])
     return "a leaf" if is_leaf else f"a node {_one_level(node)[1]}"
+
+
+def boxed_as(tree: Any, params: Params) -> Any:
+    """Give a tree of one leaf for each of ``params`` the structure of ``params``."""
+    return jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(tree))
+
+
+def without_axis_names(tree: Any) -> Any:
+    """Take scalars out of the boxes whose metadata name an axis for each of a parameter's axes.
+
+    The scalar ``True`` of a dense leaf stands in the parameter's place, but has none of its axes:
+    Flax would make a sharding of the names that does not fit.
+    """
+
+    def take_out(node: Any) -> Any:
+        if not _is_box(node):
+            return node
+        [value] = jax.tree.leaves(node)
+        return value if np.ndim(value) == 0 and _names_axes(node) else node
+
+    return jax.tree.map(take_out, tree, is_leaf=_is_box)
+
+
+def _unboxed(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda node: jax.tree.leaves(node)[0] if _is_box(node) else node, tree, is_leaf=_is_box
+    )
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node has one child, the array in its attribute ``value``."""
+    children, _ = _one_level(node)
+    if len(children) != 1:
+        return False
+    [(path, child)] = children.items()
+    return path != () and without_value(path) == () and jax.tree_util.all_leaves([child])
+
+
+def _names_axes(box: Any) -> bool:
+    """Whether a box names the axes of its array: Linen's boxes do, a variable of NNX may."""
+    if not hasattr(box, "get_metadata"):
+        return True
+    metadata = box.get_metadata()
+    return any(metadata.get(name) for name in ("out_sharding", "sharding_names", "sharding"))
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -125,7 +176,7 @@ def mask_fits(mask: Any, tree: Any, *, name: str = "mask", tree_name: str = "par
                 "Build it with that shape; the scalar keeps the leaf dense."
             )
 
-    jax.tree_util.tree_map_with_path(check, mask, tree)
+    jax.tree_util.tree_map_with_path(check, boxed_as(mask, tree), tree)
 
 
 def mask_leaves(mask: Any, *, name: str = "mask") -> None:
@@ -266,7 +317,7 @@ def some_weights(params: Any, kernels: Any) -> None:
                 f"{where} is a shape without values, outside the arrays. "
                 "Draw the parameters first; masks.random takes shapes."
             )
-        if np.size(leaf) and not np.any(np.asarray(leaf)):
+        if np.size(leaf) and not nonzero(np.asarray(leaf)).any():
             raise ValueError(
                 f"{where} is zero everywhere, outside the kernels with a weight that is not. "
                 "None of its weights would ever train: leave it dense with "
