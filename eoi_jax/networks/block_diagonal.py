@@ -12,6 +12,7 @@ import numpy as np
 
 from eoi_jax import initializers, masks, sao
 from eoi_jax._internal import block_diagonal, checks, layouts, trees
+from eoi_jax._internal.arrays import nonzero
 from eoi_jax._internal.conv import at_center
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.networks.base import SparseInit
@@ -129,7 +130,7 @@ def _sparse_layer(
         )
         tap = matrix.astype(dtype)
         kernel = at_center(tap, geometry.shape, transposed=geometry.transposed)
-        return kernel, jnp.broadcast_to(matrix != 0, geometry.shape)
+        return kernel, jnp.broadcast_to(nonzero(matrix), geometry.shape)
 
     return draw
 
