@@ -3,7 +3,7 @@
 Each leaf of the parameters is a dense tensor under its path, the keys joined by ``/`` as in
 ``block/conv/kernel``. Inside a key ``~`` is written ``~0`` and ``/`` is written ``~1`` (RFC 6901),
 so the names of Haiku's modules come back as they were. The ``value`` attribute in which NNX keeps
-an array is no part of a path.
+an array is no part of a path. A path has at most 100 keys, and only characters that can be printed.
 
 Each leaf whose mask is an array has a second tensor, its path and ``~mask``: the mask's bits in the
 order of the weights, eight to a byte, the first in the highest bit, as :func:`numpy.packbits` packs
@@ -12,17 +12,22 @@ them. That is one bit a weight, 1/32 of float32 weights.
 The file's metadata have one entry, ``eoi_jax``, in JSON: the number of the format, versions, and of
 every leaf its dtype and shape, and of a kernel the layout if one was given; of one with a mask also
 how many weights it keeps, its density and, of a kernel whose axes are known, the largest of its
-:func:`eoi_jax.spectrum.kernel_orthogonality_errors`.
+:func:`eoi_jax.spectrum.kernel_orthogonality_errors`. ``sha256`` in it has digests: under
+``tensors`` of the bytes of each tensor, and under ``records`` of all else in the entry, as
+:func:`json.dumps` writes it.
 
-The format holds no code and nothing is unpickled. :func:`load` says what it verifies; measure
-anything else that matters in a file from a stranger.
+The format holds no code and nothing is unpickled. :func:`load` says what it verifies. Digests tell
+of damage, not of who wrote a file: measure what matters in a file from a stranger.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +37,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as safetensors_bytes
 
 from eoi_jax import spectrum
-from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal import checks, selection, shardings, trees
+from eoi_jax._internal.arrays import native, nonzero
 from eoi_jax._internal.files import atomic_write
 from eoi_jax._internal.version import __version__
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
@@ -44,6 +50,9 @@ __all__ = ["SavedNetwork", "load", "save"]
 
 _FORMAT = 1
 _ENTRY = "eoi_jax"  # of the metadata of the file
+_DIGESTS = "sha256"  # in the entry; files of earlier versions have the other four keys alone
+_RECORDS = {"format", "versions", "leaves", "user"}
+_MAX_KEYS = 100  # of a path: functions over trees call themselves once for each
 _MASK = "~mask"  # no name ends so: in names a ~ has 0 or 1 behind it
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _INTEGERS = ("int8", "int16", "int32", "int64")
@@ -51,7 +60,7 @@ _DTYPES = (*_FLOATS, "bool", *_INTEGERS, *(f"u{name}" for name in _INTEGERS))
 
 
 class _Leaf(NamedTuple):
-    """An array, and which of its weights may be non-zero: None if all may."""
+    """An array on the host, and which of its weights may be non-zero: None if all may."""
 
     value: NDArray[Any]
     kept: NDArray[np.bool_] | None
@@ -64,8 +73,9 @@ class SavedNetwork(NamedTuple):
         params: The parameters, exactly zero off the mask.
         mask: Which weights may be non-zero.
         metadata: The file's records, a dict: ``"format"``, ``"versions"``, ``"leaves"``, which has
-            the records of each leaf by its path, and ``"user"``, what the user gave to
-            :func:`save`. An ``"orthogonality_error"`` is as recorded, not verified.
+            the records of each leaf by its path, ``"user"``, what the user gave to :func:`save`,
+            and ``"sha256"``, the digests. An ``"orthogonality_error"`` is as recorded, not measured
+            again.
     """
 
     params: Params
@@ -95,8 +105,10 @@ def save(
     """Write a sparse network to a file, in safetensors.
 
     The file is complete or not there: it is written under another name and then renamed, and
-    replaces an older one. A mask takes one bit a weight, 1/32 of what float32 weights take; the
-    weights are stored dense, so any program that reads safetensors can use them.
+    replaces an older one; any number of threads and processes may write one path. A mask takes one
+    bit a weight, 1/32 of what float32 weights take; the weights are stored dense, so any program
+    that reads safetensors can use them. Arrays may be sharded in any way, and those of NumPy have
+    any byte order: what is written, and measured, are their values on the host.
 
     Args:
         path: The file, usually ``*.safetensors``, in a folder that exists.
@@ -119,8 +131,9 @@ def save(
     Raises:
         ValueError: If the mask does not fit; if a weight off the mask is not zero, or any weight is
             not finite; if a leaf is no array, a random key or of a dtype that the format has not;
-            if two leaves would have one name; if JSON does not give back the metadata.
-        OSError: If the file cannot be written.
+            if two leaves would have one name, or one a name that cannot be printed or has more than
+            100 keys; if JSON does not give back the metadata.
+        OSError: If the file cannot be written, as on a full disk. The old file is as it was.
 
     Example:
         >>> import pathlib, tempfile
@@ -145,7 +158,7 @@ def save(
     for name, (key_path, leaf), leaf_mask in rows:
         where = f"params[{name}]"
         value = _array(leaf, where)
-        kept = np.asarray(leaf_mask) if np.ndim(leaf_mask) else None
+        kept = _on_host(leaf_mask, f"mask[{name}]") if np.ndim(leaf_mask) else None
         leaves[name] = _Leaf(value, kept)
         _check_weights(leaves[name], where, "Mask them first: eoi.masks.apply(mask, params).")
         record = records[name] = {"dtype": value.dtype.name, "shape": list(value.shape)}
@@ -155,7 +168,7 @@ def save(
             record["layout"] = found._asdict()
         if kept is not None:
             record |= _counts(kept)
-            record |= _measured(name, leaf, found) if is_kernel else {}
+            record |= _measured(name, value, found) if is_kernel else {}
     versions = {"eoi_jax": __version__, "jax": jax.__version__}
     _write(Path(path), leaves, {"versions": versions, "leaves": records, "user": metadata})
 
@@ -163,16 +176,20 @@ def save(
 def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwork:
     """Read a sparse network that :func:`save` wrote, and verify it.
 
-    Verified are the names, shapes and dtypes of all tensors, a mask of the right size for each
-    leaf that has one, the number of weights that it keeps and their density, zeros off the mask,
-    and that all weights are finite. Versions, layouts, orthogonality errors and the user's
-    metadata are as recorded, not verified.
+    Verified are the digests of all tensors and of all records, so that the file is bit for bit what
+    was written; and of any file the names, shapes and dtypes of all tensors, a mask of the right
+    size for each leaf that has one, the number of weights that it keeps and their density, zeros
+    off the mask, and that all weights are finite and all booleans are 0 or 1. A file of an earlier
+    version has no digests: it is read with a warning, and what changed in its weights, versions,
+    layouts, orthogonality errors and the user's metadata would not be noticed. Whoever writes a
+    file can write fitting digests too: they tell of damage, not of intent.
 
     Args:
         path: The file.
         like: A pytree of the structure, shapes and dtypes that were saved, of arrays or
-            :class:`jax.ShapeDtypeStruct`, as ``jax.eval_shape(model.init, key, x)`` gives. Default:
-            nested dicts whose keys are strings.
+            :class:`jax.ShapeDtypeStruct`, as ``jax.eval_shape(model.init, key, x)`` gives. A leaf
+            that has a sharding, or a place that was chosen for it, gives the same to the leaf that
+            is read and to its mask. Default: nested dicts whose keys are strings.
 
     Returns:
         Parameters and mask in the structure of ``like``, and the metadata. Training goes on with
@@ -180,8 +197,9 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
 
     Raises:
         ValueError: If the file is none that :func:`save` wrote, is truncated, has a tensor too few
-            or too many, or does not agree with its records; if it does not fit ``like``; if it
-            has 64-bit weights, which JAX has not enabled.
+            or too many, or does not agree with its digests or records; if a name is none that
+            :func:`save` gives; if it does not fit ``like``; if it has 64-bit weights, which JAX has
+            not enabled.
         OSError: If there is no file, or it cannot be read.
 
     Example:
@@ -201,41 +219,78 @@ def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwo
             problem = f"has {name} in {leaf.value.dtype}, outside the dtypes that JAX has enabled"
             remedy = "Enable it: JAX_ENABLE_X64=1, or jax.config.update('jax_enable_x64', True)."
             raise checks.value_error("path", str(path), problem, remedy)
-    params = {name: jnp.asarray(leaf.value) for name, leaf in leaves.items()}
-    mask = {  # a new scalar for each dense leaf: two may not share a buffer
-        name: jnp.array(True if leaf.kept is None else leaf.kept) for name, leaf in leaves.items()
-    }
     if like is None:
-        return SavedNetwork(_nested(params), _nested(mask), header)
-    names, treedef = _fitting(path, like, params), jax.tree.structure(like)
+        params, mask = map(_nested, _on_devices(leaves, {}))
+        return SavedNetwork(params, mask, header)
+    names, treedef = _fitting(path, like, leaves), jax.tree.structure(like)
+    places = dict(zip(names, jax.tree.leaves(like), strict=True))
     params, mask = (
-        jax.tree.unflatten(treedef, [found[name] for name in names]) for found in (params, mask)
+        jax.tree.unflatten(treedef, [found[name] for name in names])
+        for found in _on_devices(leaves, places)
     )
     return SavedNetwork(params, mask, header)
+
+
+def _on_devices(
+    leaves: dict[str, _Leaf], places: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put weights and masks where the leaves of ``places`` are, without a copy elsewhere."""
+
+    def put(name: str, array: Any) -> jax.Array:
+        return jnp.asarray(shardings.like(array, places.get(name)))
+
+    params = {name: put(name, leaf.value) for name, leaf in leaves.items()}
+    mask = {  # a new scalar for each dense leaf: two may not share a buffer
+        name: jnp.array(True) if leaf.kept is None else put(name, leaf.kept)
+        for name, leaf in leaves.items()
+    }
+    return params, mask
 
 
 def _name(path: tuple[Any, ...]) -> str:
     """Return the name of a leaf: the keys of its path, each without a slash."""
     keys = (jax.tree_util.keystr((key,), simple=True) for key in trees.without_value(path))
-    return "/".join(key.replace("~", "~0").replace("/", "~1") for key in keys)
+    return "/".join(map(_escaped, keys))
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _unescaped(key: str) -> str:
+    return key.replace("~1", "/").replace("~0", "~")
 
 
 def _names(tree: Any, argument: str) -> list[str]:
     """Return the names of the leaves of a tree, one for each, none of them within another."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    for name in names:
-        if "" in name.split("/") or name == "__metadata__":
-            raise ValueError(
-                f"{argument}[{name}] is outside the leaves that have a name, other than '' and "
-                '__metadata__. Give a dict: {"kernel": array}.'
-            )
-    clash = _clash(names)
-    if clash is not None:
+    problem = _problem_of(names)
+    if problem is not None:
+        name, reason = problem
         raise ValueError(
-            f"{argument}[{clash}] has no unique name: another leaf has this name or a part of it. "
-            "Rename it; an attribute called value is no part of a name."
+            f"{argument}[{checks.printable(name)}] {reason}. Rename it, or give a dict: "
+            '{"kernel": array}; an attribute called value is no part of a name.'
         )
     return names
+
+
+def _problem_of(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return a name that a file may not have, with the reason, if there is one."""
+    for name in names:
+        keys = name.split("/")
+        if len(keys) > _MAX_KEYS:
+            return name, f"has a path of {len(keys)} keys, outside [1, {_MAX_KEYS}]"
+        if "" in keys or name == "__metadata__":
+            return name, "is outside the names other than '' and '__metadata__'"
+        if not name.isprintable():  # a terminal would obey
+            return name, "has characters that cannot be printed"
+        if any(_escaped(_unescaped(key)) != key for key in keys):
+            return name, "has a ~ without 0 or 1 behind it"
+    # A path comes directly before those that begin with it: no need to compare all with all.
+    for path, after in itertools.pairwise(sorted(name.split("/") for name in names)):
+        if after[: len(path)] == path:
+            return "/".join(after), "has no unique name: another leaf has it, or a part of it"
+    return None
 
 
 def _array(leaf: Any, where: str) -> NDArray[Any]:
@@ -244,7 +299,7 @@ def _array(leaf: Any, where: str) -> NDArray[Any]:
         raise ValueError(
             f"{where} is of type {type(leaf).__name__}, outside the arrays of JAX and NumPy. Save "
             "arrays only: eqx.filter(model, eqx.is_inexact_array), jnp.asarray of a number, or "
-            "tensor.detach().cpu().numpy() of PyTorch."
+            "tensor.detach().cpu().numpy() of PyTorch, where bfloat16 needs .float() before it."
         )
     if checks.is_traced(leaf):
         raise checks.value_error(where, leaf, "is being traced", "Save outside of jit.")
@@ -258,7 +313,17 @@ def _array(leaf: Any, where: str) -> NDArray[Any]:
         raise ValueError(
             f"{where} has dtype {leaf.dtype}, outside {{{dtypes}}}. Convert it with leaf.astype."
         )
-    return np.asarray(leaf)
+    return _on_host(leaf, where)
+
+
+def _on_host(leaf: Any, where: str) -> NDArray[Any]:
+    """Copy an array to the host, from one device or many."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        raise ValueError(
+            f"{where} is spread over other processes, outside the arrays that this one can read. "
+            "Gather it first: jax.experimental.multihost_utils.process_allgather(leaf, tiled=True)."
+        )
+    return native(np.asarray(leaf))
 
 
 def _measured(name: str, leaf: Any, layout: Layout | None) -> dict[str, float]:
@@ -280,23 +345,23 @@ def _measured(name: str, leaf: Any, layout: Layout | None) -> dict[str, float]:
     return {"orthogonality_error": error} if math.isfinite(error) else {}
 
 
-def _fitting(path: Any, like: Any, params: dict[str, Any]) -> list[str]:
+def _fitting(path: Any, like: Any, leaves: dict[str, _Leaf]) -> list[str]:
     """Return the names of the leaves of ``like``, which have to be those of the file."""
     names = _names(like, "like")
     for name, leaf in zip(names, jax.tree.leaves(like), strict=True):
-        if name not in params:
+        if name not in leaves:
             raise ValueError(
-                f"like[{name}] is not in {str(path)!r}, outside {sorted(params)}. "
+                f"like[{name}] is not in {str(path)!r}, outside {sorted(leaves)}. "
                 "Build like from the model that was saved."
             )
-        saved = params[name]
+        saved = leaves[name].value
         if (np.shape(leaf), jnp.result_type(leaf)) != (saved.shape, saved.dtype):
             raise ValueError(
                 f"like[{name}] has shape {np.shape(leaf)} and dtype {jnp.result_type(leaf)}, but "
                 f"{str(path)!r} has {saved.shape} and {saved.dtype}. "
                 "Build like from the model that was saved."
             )
-    left = sorted(set(params).difference(names))
+    left = sorted(set(leaves).difference(names))
     if left:
         raise ValueError(
             f"like has no leaf {left[0]}, one of {len(left)} that only {str(path)!r} has. "
@@ -309,7 +374,7 @@ def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
     """Make nested dicts of names."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
-        *parents, last = (key.replace("~1", "/").replace("~0", "~") for key in name.split("/"))
+        *parents, last = map(_unescaped, name.split("/"))
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -323,22 +388,29 @@ def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
 def _write(path: Path, leaves: dict[str, _Leaf], header: dict[str, Any]) -> None:
     """Check the header and write a file, all of it or nothing."""
     remedy = "Give dicts whose keys are strings, lists (no tuples), strings, finite numbers, None."
-    try:
-        text = json.dumps({"format": _FORMAT, **header}, allow_nan=False)
-        is_same = json.loads(text)["user"] == header["user"]
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"metadata is outside what JSON holds: {error}. {remedy}") from None
-    if not is_same:
-        raise ValueError(f"metadata is outside what JSON gives back as it was. {remedy}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path={str(path)!r} is in a folder that does not exist. Make it.")
     tensors = {name: leaf.value for name, leaf in leaves.items()}
     for name, leaf in leaves.items():
         if leaf.kept is not None:
             tensors[name + _MASK] = np.packbits(leaf.kept)
     # It copies buffers as they lie in memory: one that is not in C order would come back wrong.
     tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    atomic_write(path, lambda partial: save_file(tensors, partial, {_ENTRY: text}))
+    header = {"format": _FORMAT, **header}
+    try:
+        records = _digest_of_records(header)
+        digests = {name: _digest(_bytes(value)) for name, value in tensors.items()}
+        header |= {_DIGESTS: {"records": records, "tensors": digests}}
+        text = json.dumps(header, allow_nan=False)
+        is_same = json.loads(text)["user"] == header["user"]
+        content = safetensors_bytes(tensors, {_ENTRY: text})
+    except SafetensorError as error:
+        raise ValueError(f"metadata is outside what safetensors holds: {error}. {remedy}") from None
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"metadata is outside what JSON holds: {error}. {remedy}") from None
+    if not is_same:
+        raise ValueError(f"metadata is outside what JSON gives back as it was. {remedy}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path={str(path)!r} is in a folder that does not exist. Make it.")
+    atomic_write(path, lambda file: file.write(content))
 
 
 def _read(path: Path) -> tuple[dict[str, _Leaf], dict[str, Any]]:
@@ -353,26 +425,62 @@ def _read(path: Path) -> tuple[dict[str, _Leaf], dict[str, Any]]:
             wanted = {*records, *masked}
             if wanted != names:
                 missing, extra = sorted(wanted - names), sorted(names - wanted)
-                raise _damaged(path, f"lacks the tensors {missing} and has {extra} too many")
+                raise _damaged(
+                    path, f"lacks the tensors {_some(missing)} and has {_some(extra)} too many"
+                )
             tensors = {name: file.get_tensor(name) for name in wanted}
     except SafetensorError as error:
-        raise _damaged(path, f"is no complete safetensors file ({error})") from None
+        problem = f"is no complete safetensors file ({checks.printable(error)})"
+        raise _damaged(path, problem) from None
     except AttributeError as error:  # of NumPy, which has no float8
-        raise _damaged(
-            path, f"has tensors of a dtype that no sparse network has ({error})"
-        ) from None
-    return {name: _leaf(path, name, record, tensors) for name, record in records.items()}, header
+        problem = f"has tensors of a dtype that no sparse network has ({checks.printable(error)})"
+        raise _damaged(path, problem) from None
+    leaves = {name: _leaf(path, name, record, tensors) for name, record in records.items()}
+    _check_digests(path, header, tensors)
+    return leaves, header
 
 
-def _clash(names: Iterable[str]) -> str | None:
-    """Return a name that occurs twice or lies within another, as ``a/b`` does in ``a``, if any."""
-    known: set[str] = set()
-    for name in sorted(names, key=len):
-        parts = name.split("/")
-        if not known.isdisjoint("/".join(parts[:end]) for end in range(1, len(parts) + 1)):
-            return name
-        known.add(name)
-    return None
+def _check_digests(path: Path, header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
+    """Require the bytes and the records that were written; warn if that is not known."""
+    digests = header.get(_DIGESTS)
+    if digests is None:
+        version = checks.printable(header["versions"]["eoi_jax"])
+        warnings.warn(
+            f"path={str(path)!r} is of eoi_jax {version}, which wrote no digests: a changed weight "
+            "would not be noticed. Save the network again.",
+            stacklevel=4,
+        )
+        return
+    for name, value in tensors.items():
+        if _digest(_bytes(value)) != digests["tensors"].get(name):
+            raise _damaged(path, f"has other bytes in {name} than those that were written")
+    try:
+        is_same = _digest_of_records(header) == digests["records"]
+    except RecursionError:  # JSON is read a little deeper than it is written
+        is_same = False
+    if not is_same:
+        raise _damaged(path, "has other metadata than those that were written")
+
+
+def _digest_of_records(header: dict[str, Any]) -> str:
+    """Return the digest of all metadata but the digests."""
+    records = {key: value for key, value in header.items() if key != _DIGESTS}
+    return _digest(json.dumps(records).encode())
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """View an array as its bytes."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    """List names as Python writes them, which escapes what cannot be printed."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"[{', '.join(repr(checks.printable(name)) for name in names[:count])}]{more}"
 
 
 def _counts(kept: NDArray[np.bool_]) -> dict[str, Any]:
@@ -389,7 +497,13 @@ def _check_weights(leaf: _Leaf, where: str, remedy: str) -> None:
             f"{where} has {np.count_nonzero(~np.isfinite(value))} weights that are infinite or "
             "NaN, outside the finite numbers. Go back to weights from before they appeared."
         )
-    off = 0 if kept is None else np.count_nonzero(value[~kept])
+    for array in (value, kept):
+        # Any byte makes a bool of NumPy, and programs differ in what they read in it.
+        if array is not None and array.dtype == bool and (_bytes(array) > 1).any():
+            raise ValueError(
+                f"{where} has booleans of other bytes than 0 and 1. Compare integers: array != 0."
+            )
+    off = 0 if kept is None else np.count_nonzero(nonzero(value[~kept]))
     if off:
         raise ValueError(f"{where} has {off} weights off its mask that are not zero. {remedy}")
 
@@ -411,10 +525,16 @@ def _header(path: Path, text: str | None) -> dict[str, Any]:
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         is_known, is_whole = True, False
     if not is_known:
-        problem = f"has format {header['format']!r}, and this version reads format {_FORMAT}"
+        found = checks.printable(repr(header["format"]))
+        problem = f"has format {found}, and this version reads format {_FORMAT}"
         raise checks.value_error("path", str(path), problem, "Update eoi_jax.")
     if not is_whole:
         raise _damaged(path, "has metadata that are not those of a sparse network")
+    unfit = _problem_of(header["leaves"])
+    if unfit is not None:
+        name, reason = unfit
+        shown = repr(checks.printable(name))
+        raise _damaged(path, f"has metadata of a leaf named {shown}, which {reason}")
     return dict(header)
 
 
@@ -436,7 +556,10 @@ def _is_whole(header: Any) -> bool:
             return False
     # A version is printed, and JSON may hold what no terminal does.
     printable = header["versions"]["eoi_jax"].isprintable()
-    return printable and "user" in header and _clash(header["leaves"]) is None
+    if _DIGESTS not in header:  # not one of another name, whose key has changed by a bit
+        return printable and header.keys() == _RECORDS
+    digests = header[_DIGESTS]
+    return printable and "user" in header and {"records", "tensors"} <= digests.keys()
 
 
 def _leaf(path: Path, name: str, record: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> _Leaf:

@@ -33,13 +33,14 @@ clipping and momentum do not see weights that are off, and these stay zero under
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 try:
     import torch
@@ -76,8 +77,11 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
         The network, on the CPU.
 
     Raises:
-        ValueError: If the file has no masks, or one that does not keep as many weights as recorded;
-            if it records that a convolution is transposed, whose weights PyTorch stores otherwise.
+        ValueError: If the file is none of ``eoi.save``, or is damaged: if it lacks a tensor, if a
+            tensor or the records do not have the digest that was written with them, if a mask does
+            not keep as many weights as recorded, or if a weight is not finite or is off the mask
+            and not zero; if it records that a convolution is transposed, whose weights PyTorch
+            stores otherwise.
 
     Example:
         >>> import pathlib, tempfile
@@ -95,33 +99,82 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
         >>> network.masks["last.weight"].sum()
         tensor(4)
     """
-    network = Network({}, {})
-    with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {}).get("eoi_jax", "{}"))
+    where = f"path={str(path)!r}"
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("eoi_jax", "{}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(text)
         if header.get("format") != 1:
-            raise ValueError(
-                f"path={str(path)!r} is outside the files of eoi.save, format 1: it has no masks. "
-                "Save the network with it."
-            )
+            raise ValueError("it is outside those of eoi.save, format 1: it has no masks")
+        network = Network({}, {})
         for name, record in header["leaves"].items():
             if record.get("layout", {}).get("transposed"):
                 raise ValueError(
-                    f"path={str(path)!r}: {name} is the kernel of a transposed convolution, "
-                    "outside the linear layers and convolutions. Save the network without it, and "
-                    "translate it by hand: flip its taps and move them behind (inputs, outputs)."
+                    f"{name!r} is the kernel of a transposed convolution, outside the linear "
+                    "layers and convolutions. Flip its taps and move them behind (inputs, "
+                    "outputs) by hand, and save the network without it"
                 )
-            value = file.get_tensor(name)
-            network.state_dict.update(_translated(name, value, stacks))
-            if "kept" in record:
-                bits = file.get_tensor(f"{name}~mask").numpy()
-                mask = torch.from_numpy(np.unpackbits(bits, count=value.numel()).astype(bool))
-                if int(mask.sum()) != record["kept"]:
-                    raise ValueError(
-                        f"path={str(path)!r} keeps {int(mask.sum())} weights of {name}; "
-                        f"{record['kept']} were recorded. Take another copy of the file."
-                    )
-                network.masks.update(_translated(name, mask.reshape(value.shape), stacks))
+            value = tensors[name]
+            mask = _mask(name, record["kept"], value, tensors) if "kept" in record else None
+            _check_weights(name, value, mask)
+            translated = dict(_translated(name, value, stacks))
+            if not translated.keys().isdisjoint(network.state_dict):
+                raise ValueError(f"{name!r} is a second {min(translated)!r} in PyTorch's names")
+            network.state_dict.update(translated)
+            if mask is not None:
+                network.masks.update(_translated(name, mask, stacks))
+        _check_digests(header, tensors)
+    except (AttributeError, LookupError, RecursionError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"{where} is no whole file of eoi.save ({error!r}). Take another copy of the file."
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{where} cannot be read: {error}. Take another copy, or save the network again."
+        ) from None
     return network
+
+
+def _check_digests(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Require the bytes that were written; files of the first version have no digests."""
+    digests = header.get("sha256", {"tensors": {}})
+    for name, digest in digests["tensors"].items():
+        content: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"it has other bytes in {name!r} than those that were written")
+    records = {key: value for key, value in header.items() if key != "sha256"}
+    written = hashlib.sha256(json.dumps(records).encode()).hexdigest()
+    if digests.get("records", written) != written:
+        raise ValueError("it has other metadata than those that were written")
+
+
+def _mask(name: str, kept: int, value: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Unpack the mask of a leaf."""
+    packed = tensors[f"{name}~mask"].numpy()
+    if packed.dtype != np.uint8 or packed.shape != (-(-value.numel() // 8),):
+        raise ValueError(f"the mask of {name!r} does not fit its {value.numel()} weights")
+    bits = np.unpackbits(packed, count=value.numel())
+    if bits.sum() != kept:
+        raise ValueError(f"it keeps {bits.sum()} weights of {name!r}; {kept} were recorded")
+    return torch.from_numpy(bits.astype(bool)).reshape(value.shape)
+
+
+def _check_weights(name: str, value: Tensor, mask: Tensor | None) -> None:
+    """Require finite weights, booleans that are 0 or 1, and zeros off the mask."""
+    if value.is_floating_point() and not value.isfinite().all():
+        raise ValueError(f"{name!r} has weights that are infinite or NaN")
+    if value.dtype == torch.bool and (value.view(torch.uint8) > 1).any():
+        raise ValueError(f"{name!r} has booleans of other bytes than 0 and 1")
+    if mask is None:
+        return
+    bits = value
+    if value.is_floating_point():  # by bits: a subnormal number is not zero, both signs of 0 are
+        sizes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits = value.view(sizes[value.itemsize]) << 1
+    off = int((bits[~mask] != 0).sum())
+    if off:
+        raise ValueError(f"{name!r} has {off} weights off its mask that are not zero")
 
 
 def _translated(name: str, value: Tensor, stacks: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -51,11 +51,7 @@ def get_or_compute(folder: Path | None, name: str, like: Any, compute: Callable[
         str(number): np.asarray(leaf) for number, leaf in enumerate(treedef.flatten_up_to(computed))
     }
 
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:  # given a name, NumPy would append .npz
-            np.savez_compressed(file, **arrays)
-
-    atomic_write(path, write)
+    atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
     return computed
 
 
