@@ -29,6 +29,7 @@ from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax._internal import checks
+from eoi_jax._internal.arrays import nonzero
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
 from experiments import models
 from experiments.training import checkpoints
@@ -57,7 +58,7 @@ class Kernel:
     """What :func:`inspect` finds of one kernel, or of a stack of them.
 
     Attributes:
-        name: Its path.
+        name: Its path, with escapes for what a terminal would obey.
         shape: Shape of one layer.
         num_layers: Layers of the stack; 1 for a kernel of its own.
         kept: Weights of all layers that the mask keeps; None for a kernel without a mask.
@@ -117,9 +118,9 @@ def _kernel(path: Any, leaf: Any, mask: Any, layout_of: LayoutOf | None, grid: i
         spatial = (grid,) * (len(shape) - 2) or None
         [values] = eoi.spectrum.kernel_singular_values(**one, spatial_shape=spatial).values()
         extremes = (float(values.min(initial=np.inf)), float(values.max(initial=0.0)))
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = checks.printable(jax.tree_util.keystr(path, simple=True, separator="/"))
     kept = None if mask.ndim == 0 else int(np.count_nonzero(mask))
-    off = 0 if mask.ndim == 0 else int(np.count_nonzero(leaf[~mask]))
+    off = 0 if mask.ndim == 0 else int(np.count_nonzero(nonzero(leaf[~mask])))
     return Kernel(name, shape, layers, kept, off, errors, extremes)
 
 
@@ -194,7 +195,12 @@ def table(kernels: list[Kernel], title: str = "") -> Table:
         *(f"{of(extremes):.3g}" if extremes else "–" for of in (min, max)),
         _holds(sum(kernel.off for kernel in kernels)),
     ]
-    out = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), show_footer=True)
+    out = Table(
+        title=checks.printable(title, limit=1000),
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+        show_footer=True,
+    )
     out.add_column("kernel", "total", overflow="fold")
     out.add_column("shape", justify="right", no_wrap=True)
     heads = ("density", "kept", "weights", "error", "smallest", "largest", "mask")
@@ -251,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
         saved = read(Path(config.path), config.seed)
         kernels = inspect(saved, grid=config.grid)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {checks.printable(error, limit=1000)}", file=sys.stderr)
         sys.exit(2)
     console.print(table(kernels, saved.title))
     lines = [
