@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal import checks, selection, shardings, trees
 from eoi_jax._internal.keys import one_key, threefry_key
 from eoi_jax._internal.masked_state import masked_state_resetter, zero_masked_params
 from eoi_jax.optim import StaticSparseState, static_sparse
@@ -371,7 +371,9 @@ def _drop_and_grow_leaf(
 ) -> tuple[Array, Array]:
     """Drop and grow in each layer of the stack that a leaf is."""
 
-    def drop_and_grow(mask: Array, weights: Array, order: Array) -> tuple[Array, Array]:
+    def drop_and_grow(
+        mask: Array, weights: Array, order: Array, fraction: Array
+    ) -> tuple[Array, Array]:
         active = jnp.sum(mask, dtype=jnp.int32)
         wanted = jnp.floor(fraction * active.astype(jnp.float32)).astype(jnp.int32)
         count = jnp.minimum(wanted, jnp.minimum(active, mask.size - active))
@@ -380,7 +382,9 @@ def _drop_and_grow_leaf(
         growable = ~kept if regrow_dropped else ~mask
         return kept, kept | selection.smallest(order, growable, count)
 
-    found: tuple[Array, Array] = selection.over_layers(drop_and_grow, batch_axes)(
-        mask, weights, order
+    layers = selection.over_layers(drop_and_grow, batch_axes)
+    fractions = jnp.broadcast_to(fraction, mask.shape[:batch_axes])
+    found: tuple[Array, Array] = shardings.auto(layers, out_like=(mask, mask))(
+        mask, weights, order, fractions
     )
     return found

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal import checks, selection, shardings, trees
 from eoi_jax._internal.arrays import native, nonzero
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.trees import is_kernel
@@ -79,11 +79,12 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
     kernels = trees.kernels(params, where)
     trees.some_weights(params, kernels)
     # A new scalar each time: one buffer shared by two leaves could not be donated.
-    return jax.tree.map(
+    mask = jax.tree.map(
         lambda kernel, leaf: jnp.asarray(nonzero(leaf)) if kernel else jnp.array(True),
         kernels,
         params,
     )
+    return trees.without_axis_names(mask)
 
 
 def apply(mask: Mask, tree: Params) -> Params:
@@ -147,11 +148,13 @@ def random(key: Array, params: Params, densities: Densities, *, where: Where = i
         50
     """
     empty = jax.tree.map(
-        lambda kernel, leaf: jnp.zeros(leaf.shape, bool) if kernel else jnp.array(True),
+        lambda kernel, leaf: (
+            shardings.like(jnp.zeros(leaf.shape, bool), leaf) if kernel else jnp.array(True)
+        ),
         trees.kernels(params, where),
         params,
     )
-    return fill(key, empty, densities)
+    return fill(key, trees.without_axis_names(empty), densities)
 
 
 def top_k(
@@ -190,14 +193,16 @@ def top_k(
     trees.scores(scores)
     if scope == "layer":
         checked = trees.densities(density, scores, name="density", tree_name="scores")
-        return selection.map_layers(
+        mask = selection.map_layers(
             lambda _, *layers: selection.largest_of_layers(*layers), scores, checked
         )
+        return trees.without_axis_names(mask)
     density = checks.density(density)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores) if np.ndim(leaf) > 0)
     high = selection.MAX_SIZE
     checks.integer(size, low=0, high=high, name="scores.size", remedy="Use scope='layer'.")
-    return selection.largest_of_tree(scores, selection.target_count(density, size))
+    mask = selection.largest_of_tree(scores, selection.target_count(density, size))
+    return trees.without_axis_names(mask)
 
 
 def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
@@ -351,7 +356,7 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
             return jnp.mean(leaf, axis=tuple(axes), dtype=jnp.float32)
         return np.asarray(np.mean(np.asarray(leaf), axis=tuple(axes), dtype=np.float64))
 
-    return jax.tree_util.tree_map_with_path(leaf_density, mask)
+    return trees.without_axis_names(jax.tree_util.tree_map_with_path(leaf_density, mask))
 
 
 def overlap(mask: Mask, other: Mask) -> float | Array:
@@ -474,9 +479,10 @@ def adopt(
             return jnp.array(True)
         if order == "torch":
             found = np.moveaxis(found, (1, 0), (-2, -1))
-        return jnp.asarray(found)
+        return shardings.like(jnp.asarray(found), leaf)
 
-    return jax.tree_util.tree_map_with_path(leaf_mask, params, kernels)
+    mask = jax.tree_util.tree_map_with_path(leaf_mask, params, kernels)
+    return trees.without_axis_names(mask)
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax._internal import checks
+from eoi_jax._internal import checks, shardings
 from eoi_jax._internal.vmap import varying_as
 from eoi_jax.typing import Array
 
@@ -119,8 +119,13 @@ def largest(scores: Sequence[Array], count: Any) -> list[Array]:
         return []
     with jax.numpy_dtype_promotion("standard"):  # the casts below are explicit
         dtype = reduce(jnp.promote_types, (leaf.dtype for leaf in scores))
-    keys = [ordered_bits(leaf.astype(dtype)) for leaf in scores]
-    return _select(keys, [True] * len(keys), jnp.asarray(count, jnp.int32))
+
+    def select(scores: Sequence[Array], count: Array) -> list[Array]:
+        keys = [ordered_bits(leaf.astype(dtype)) for leaf in scores]
+        return _select(keys, [True] * len(keys), count)
+
+    scores = list(scores)
+    return shardings.auto(select, out_like=scores)(scores, jnp.asarray(count, jnp.int32))
 
 
 def largest_of_tree(scores: Any, count: Any) -> Any:
@@ -138,7 +143,12 @@ def largest_of_layers(scores: Array, counts: Array) -> Array:
 
     ``counts`` has the leading axes of ``scores`` that stack layers.
     """
-    return over_layers(lambda layer, count: largest([layer], count)[0], counts.ndim)(scores, counts)
+
+    def select(layer: Array, count: Array) -> Array:
+        return _select([ordered_bits(layer)], [True], count)[0]
+
+    layers = over_layers(select, counts.ndim)
+    return shardings.auto(layers, out_like=scores)(scores, counts)
 
 
 def smallest(values: Array, eligible: Array, count: Array) -> Array:
@@ -160,7 +170,7 @@ def unmask_layers(keys: Array, mask: Array, counts: Array) -> Array:
         missing = count - jnp.sum(layer, dtype=jnp.int32)
         return layer | smallest(jax.random.bits(key, layer.shape, jnp.uint32), ~layer, missing)
 
-    return over_layers(unmask, counts.ndim)(keys, mask, counts)
+    return shardings.auto(over_layers(unmask, counts.ndim), out_like=mask)(keys, mask, counts)
 
 
 def over_layers(function: Callable[..., Any], num_axes: int) -> Callable[..., Any]:
