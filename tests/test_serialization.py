@@ -1,9 +1,14 @@
 """Files of sparse networks: what comes back is what was saved, and nothing else is accepted."""
 
 import functools
+import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
+import threading
+import time
 
 import equinox as eqx
 import flax.linen as nn
@@ -21,7 +26,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import eoi_jax as eoi
-from eoi_jax import serialization
 from eoi_jax.typing import Layout
 
 RNG = np.random.default_rng(0)
@@ -207,6 +211,12 @@ def test_what_is_recorded(tmp_path):
     matrix = np.asarray(params["dense"]["kernel"], np.float64)
     kept = int(mask["dense"]["kernel"].sum())
     error = found["leaves"]["dense/kernel"].pop("orthogonality_error")
+    digests = found.pop("sha256")
+    assert set(digests) == {"records", "tensors"}
+    assert digests["tensors"] == {
+        name: hashlib.sha256(value.tobytes()).hexdigest()
+        for name, value in load_file(tmp_path / "net").items()
+    }
     assert abs(error - np.abs(matrix.T @ matrix - np.eye(3)).max()) < 1e-5
     assert found == {
         "format": 1,
@@ -406,6 +416,29 @@ REFUSED = {
         {"__metadata__": FULL},
         ["params[__metadata__]"],
     ),
+    "more keys than functions over trees can follow": (
+        functools.reduce(lambda inner, _: {"a": inner}, range(101), ONES),
+        functools.reduce(lambda inner, _: {"a": inner}, range(101), FULL),
+        ["params[a/a/a", "101 keys", "100"],
+    ),
+    "a name that a terminal obeys": (
+        {"\x1b[2J": ONES},
+        {"\x1b[2J": FULL},
+        [r"params[\x1b[2J]"],
+    ),
+    "half a character": ({"\ud800": ONES}, {"\ud800": FULL}, [r"params[\ud800]"]),
+    "long doubles": ({"w": np.ones(2, np.longdouble)}, {"w": FULL[0, :2]}, ["params[w]", "float"]),
+    "objects": ({"w": np.array([1, None])}, {"w": FULL[0, :2]}, ["params[w]", "object"]),
+    "booleans of other bytes": (
+        {"w": np.array([1, 2], np.uint8).view(bool)},
+        {"w": jnp.array(True)},
+        ["params[w]", "0 and 1"],
+    ),
+    "a mask of other bytes": (
+        {"w": np.ones(2)},
+        {"w": np.array([1, 2], np.uint8).view(bool)},
+        ["params[w]", "0 and 1"],
+    ),
     "a name within another": (
         {"a": Pair(ONES, ONES)},
         {"a": Pair(FULL, FULL)},
@@ -445,12 +478,11 @@ def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
         eoi.save(tmp_path / "no" / "net", {"kernel": ONES}, {"kernel": FULL})
     eoi.save(path, {"kernel": ONES}, {"kernel": FULL})
 
-    def fails(tensors, name, metadata):
-        save_file(dict(list(tensors.items())[:1]), name, metadata)
+    def fails(descriptor):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(serialization, "save_file", fails)
+        patch.setattr(os, "fsync", fails)
         with pytest.raises(OSError, match="no space"):
             eoi.save(path, {"kernel": 2 * ONES}, {"kernel": FULL})
     assert os.listdir(tmp_path) == ["net"]
@@ -484,13 +516,17 @@ def written(tmp_path_factory):
 
 
 def spoiled(path, tensors, header):
+    """A file of these records, without digests: those of the good file would not fit."""
+    if isinstance(header, dict):
+        header = {key: value for key, value in header.items() if key != "sha256"}
     save_file(tensors, path, {"eoi_jax": json.dumps(header)})
     return path
 
 
 def test_the_good_file_is_good(written, tmp_path):
-    tensors, header, _ = written
-    saved = eoi.load(spoiled(tmp_path / "net", tensors, header))
+    _, header, content = written
+    (tmp_path / "net").write_bytes(content)
+    saved = eoi.load(tmp_path / "net")
     assert saved.metadata == header
     assert np.array_equal(saved.mask["a"]["kernel"], HALF)
 
@@ -526,6 +562,9 @@ def test_tensors_that_do_not_agree_with_the_records(what, written, tmp_path):
     changed = {name: value for name, value in (tensors | changes).items() if value is not None}
     with refuses(f"path='{tmp_path}", *named):
         eoi.load(spoiled(tmp_path / "net", changed, header))
+    save_file(changed, tmp_path / "net", {"eoi_jax": json.dumps(header)})
+    with refuses(f"path='{tmp_path}", *named):  # and says so though the digest differs as well
+        eoi.load(tmp_path / "net")
 
 
 LEAVES = {
@@ -609,6 +648,240 @@ def test_files_cut_short_or_of_another_kind(written, tmp_path):
         eoi.load(tmp_path)
 
 
+# ------------------------------------------------------------------ digests
+
+
+def test_every_bit_of_the_file_is_verified(written, tmp_path):
+    """A changed bit is refused, or changed the way in which the same is written."""
+    content, path = written[2], tmp_path / "net"
+    path.write_bytes(content)
+    good = eoi.load(path)
+    start = 8 + int.from_bytes(content[:8], "little")
+    for position in range(len(content)):
+        # Of the tensors all bits; of the header, which is longer, another one of each byte.
+        for bit in range(8) if position >= start else [position % 8]:
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            try:
+                found = eoi.load(path)
+            except ValueError as error:
+                message = str(error)
+            else:
+                assert position < start
+                assert same(found[:2], good[:2])
+                assert found.metadata == good.metadata
+                message = str(path)
+            assert str(path) in message
+            assert message.isprintable()
+
+
+def test_files_of_earlier_versions_are_read_with_a_warning(written, tmp_path):
+    tensors, header, _ = written
+    with pytest.warns(UserWarning, match="digests") as warned:
+        saved = eoi.load(spoiled(tmp_path / "net", tensors, header))
+    assert str(tmp_path / "net") in str(warned[0].message)
+    assert warned[0].filename == __file__
+    assert np.array_equal(saved.params["a"]["kernel"], tensors[KERNEL])
+    kept = {key: value for key, value in header.items() if key != "sha256"}
+    assert saved.metadata == kept
+    # The key of the digests, changed by a bit, makes no earlier version.
+    save_file(tensors, tmp_path / "net", {"eoi_jax": json.dumps(kept | {"qha256": {}})})
+    with refuses(f"path='{tmp_path}", "metadata"):
+        eoi.load(tmp_path / "net")
+
+
+RECORDS = {
+    "versions": {"eoi_jax": "0.0", "jax": "0.0"},
+    "user": {"accuracy": 1.0},
+    "leaves": {"a/kernel": {"orthogonality_error": 0.0}},
+}
+
+
+@pytest.mark.parametrize("key", RECORDS)
+def test_records_that_no_tensor_tells_are_verified(key, written, tmp_path):
+    tensors, header, _ = written
+    changed = json.loads(json.dumps(header))
+    for name, value in RECORDS[key].items():
+        changed[key] = changed[key] or {}
+        if key == "leaves":
+            changed[key][name] |= value
+        else:
+            changed[key][name] = value
+    save_file(tensors, tmp_path / "net", {"eoi_jax": json.dumps(changed)})
+    with refuses(f"path='{tmp_path}", "metadata"):
+        eoi.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize(
+    "digests", [None, [], {}, {"records": ""}, {"records": "", "tensors": {}}], ids=str
+)
+def test_digests_of_others(digests, written, tmp_path):
+    tensors, header, _ = written
+    changed = json.dumps(header | {"sha256": digests})
+    save_file(tensors, tmp_path / "net", {"eoi_jax": changed})
+    with refuses(f"path='{tmp_path}"):
+        eoi.load(tmp_path / "net")
+
+
+# ------------------------------------------------------------------ files of strangers
+
+
+STRANGE = {
+    "as deep as the file is long": ("a/" * 200_000 + "a", "200001 keys"),
+    "deeper than functions over trees can follow": ("a/" * 999 + "a", "1000 keys"),
+    "one deeper than allowed": ("a/" * 100 + "a", "101 keys"),
+    "without an escape": ("~", "'~'"),
+    "with an escape of nothing": ("a/~2", "'a/~2'"),
+    "with an escape at the end": ("a~0~", "'a~0~'"),
+    "that erases the screen": ("\x1b[2J\x1b[Hfine", r"\x1b[2J"),
+    "with a second line": ("a\nerror: none", r"a\nerror"),
+    "that is read from the right": ("a\u202eb", r"\u202e"),
+    "with an empty key": ("a//b", "'a//b'"),
+    "within another": ("b/c", "'b/c'"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_names_of_strangers_are_refused_at_once(what, tmp_path):
+    name, shown = STRANGE[what]
+    leaves = {key: {"dtype": "float32", "shape": [2]} for key in ("b", name, "~0")}
+    header = {"format": 1, "versions": {"eoi_jax": "0"}, "leaves": leaves, "user": None}
+    tensors = dict.fromkeys(leaves, np.ones(2, np.float32))
+    began = time.monotonic()
+    with refuses(f"path='{tmp_path}", shown.replace("\\", "\\\\")) as raised:
+        eoi.load(spoiled(tmp_path / "net", tensors, header))
+    assert time.monotonic() - began < 5
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_hundred_keys_are_saved_and_loaded(tmp_path):
+    params = functools.reduce(lambda inner, _: {"~": inner}, range(100), ONES)
+    mask = jax.tree.map(lambda _: FULL, params)
+    eoi.save(tmp_path / "net", params, mask)
+    assert same(eoi.load(tmp_path / "net").params, params)
+
+
+def test_many_names_take_little_time(tmp_path):
+    """Each differs from the next in its last key only, the worst for the check of clashes."""
+    beginning = "/".join(["layer"] * 98)
+    params = {f"{beginning}/{number}": np.ones((), np.int8) for number in range(3000)}
+    leaves = {name: {"dtype": "int8", "shape": []} for name in params}
+    header = {"format": 1, "versions": {"eoi_jax": "0"}, "leaves": leaves, "user": None}
+    spoiled(tmp_path / "net", params, header)
+    began = time.monotonic()
+    with pytest.warns(UserWarning, match="digests"):
+        saved = eoi.load(tmp_path / "net")
+    assert time.monotonic() - began < 10
+    assert len(jax.tree.leaves(saved.params)) == 3000
+
+
+def test_tensors_with_names_of_strangers_are_not_printed_as_they_are(written, tmp_path):
+    tensors, header, _ = written
+    strange = {f"\x1b[2J{number}" + "n" * 10**4: np.ones(1) for number in range(9)}
+    with refuses(f"path='{tmp_path}", "4 more") as raised:
+        eoi.load(spoiled(tmp_path / "net", tensors | strange, header))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 3000
+
+
+def test_booleans_of_other_bytes_are_refused(tmp_path):
+    eoi.save(tmp_path / "net", {"on": np.array([True, False])}, {"on": np.array(True)})
+    with safe_open(tmp_path / "net", "numpy") as file:
+        header = json.loads(file.metadata()["eoi_jax"])
+    for value in (2, 255):
+        tensors = {"on": np.array([1, value], np.uint8).view(bool)}
+        with refuses(f"path='{tmp_path}", "on", "0 and 1"):
+            eoi.load(spoiled(tmp_path / "net", tensors, header))
+
+
+# ------------------------------------------------------------------ two writers, a full disk
+
+
+def test_many_writers_of_one_path_all_succeed(tmp_path):
+    errors = []
+
+    def write(number):
+        try:
+            for _ in range(5):
+                eoi.save(tmp_path / "net", {"b": np.full(50_000, number)}, {"b": np.array(True)})
+        except Exception as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not errors
+    with safe_open(tmp_path / "net", "numpy") as file:
+        assert np.ptp(file.get_tensor("b")) == 0
+    assert os.listdir(tmp_path) == ["net"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such limit")
+def test_a_full_disk_is_an_oserror(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            eoi.save(tmp_path / "net", {"b": np.ones(10**5, np.float32)}, {"b": np.array(True)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not os.listdir(tmp_path)
+
+
+# ------------------------------------------------------------------ zeros, and arrays of others
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_a_weight_of_any_size_is_kept_by_support_and_saved(dtype, tmp_path, x64):
+    """Also what some backends take for zero: the smallest numbers, of either sign."""
+    info = jnp.finfo(dtype)
+    small = [info.smallest_subnormal, -info.smallest_subnormal, info.tiny / 2, 0.0, -0.0, 1.0]
+    values = np.array([small]).astype(jnp.dtype(dtype))
+    expected = [[True, True, True, False, False, True]]
+    for array in (jnp.asarray(values), values):
+        for support in (eoi.masks.support, jax.jit(eoi.masks.support)):
+            mask = support({"kernel": array})
+            assert mask["kernel"].tolist() == expected
+        eoi.save(tmp_path / "net", {"kernel": array}, mask)
+        saved = eoi.load(tmp_path / "net")
+        assert bits(saved.params["kernel"]) == bits(values)
+        with refuses("params[kernel]", "3 weights off"):
+            eoi.save(
+                tmp_path / "net", {"kernel": array}, {"kernel": np.array([[False] * 5 + [True]])}
+            )
+    only = {"kernel": jnp.asarray(values[:, :1])}
+    assert eoi.masks.support(only)["kernel"].all(), "not a kernel of zeros only"
+
+
+FOREIGN = {
+    "big-endian": lambda values: values.astype(values.dtype.newbyteorder(">")),
+    "little-endian": lambda values: values.astype(values.dtype.newbyteorder("<")),
+    "read-only": lambda values: np.broadcast_to(values, values.shape),
+    "with gaps": lambda values: np.repeat(values, 2, axis=-1)[..., ::2],
+    "backwards": lambda values: values[::-1].copy()[::-1],
+    "by columns": np.asfortranarray,
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_arrays_of_numpy_are_saved_as_their_values(what, tmp_path, x64):
+    kernel = np.arange(6.0).reshape(2, 3)
+    values = {name: {"kernel": kernel.astype(name)} for name in ("f2", "f4", "f8", "i2", "u8")}
+    mask = jax.tree.map(lambda leaf: FOREIGN[what](leaf != 0), values)
+    eoi.save(tmp_path / "net", jax.tree.map(FOREIGN[what], values), mask)
+    saved = eoi.load(tmp_path / "net")
+    assert same(saved.params, values)
+    assert same(saved.mask, jax.tree.map(np.ascontiguousarray, mask))
+    records = saved.metadata["leaves"]
+    assert records["f4/kernel"]["orthogonality_error"] == np.max(kernel @ kernel.T - np.eye(2))
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, (os.environ["EOI_BOMB"],)
@@ -633,6 +906,58 @@ def test_wide_weights_are_not_narrowed(tmp_path, x64):
 
 
 # ------------------------------------------------------------------ like
+
+
+MESHES = """
+import pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import eoi_jax as eoi
+
+path = pathlib.Path(sys.argv[1]) / "net"
+rng = np.random.default_rng(0)
+values = {"kernel": rng.normal(size=(8, 12)), "bias": rng.normal(size=12), "w": np.ones((2, 4, 6))}
+values = {name: np.float32(value * (value > 0)) for name, value in values.items()}
+mask = eoi.masks.support(values)
+layout = lambda path, leaf: eoi.typing.Layout(batch_axes=leaf.ndim - 2)
+eoi.save(path, values, mask, layout=layout)
+expected = path.read_bytes()
+specs = {"kernel": P("a", "b"), "bias": P("b"), "w": P("a", None, "b")}
+for axis_types in ((AxisType.Explicit,) * 2, (AxisType.Auto,) * 2):
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=axis_types)
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    params = jax.device_put(values, shardings)
+    for placed in (mask, eoi.masks.support(params)):
+        eoi.save(path, params, placed, layout=layout)
+        assert path.read_bytes() == expected
+    with jax.set_mesh(mesh):
+        eoi.save(path, params, mask, layout=layout)
+        assert path.read_bytes() == expected
+
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+        for name, leaf in values.items()
+    }
+    for like in (params, shapes):
+        saved = eoi.load(path, like=like)
+        for name, leaf in saved.params.items():
+            assert leaf.sharding == shardings[name], (name, leaf.sharding)
+            assert np.array_equal(leaf, values[name])
+            if np.ndim(mask[name]):
+                assert saved.mask[name].sharding == shardings[name]
+                assert np.array_equal(saved.mask[name], mask[name])
+        assert saved.mask["bias"].shape == ()
+    for like in (values, jax.eval_shape(lambda: values)):  # which ask for no place
+        assert all(len(leaf.devices()) == 1 for leaf in eoi.load(path, like=like).params.values())
+"""
+
+
+def test_sharded_arrays_are_saved_as_on_one_device_and_keep_their_sharding(tmp_path):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-c", MESHES, tmp_path]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 def test_like_has_to_fit(tmp_path):
