@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 
 from eoi_jax import masks, networks
 from eoi_jax._internal import selection
+from eoi_jax._internal.arrays import nonzero
 from eoi_jax.typing import Layout
 
 
@@ -630,6 +631,42 @@ def test_a_kernel_of_zeros_has_no_support():
         masks.support(jax.eval_shape(lambda: params))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_zero_is_told_by_bits(dtype, x64):
+    """Eager, compiled, mapped and differentiated, as NumPy compares float64, which is exact."""
+    info = jnp.finfo(dtype)
+    values = np.array([0.0, -0.0, 1.0, np.nan, np.inf, info.max]).astype(jnp.dtype(dtype))
+    small = [info.smallest_subnormal, -info.smallest_subnormal, info.tiny / 4, info.tiny]
+    values = np.concatenate([values, np.array(small).astype(values.dtype)])
+    expected = np.array([False, False] + [True] * 8)
+    forms = [values, np.repeat(values, 2)[::2], values.astype(values.dtype.newbyteorder(">"))]
+    for form in forms:
+        np.testing.assert_array_equal(nonzero(form), expected)
+    for function in (nonzero, jax.jit(nonzero), jax.vmap(nonzero)):
+        np.testing.assert_array_equal(function(jnp.asarray(values)), expected)
+
+
+def test_zero_of_other_dtypes_and_in_gradients():
+    assert nonzero(np.float32(1e-45))
+    assert nonzero(np.complex64(1e-45j))
+    assert not nonzero(-0.0)
+    for dtype in (bool, np.int8, np.uint64, np.longdouble):
+        np.testing.assert_array_equal(nonzero(np.array([[0, 1]]).astype(dtype)), [[False, True]])
+    tiny = jnp.asarray([2.0**-9, 0.0, -0.0], jnp.float8_e4m3fn)
+    assert nonzero(tiny).tolist() == [True, False, False]
+    weights = jnp.array([[1e-40, 0.0]])
+    slope = jax.grad(lambda w: jnp.where(nonzero(w), w, 0).sum())(weights)
+    assert slope.tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("scale", [1e-40, -1e-42])
+def test_a_kernel_of_subnormal_numbers_has_support(scale):
+    params = {"kernel": jnp.asarray(np.eye(3, dtype=np.float32) * np.float32(scale))}
+    assert int(masks.support(params)["kernel"].sum()) == 3
+    start = networks.masked(params, masks.support(params))
+    assert int(np.count_nonzero(start.params["kernel"])) == 3
+
+
 def test_selection_runs_without_jit():
     mask = {"kernel": jnp.eye(10, dtype=bool)}
     with jax.disable_jit():
@@ -675,6 +712,13 @@ ADOPTED = [("conv", "conv.weight"), ("grouped", "block.grouped.weight"), ("fc", 
         lambda mask: jnp.asarray(mask, jnp.bfloat16),
         torch.from_numpy,
         lambda mask: torch.from_numpy(mask).to(torch.float32),
+        lambda mask: torch.from_numpy(mask).to(torch.bfloat16),
+        lambda mask: torch.from_numpy(mask).to(torch.float16).requires_grad_(),
+        lambda mask: torch.from_numpy(mask).to(torch.float8_e4m3fn),
+        lambda mask: mask.astype(">f4"),
+        lambda mask: mask.astype(">i2"),
+        lambda mask: mask.astype(np.longdouble),
+        np.asfortranarray,
     ],
 )
 def test_masks_of_pytorch_entry_by_entry(convert):
@@ -746,6 +790,14 @@ def test_dense_leaves_of_adopted_masks():
     assert everything["a"]["bias"].tolist() == [True, False, True]
 
 
+def test_leaves_that_are_python_scalars_stay_dense():
+    params = {"fc": {"kernel": jnp.ones((3, 2)), "scale": 2.0, "steps": 3}}
+    for scalars in ({"scale": 1, "steps": True}, {"scale": np.array(1.0)}, {}):
+        mask = masks.adopt({"fc": {"kernel": np.eye(3, 2)} | scalars}, params)
+        assert mask["fc"]["scale"].shape == mask["fc"]["steps"].shape == ()
+        np.testing.assert_array_equal(mask["fc"]["kernel"], np.eye(3, 2))
+
+
 FLAX = {"fc": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
 
 
@@ -768,10 +820,19 @@ FLAX = {"fc": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
         (["tree[fc/kernel]=-1"], {"fc.weight": -1}, {}),
         (["tree[fc/kernel]", "1 zeros"], {"fc.weight": False}, {}),
         (
-            ["tree[fc/kernel]", "Tensor", "detach().cpu()"],
-            {"fc.weight": torch.ones((3, 2), requires_grad=True)},
+            ["tree[fc/kernel]", "Tensor", "detach().cpu().to_dense()"],
+            {"fc.weight": torch.ones((3, 2)).to_sparse()},
             {},
         ),
+        (["tree[fc/kernel]", "object"], {"fc.weight": np.full((3, 2), None)}, {}),
+        (["tree[fc/kernel]", "str", "<U3"], {"fc.weight": "yes"}, {}),
+        (
+            ["tree[fc/kernel]", "ShapeDtypeStruct"],
+            {"fc.weight": jax.ShapeDtypeStruct((3, 2), bool)},
+            {},
+        ),
+        (["tree[fc/kernel]=1e-310"], {"fc.weight": np.full((3, 2), 1e-310)}, {}),
+        ([r"\x1b[2J"], {"fc.weight": True, "\x1b[2J": True}, {}),
         (["tree", "fc/kernel"], {}, {}),
         (["tree", "fc1/kernel", "fc/kernel", "fc/bias"], {"fc1.weight": np.ones((3, 2))}, {}),
         (

@@ -1,6 +1,7 @@
 """Saved networks in PyTorch: the same logits, the same masks, and training that keeps them."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import refuses
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import eoi_jax as eoi
 from eoi_jax.typing import Layout
@@ -166,6 +168,98 @@ def test_files_of_others_are_refused(tmp_path):
     path.write_bytes(content.replace(b'\\"kept\\": 3', b'\\"kept\\": 4'))
     with refuses("path", path, "kernel", "3", "4"):
         pytorch.load(path)
+    for other in (b"", content[:-1], b"PK" + content):
+        path.write_bytes(other)
+        with refuses("path", path):
+            pytorch.load(path)
+    with pytest.raises(FileNotFoundError):
+        pytorch.load(tmp_path / "none")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A file of each kind of value, as bytes, tensors and header."""
+    path = tmp_path_factory.mktemp("good") / "net"
+    mask = np.array([[True, False, True], [False, False, True]])
+    params = {name: {"kernel": mask.astype(name)} for name in ("float32", "float16", "int8")}
+    params["bfloat16"] = {"kernel": jnp.asarray(mask, jnp.bfloat16)}
+    params["on"] = np.array([True, False])
+    masks = {name: {"kernel": mask} for name in params if name != "on"} | {"on": np.array(True)}
+    eoi.save(path, params, masks, metadata={"accuracy": 0.5})
+    with safe_open(path, "numpy") as file:
+        header = json.loads(file.metadata()["eoi_jax"])
+    return path.read_bytes(), load_file(path), header
+
+
+def test_every_byte_of_the_file_is_verified(written, tmp_path):
+    """A changed bit is refused, or changed the way in which the same is written."""
+    content, path = written[0], tmp_path / "net"
+    path.write_bytes(content)
+    good = pytorch.load(path)
+    start = 8 + int.from_bytes(content[:8], "little")
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            found = pytorch.load(path)
+        except ValueError as error:
+            message = str(error)
+        else:
+            assert position < start
+            for tensors, expected in zip(found, good, strict=True):
+                assert tensors.keys() == expected.keys()
+                assert all(torch.equal(tensors[name], expected[name]) for name in tensors)
+            message = str(path)
+        assert str(path) in message
+        assert message.isprintable()
+
+
+SMALL = np.array([[1, 0, 1], [0, 1e-40, 1]], np.float32)
+SPOILED = {
+    "NaN": ({"float32/kernel": np.float32([[1, 0, np.nan], [0, 0, 1]])}, ["float32/kernel", "NaN"]),
+    "infinite": ({"float16/kernel": np.float16([[1, 0, 1], [0, 0, -np.inf]])}, ["float16/kernel"]),
+    "infinite bfloat16": (
+        {"bfloat16/kernel": np.full((2, 3), jnp.inf, jnp.bfloat16)},
+        ["bfloat16/kernel"],
+    ),
+    "off the mask": ({"float16/kernel": np.ones((2, 3), np.float16)}, ["float16/kernel", "3"]),
+    "integers off the mask": ({"int8/kernel": np.ones((2, 3), np.int8)}, ["int8/kernel", "3"]),
+    "hardly off the mask": ({"float32/kernel": SMALL}, ["float32/kernel", "1 weights"]),
+    "booleans of other bytes": ({"on": np.array([1, 2], np.uint8).view(bool)}, ["'on'", "0 and 1"]),
+    "a mask of more bytes": ({"int8/kernel~mask": np.zeros(2, np.uint8)}, ["int8/kernel"]),
+    "a mask of fewer bits": (
+        {"int8/kernel~mask": np.zeros(1, np.uint8)},
+        ["int8/kernel", "0", "3"],
+    ),
+    "no mask": ({"int8/kernel~mask": None}, ["int8/kernel~mask"]),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_tensors_that_eoi_load_would_refuse_are_refused(what, written, tmp_path):
+    (_, tensors, header), (changes, named) = written, SPOILED[what]
+    changed = {name: value for name, value in (tensors | changes).items() if value is not None}
+    old = {key: value for key, value in header.items() if key != "sha256"}
+    save_file(tensors, tmp_path / "net", {"eoi_jax": json.dumps(old)})
+    pytorch.load(tmp_path / "net")  # of the first version, without digests
+    save_file(changed, tmp_path / "net", {"eoi_jax": json.dumps(old)})
+    with refuses("path", tmp_path / "net", *named):
+        pytorch.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize("header", [[], 3, {"format": 1}, {"format": 1, "leaves": [1]}], ids=str)
+def test_records_of_others_are_refused(header, tmp_path):
+    save_file({"kernel": np.eye(3)}, tmp_path / "net", {"eoi_jax": json.dumps(header)})
+    with refuses("path", tmp_path / "net"):
+        pytorch.load(tmp_path / "net")
+
+
+def test_two_leaves_of_one_name_in_pytorch_are_refused(tmp_path):
+    params = {"norm": {"scale": np.ones(2), "weight": np.zeros(2)}}
+    eoi.save(tmp_path / "net", params, jax.tree.map(lambda _: np.array(True), params))
+    with refuses("path", "norm/weight", "norm.weight"):
+        pytorch.load(tmp_path / "net")
 
 
 def test_transposed_convolutions_are_refused(tmp_path):
