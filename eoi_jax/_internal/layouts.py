@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal import checks, selection, shardings, trees
 from eoi_jax._internal.conv import center_tap
 from eoi_jax.typing import Densities, Layout, LayoutOf, Mask, Params
 
-__all__ = ["Counts", "Geometry", "Kernel", "copy_dense", "feasible", "kernels", "read"]
+__all__ = ["Counts", "Geometry", "Kernel", "feasible", "kernels", "place", "place_mask", "read"]
 
 Counts: TypeAlias = NDArray[np.int64]
 # Wider windows are no convolutions but channels in another order.
@@ -152,13 +152,26 @@ def feasible(found: list[Kernel | None], needs: Any, *, redistribute: bool) -> l
     return [None if kernel is None else kernel._replace(counts=next(parts)) for kernel in found]
 
 
-def copy_dense(mask: Mask, params: Params) -> Params:
-    """Copy the leaves that stay as they were: donating a start must not take the others along."""
-    return jax.tree.map(
-        lambda m, leaf: leaf.copy() if np.ndim(m) == 0 and isinstance(leaf, jax.Array) else leaf,
-        mask,
-        params,
-    )
+def place(new: Params, mask: Mask, params: Params) -> tuple[Params, Mask]:
+    """Give each new kernel and its mask the sharding of its parameter, and copy dense leaves.
+
+    Without a copy, donating a start would take the parameters along that it left as they were.
+    """
+
+    def place_leaf(leaf: Any, leaf_mask: Any, param: Any) -> Any:
+        if np.ndim(leaf_mask) > 0:
+            return shardings.like(leaf, param)
+        return leaf.copy() if isinstance(leaf, jax.Array) else leaf
+
+    new = jax.tree.map(place_leaf, new, trees.boxed_as(mask, params), params)
+    return new, trees.without_axis_names(place_mask(mask, params))
+
+
+def place_mask(mask: Mask, params: Params) -> Mask:
+    """Give the mask of each kernel the sharding of its parameter."""
+    pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(params), strict=True)
+    placed = [shardings.like(leaf, param) if np.ndim(leaf) else leaf for leaf, param in pairs]
+    return jax.tree.unflatten(jax.tree.structure(mask), placed)
 
 
 def _geometry(shape: tuple[int, ...], layout: Layout, name: str) -> Geometry:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 
-__all__ = ["auto", "explicit_mesh", "like", "unsharded"]
+__all__ = ["auto", "explicit_mesh", "like", "replicated", "unsharded"]
 
 _Result = TypeVar("_Result")
 
@@ -61,8 +61,7 @@ def auto(function: Callable[..., _Result], out_like: Any) -> Callable[..., _Resu
     """
 
     def call(*args: Any) -> _Result:
-        shardings = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves(args) if _is_jax(leaf)]
-        mesh = next((sharding.mesh for sharding in shardings if _is_explicit(sharding)), None)
+        mesh = _explicit_mesh(args)
         if mesh is None:
             return function(*args)
         types = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -74,19 +73,30 @@ def auto(function: Callable[..., _Result], out_like: Any) -> Callable[..., _Resu
     return call
 
 
+def replicated(array: Array, tree: Any) -> Array:
+    """Return an array of no mesh as one of the explicit mesh of a tree, undivided.
+
+    JAX does not differentiate every function of arrays of a mesh and of none together.
+    """
+    mesh = _explicit_mesh(tree)
+    if mesh is None or _explicit_mesh(array) is not None:
+        return array
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))
+
+
 @contextlib.contextmanager
 def explicit_mesh(tree: Any) -> Iterator[None]:
     """Enter the mesh of a tree's arrays if it has explicit axes and no mesh is entered.
 
     Outside of it JAX differentiates functions of such arrays only while it compiles them.
     """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _explicit_mesh(leaf) is not None]
     with contextlib.ExitStack() as stack:
-        meshes = (leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _has_explicit_mesh(leaf))
-        mesh = next(meshes, None)
-        if mesh is not None and jax.sharding.get_abstract_mesh().empty:
-            # Inside of jit a mesh cannot be entered; the program has one, or JAX says so.
+        is_known = leaves and not checks.is_traced(leaves[0])
+        if is_known and jax.sharding.get_abstract_mesh().empty:
+            # While a program is traced no mesh can be entered; it has one, or JAX asks for it.
             with contextlib.suppress(ValueError):
-                stack.enter_context(jax.set_mesh(mesh))
+                stack.enter_context(jax.set_mesh(leaves[0].sharding.mesh))
         yield
 
 
@@ -107,15 +117,14 @@ def _spec(leaf: Any) -> PartitionSpec:
     return jax.typeof(leaf).sharding.spec if _is_jax(leaf) else PartitionSpec()
 
 
+def _explicit_mesh(tree: Any) -> Any:
+    """Return the mesh with explicit axes in the types of a tree's arrays, or None."""
+    shardings = (jax.typeof(leaf).sharding for leaf in jax.tree.leaves(tree) if _is_jax(leaf))
+    return next((sharding.mesh for sharding in shardings if _is_explicit(sharding)), None)
+
+
 def _is_jax(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array)
-
-
-def _has_explicit_mesh(leaf: Any) -> bool:
-    """Whether a leaf is an array with known devices in a mesh of explicit axes."""
-    if not _is_jax(leaf) or checks.is_traced(leaf):
-        return False
-    return isinstance(leaf.sharding, NamedSharding) and _is_explicit(leaf.sharding)
 
 
 def _is_explicit(sharding: Any) -> bool:

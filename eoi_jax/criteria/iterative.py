@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal import checks, programs, selection, shardings, trees
 from eoi_jax.typing import Array, LayoutOf, Mask, Params, Scores
 
 __all__ = ["prune"]
@@ -66,9 +65,9 @@ def prune(
     density = checks.density(density)
     num_steps = checks.integer(num_steps, low=1, name="num_steps")
     treedef, rest, arrays = _split(params)
-    scores = jax.eval_shape(lambda arrays: score_fn(_join(treedef, rest, arrays)), arrays)
-    _check_scores(scores, params)
-    shapes = tuple(leaf.shape for leaf in jax.tree.leaves(scores))  # () of a dense leaf
+    traced = _trace(score_fn, treedef, rest, arrays)
+    _check_scores(traced.shapes, params)
+    shapes = tuple(leaf.shape for leaf in jax.tree.leaves(traced.shapes))  # () of a dense leaf
     size = sum(math.prod(shape) for shape in shapes if shape)
     checks.integer(size, low=0, high=selection.MAX_SIZE, name="number of scores")
 
@@ -76,7 +75,8 @@ def prune(
     exponents = numpy.arange(1, num_steps + 1) / num_steps
     # The last exponent is 1, so the last count is that of masks.top_k.
     counts = selection.target_count(density**exponents, size).astype(np.int32)
-    mask, failed = _prune_to_counts(score_fn, treedef, rest, shapes, arrays, counts)
+    program = programs.of_function(_prune_to_counts, score_fn, static_argnums=(0, 1, 2))
+    mask, failed = program(treedef, rest, shapes, traced.constants, arrays, counts)
     if not checks.is_traced(failed):
         if failed:
             raise ValueError(
@@ -101,38 +101,49 @@ def _join(treedef: Any, rest: Sequence[Any], arrays: Sequence[Any]) -> Params:
     return jax.tree.unflatten(treedef, leaves)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _trace(
+    score_fn: Callable[[Params], Scores], treedef: Any, rest: Sequence[Any], arrays: list[Any]
+) -> programs.Traced:
+    """Trace a score function of the arrays of a tree."""
+    return programs.Traced.of(lambda arrays: score_fn(_join(treedef, rest, arrays)), arrays)
+
+
 def _prune_to_counts(
     score_fn: Callable[[Params], Scores],
     treedef: Any,
     rest: tuple[Any, ...],
     shapes: tuple[tuple[int, ...], ...],
+    constants: list[Any],
     arrays: list[Any],
     counts: Array,
 ) -> tuple[Mask, Array]:
     """Prune to each count in turn; return the mask, and the first step with a bad score or 0."""
-    leaves = jax.tree.leaves(_join(treedef, rest, arrays))
+    traced = _trace(score_fn, treedef, rest, arrays)
 
     def step(r: Array, carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
         kept, failed = carry
         masked = [
             jnp.where(mask, leaf, 0) if shape else leaf
-            for mask, leaf, shape in zip(kept, leaves, shapes, strict=True)
+            for mask, leaf, shape in zip(kept, arrays, shapes, strict=True)
         ]
-        scores = jax.tree.leaves(score_fn(jax.tree.unflatten(treedef, masked)))
+        scores = jax.tree.leaves(traced(constants, masked))
         finite, ranked = jnp.array(True), []
         for score, mask, shape in zip(scores, kept, shapes, strict=True):
             if shape:
+                score = shardings.like(score, mask)
                 finite &= jnp.all(jnp.isfinite(score) | ~mask)
-                ranked.append(jnp.ravel(jnp.where(mask, score, -jnp.inf)))
+                ranked.append(jnp.where(mask, score, -jnp.inf))
         chosen = iter(selection.largest(ranked, counts[r]))
         kept = [
-            next(chosen).reshape(shape) if shape else mask
+            shardings.like(next(chosen), mask) if shape else mask
             for mask, shape in zip(kept, shapes, strict=True)
         ]
         return kept, jnp.where((failed == 0) & ~finite, r + 1, failed)
 
-    everything = [jnp.ones(shape, bool) for shape in shapes]
+    everything = [
+        shardings.like(jnp.ones(shape, bool), leaf) if shape else jnp.array(True)
+        for shape, leaf in zip(shapes, arrays, strict=True)
+    ]
     kept, failed = jax.lax.fori_loop(0, len(counts), step, (everything, jnp.array(0)))
     return jax.tree.unflatten(treedef, kept), failed
 

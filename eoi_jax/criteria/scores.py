@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import masks
-from eoi_jax._internal import checks
+from eoi_jax._internal import checks, shardings
 from eoi_jax._internal.kernel_tree import KernelTree
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Params, Scores, Where
@@ -66,7 +67,9 @@ def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Sco
     tree = KernelTree.of(params, where)
     keys = jax.random.split(threefry_key(key), len(tree.kernels))
     pairs = zip(keys, tree.kernels, strict=True)
-    draws = [jax.random.uniform(k, leaf.shape, jnp.float32) for k, leaf in pairs]
+    draws = [
+        shardings.like(jax.random.uniform(k, leaf.shape, jnp.float32), leaf) for k, leaf in pairs
+    ]
     return tree.scores(draws, "random")
 
 
@@ -105,7 +108,8 @@ def snip(
         Sensitivity", ICLR 2019.
     """
     tree = KernelTree.of(params, where)
-    grads = jax.grad(lambda kernels: _loss(loss_fn, tree.params(kernels), batch))(tree.kernels)
+    with shardings.explicit_mesh(tree.leaves):
+        grads = jax.grad(lambda kernels: _loss(loss_fn, tree.params(kernels), batch))(tree.kernels)
     products = [jnp.abs(checks.widened(w) * g) for w, g in zip(tree.kernels, grads, strict=True)]
     return tree.scores(products, "snip")
 
@@ -161,7 +165,7 @@ def grasp(
     parts = None
     if micro_batch_size is not None:
         size = _micro_batch_size(micro_batch_size, batch)
-        parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, size, *leaf.shape[1:])), batch)
+        parts = jax.tree.map(functools.partial(_in_parts, size=size), batch)
     grad = jax.grad(lambda kernels, part: _loss(loss_fn, tree.params(kernels), part))
 
     def mean(fn: Callable[[Any], list[Array]]) -> list[Array]:
@@ -176,10 +180,11 @@ def grasp(
         total, _ = jax.lax.scan(add, zeros, parts)
         return [leaf / len(jax.tree.leaves(parts)[0]) for leaf in total]
 
-    g = mean(lambda part: grad(tree.kernels, part))
-    # A tangent has the dtype of its kernel.
-    g = [leaf.astype(kernel.dtype) for leaf, kernel in zip(g, tree.kernels, strict=True)]
-    hg = mean(lambda part: jax.jvp(lambda k: grad(k, part), (tree.kernels,), (g,))[1])
+    with shardings.explicit_mesh(tree.leaves):
+        g = mean(lambda part: grad(tree.kernels, part))
+        # A tangent has the dtype of its kernel.
+        g = [leaf.astype(kernel.dtype) for leaf, kernel in zip(g, tree.kernels, strict=True)]
+        hg = mean(lambda part: jax.jvp(lambda k: grad(k, part), (tree.kernels,), (g,))[1])
     return tree.scores(
         [checks.widened(w) * h for w, h in zip(tree.kernels, hg, strict=True)], "grasp"
     )
@@ -217,6 +222,12 @@ def _loss(loss_fn: Callable[..., Array], params: Params, batch: Sequence[Any]) -
             "Return the mean over the examples alone, without auxiliary output."
         )
     return loss
+
+
+def _in_parts(leaf: Any, size: int) -> Array:
+    """Divide the examples of an array into micro-batches."""
+    # An axis of examples that is divided among devices is none of the axes that a scan may slice.
+    return jnp.reshape(shardings.unsharded(leaf), (-1, size, *np.shape(leaf)[1:]))
 
 
 def _micro_batch_size(value: Any, batch: Any) -> int:

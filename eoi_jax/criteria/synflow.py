@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import masks
-from eoi_jax._internal import checks
+from eoi_jax._internal import checks, programs, shardings
 from eoi_jax._internal.kernel_tree import KernelTree
 from eoi_jax.typing import Array, Params, Scores, Where
 
@@ -86,7 +86,7 @@ def synflow(
         raise checks.value_error(
             "x.dtype", x.dtype.name, "is outside the floating dtypes", "Give an input of floats."
         )
-    ones = jnp.ones(x.shape, x.dtype)
+    ones = shardings.like(jnp.ones(x.shape, x.dtype), x)
     sizes = [checks.widened(jnp.abs(leaf)) for leaf in tree.kernels]
     unbiased = tree.without_biases()
 
@@ -105,9 +105,9 @@ def _carried_by_weights(total: _Total, kernels: list[Array], ones: Array) -> lis
     cannot be used is an error, or NaN if it is being traced.
     """
     # One program: there are several hundred small operations around those of the network.
-    products, in_range, is_homogeneous, degree = jax.jit(functools.partial(_carried, total))(
-        kernels, ones
-    )
+    traced = programs.Traced.of(functools.partial(_carried, total), kernels, ones)
+    program = jax.jit(lambda *args: traced(*args))
+    products, in_range, is_homogeneous, degree = program(traced.constants, kernels, ones)
     if not checks.is_traced(in_range):
         if not in_range:
             raise ValueError(
@@ -128,6 +128,7 @@ def _carried(
     total: _Total, kernels: list[Array], ones: Array
 ) -> tuple[list[Array], Array, Array, Array]:
     """Return what weights carry, whether it can be used in two respects, and the input's degree."""
+    ones = shardings.replicated(ones, kernels)
     scales, is_scaled = _log2_scales(total, kernels, ones)
     kernels = _scale(kernels, scales)
     flow, (grads, input_grad) = jax.value_and_grad(total, (0, 1))(kernels, ones)

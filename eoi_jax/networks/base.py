@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, layouts, trees
+from eoi_jax._internal import checks, layouts, shardings, trees
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
 
@@ -54,7 +54,9 @@ def masked(params: Params, mask: Mask) -> SparseInit:
         50.0
     """
     trees.arrays(params)
-    return SparseInit(layouts.copy_dense(mask, masks.apply(mask, params)), mask)
+    trees.mask_fits(mask, params)
+    mask = layouts.place_mask(mask, params)
+    return SparseInit(*layouts.place(masks.apply(mask, params), mask, params))
 
 
 def redraw(
@@ -106,7 +108,8 @@ def redraw(
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         # QR knows no narrow dtypes.
         draw = functools.partial(_call, kernel_init, shape, checks.compute_dtype(dtype))
-        leaves[index] = jax.vmap(draw)(keys).reshape(leaf.shape).astype(dtype)
+        drawn = jax.vmap(draw)(keys).reshape(leaf.shape).astype(dtype)
+        leaves[index] = shardings.like(drawn, leaf)
     return treedef.unflatten(leaves)
 
 

@@ -99,7 +99,7 @@ def sparsity_aware_orthogonal(
         new_params.append(kernel.reshape(leaf.shape))
         new_mask.append(mask.reshape(leaf.shape))
     mask_tree = treedef.unflatten(new_mask)
-    return SparseInit(layouts.copy_dense(mask_tree, treedef.unflatten(new_params)), mask_tree)
+    return SparseInit(*layouts.place(treedef.unflatten(new_params), mask_tree, params))
 
 
 def _dense_layer(geometry: layouts.Geometry, scale: Any, dtype: Any) -> _DrawLayer:

@@ -147,7 +147,7 @@ def exact_orthogonal(
             dtype = jax.dtypes.canonicalize_dtype(leaves[index].dtype)
             leaves[index], masks[index] = kernel.astype(dtype), mask
     mask_tree = treedef.unflatten(masks)
-    return SparseInit(layouts.copy_dense(mask_tree, treedef.unflatten(leaves)), mask_tree)
+    return SparseInit(*layouts.place(treedef.unflatten(leaves), mask_tree, params))
 
 
 class _CenterRule(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import isometry
-from eoi_jax._internal import layouts, trees
+from eoi_jax._internal import layouts, shardings, trees
 from eoi_jax.networks.base import SparseInit
 from eoi_jax.typing import Array, Layout, LayoutOf, Mask, Params
 
@@ -69,16 +69,17 @@ def approximate_isometry(
         Networks at Initialization", ICLR 2020.
     """
     trees.mask_fits(mask, params)
+    mask = layouts.place_mask(mask, params)
 
     def solve(path: Any, leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0 or np.size(leaf) == 0:
             return leaf
         layouts.read(path, leaf, layout)  # refuses a shape that may mean several things
         leaf_layout = trees.layout(layout, path, leaf)
-        kernel, unstack = _stack_matrices(leaf, leaf_layout)
+        kernel, unstack = _stack_matrices(shardings.unsharded(leaf), leaf_layout)
         solved = isometry.approximate_isometry(
             kernel,
-            _stack_matrices(leaf_mask, leaf_layout)[0],
+            _stack_matrices(shardings.unsharded(leaf_mask), leaf_layout)[0],
             scale=scale,
             objective=objective,
             num_steps=num_steps,
@@ -88,8 +89,8 @@ def approximate_isometry(
         )
         return unstack(solved)
 
-    solved = jax.tree_util.tree_map_with_path(solve, mask, params)
-    return SparseInit(layouts.copy_dense(mask, solved), mask)
+    solved = jax.tree_util.tree_map_with_path(solve, trees.boxed_as(mask, params), params)
+    return SparseInit(*layouts.place(solved, mask, params))
 
 
 def _stack_matrices(leaf: Array, layout: Layout) -> tuple[Array, Callable[[Array], Array]]:

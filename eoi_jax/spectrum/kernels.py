@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax._internal import checks, layouts, spectra, trees
+from eoi_jax._internal import checks, layouts, shardings, spectra, trees
 from eoi_jax.typing import Array, LayoutOf, Params, Shape, Where
 
 __all__ = ["conv_singular_values", "kernel_orthogonality_errors", "kernel_singular_values"]
@@ -181,7 +181,7 @@ def _by_name(
     selected = jax.tree.leaves(trees.kernels(params, where))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {
-        trees.path_name(path): measure(path, leaf)
+        trees.path_name(path): measure(path, shardings.unsharded(leaf))
         for (path, leaf), is_kernel in zip(leaves, selected, strict=True)
         if is_kernel
     }
