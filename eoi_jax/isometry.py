@@ -28,6 +28,7 @@ import numpy as np
 from scipy.sparse import csgraph, csr_matrix
 
 from eoi_jax._internal import checks
+from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array
 
 __all__ = ["approximate_isometry", "structural_rank"]
@@ -128,7 +129,7 @@ def approximate_isometry(
         Better, Deeper, Stronger: Improving Static Sparse Training with Exact Orthogonal
         Initialization", ICML 2024.
     """
-    kernel = jnp.asarray(kernel)
+    kernel = jnp.asarray(native(kernel))
     checks.float_dtype(kernel.dtype, "kernel.dtype")
     batch_axes, column_axis = _matrix_axes(kernel.shape, batch_axes, column_axis, "kernel.shape")
     _kernel_mask(mask, kernel.shape)

@@ -113,6 +113,7 @@ def apply(mask: Mask, tree: Params) -> Params:
     trees.mask_fits(mask, tree, tree_name="tree")
 
     def leaf_apply(leaf_mask: Any, leaf: Any) -> Any:
+        leaf = native(leaf)
         if np.ndim(leaf_mask) == 0:
             return leaf
         return jnp.where(leaf_mask, leaf, jnp.zeros((), leaf.dtype))
@@ -190,7 +191,7 @@ def top_k(
         [[True, False], [True, False]]
     """
     checks.one_of(scope, ("global", "layer"), name="scope", remedy="Give one of the two.")
-    trees.scores(scores)
+    scores = trees.scores(scores)
     if scope == "layer":
         checked = trees.densities(density, scores, name="density", tree_name="scores")
         mask = selection.map_layers(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from eoi_jax import givens
 from eoi_jax._internal import checks
+from eoi_jax._internal.arrays import native
 from eoi_jax._internal.waves import rotate_rows
 from eoi_jax.givens import Rotations
 from eoi_jax.typing import Array, DType
@@ -48,7 +49,7 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
-    matrix = jnp.asarray(matrix)
+    matrix = jnp.asarray(native(matrix))
     dtype = checks.float_dtype(matrix.dtype, name="matrix.dtype")
     axis = checks.axis(axis, matrix.ndim)
     size = checks.integer(

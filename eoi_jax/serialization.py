@@ -348,7 +348,7 @@ def _measured(name: str, leaf: Any, layout: Layout | None) -> dict[str, float]:
 def _fitting(path: Any, like: Any, leaves: dict[str, _Leaf]) -> list[str]:
     """Return the names of the leaves of ``like``, which have to be those of the file."""
     names = _names(like, "like")
-    for name, leaf in zip(names, jax.tree.leaves(like), strict=True):
+    for name, leaf in zip(names, map(native, jax.tree.leaves(like)), strict=True):
         if name not in leaves:
             raise ValueError(
                 f"like[{name}] is not in {str(path)!r}, outside {sorted(leaves)}. "

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax._internal.arrays import native
+
 
 def is_traced(value: Any) -> bool:
     """Whether ``value`` is a tracer: a value that only the compiled program will know."""
@@ -115,13 +117,13 @@ def compute_dtype(dtype: Any) -> Any:
 
 def widened(value: Any) -> jax.Array:
     """Convert a real array to the dtype to compute in."""
-    array = jnp.asarray(value)
+    array = jnp.asarray(native(value))
     return array.astype(compute_dtype(array.dtype))
 
 
 def real_array(value: Any, name: str) -> jax.Array:
     """Accept a real array, converted to the dtype to compute in."""
-    array = jnp.asarray(value)
+    array = jnp.asarray(native(value))
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
             f"{name}.dtype={array.dtype.name} is outside the real dtypes. Use real arrays."

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax._internal import checks, trees
+from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array, Params, Scores, Where
 
 _BIAS_NAMES = ("bias", "b", "offset")
@@ -26,7 +27,8 @@ class KernelTree(NamedTuple):
     def of(cls, params: Params, where: Where) -> KernelTree:
         """Take a tree apart; ``where`` selects its kernels."""
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        paths, leaves = ([pair[part] for pair in paths_and_leaves] for part in (0, 1))
+        paths = [path for path, _ in paths_and_leaves]
+        leaves = [native(leaf) for _, leaf in paths_and_leaves]
         return cls(treedef, paths, leaves, jax.tree.leaves(trees.kernels(params, where)))
 
     @property

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax._internal import checks
+from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array
 
 
 def batch_of(x: Any) -> Array:
     """Accept a batch of examples at which a function can be differentiated."""
-    x = jnp.asarray(x)
+    x = jnp.asarray(native(x))
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x.dtype={x.dtype.name} is outside the real floating dtypes. "

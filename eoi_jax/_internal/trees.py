@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks
-from eoi_jax._internal.arrays import nonzero
+from eoi_jax._internal.arrays import native, nonzero
 from eoi_jax.typing import Layout, Params, Where
 
 KERNEL_NAMES = ("kernel", "weight", "w")
@@ -264,8 +264,9 @@ def densities(value: Any, tree: Any, *, name: str, tree_name: str) -> list[Any]:
     ]
 
 
-def scores(value: Any, *, name: str = "scores") -> None:
-    """Require float arrays without NaN; a leaf without axes marks a dense leaf."""
+def scores(value: Any, *, name: str = "scores") -> Any:
+    """Accept float arrays without NaN; a leaf without axes marks a dense leaf."""
+    value = jax.tree.map(native, value)
     dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def check(path: Sequence[Any], leaf: Any) -> None:
@@ -288,6 +289,7 @@ def scores(value: Any, *, name: str = "scores") -> None:
             )
 
     jax.tree_util.tree_map_with_path(check, value)
+    return value
 
 
 def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
@@ -327,8 +329,8 @@ def some_weights(params: Any, kernels: Any) -> None:
     jax.tree_util.tree_map_with_path(check, params, kernels)
 
 
-def arrays(params: Any, *, name: str = "params") -> None:
-    """Require values and not only shapes."""
+def arrays(params: Params, *, name: str = "params") -> Params:
+    """Require values and not only shapes; return them in the byte order that JAX reads."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError(
@@ -336,3 +338,4 @@ def arrays(params: Any, *, name: str = "params") -> None:
                 "the parameters, or make zeros: jax.tree.map(lambda s: jnp.zeros(s.shape, "
                 "s.dtype), shapes)."
             )
+    return jax.tree.map(native, params)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks, programs, selection, shardings, trees
+from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array, LayoutOf, Mask, Params, Scores
 
 __all__ = ["prune"]
@@ -89,7 +90,7 @@ def prune(
 
 def _split(params: Params) -> tuple[Any, tuple[Any, ...], list[Any]]:
     """Split a tree into its structure, what jit cannot take (functions, say), and its arrays."""
-    leaves, treedef = jax.tree.flatten(params)
+    leaves, treedef = jax.tree.flatten(jax.tree.map(native, params))
     is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     rest = tuple(None if a else leaf for leaf, a in zip(leaves, is_array, strict=True))
     return treedef, rest, [leaf if a else None for leaf, a in zip(leaves, is_array, strict=True)]

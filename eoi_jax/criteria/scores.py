@@ -12,6 +12,7 @@ import numpy as np
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, shardings
+from eoi_jax._internal.arrays import native
 from eoi_jax._internal.kernel_tree import KernelTree
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Params, Scores, Where
@@ -107,7 +108,7 @@ def snip(
         Lee, Ajanthan and Torr, "SNIP: Single-shot Network Pruning based on Connection
         Sensitivity", ICLR 2019.
     """
-    tree = KernelTree.of(params, where)
+    tree, batch = KernelTree.of(params, where), jax.tree.map(native, batch)
     with shardings.explicit_mesh(tree.leaves):
         grads = jax.grad(lambda kernels: _loss(loss_fn, tree.params(kernels), batch))(tree.kernels)
     products = [jnp.abs(checks.widened(w) * g) for w, g in zip(tree.kernels, grads, strict=True)]
@@ -161,7 +162,7 @@ def grasp(
         Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient
         Flow", ICLR 2020.
     """
-    tree = KernelTree.of(params, where)
+    tree, batch = KernelTree.of(params, where), jax.tree.map(native, batch)
     parts = None
     if micro_batch_size is not None:
         size = _micro_batch_size(micro_batch_size, batch)

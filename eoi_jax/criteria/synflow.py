@@ -19,6 +19,7 @@ import numpy as np
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, programs, shardings
+from eoi_jax._internal.arrays import native
 from eoi_jax._internal.kernel_tree import KernelTree
 from eoi_jax.typing import Array, Params, Scores, Where
 
@@ -86,7 +87,7 @@ def synflow(
         raise checks.value_error(
             "x.dtype", x.dtype.name, "is outside the floating dtypes", "Give an input of floats."
         )
-    ones = shardings.like(jnp.ones(x.shape, x.dtype), x)
+    ones = shardings.like(jnp.ones(x.shape, native(x).dtype), x)
     sizes = [checks.widened(jnp.abs(leaf)) for leaf in tree.kernels]
     unbiased = tree.without_biases()
 

@@ -10,6 +10,7 @@ import jax
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, layouts, shardings, trees
+from eoi_jax._internal.arrays import native
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
 
@@ -53,7 +54,7 @@ def masked(params: Params, mask: Mask) -> SparseInit:
         >>> float(start.params["kernel"].sum())
         50.0
     """
-    trees.arrays(params)
+    params = trees.arrays(params)
     trees.mask_fits(mask, params)
     mask = layouts.place_mask(mask, params)
     return SparseInit(*layouts.place(masks.apply(mask, params), mask, params))
@@ -95,6 +96,7 @@ def redraw(
     """
     key = threefry_key(key)
     treedef: Any
+    params = jax.tree.map(native, params)
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     is_kernel = jax.tree.leaves(trees.kernels(params, where))
     leaves = [leaf for _, leaf in paths_and_leaves]

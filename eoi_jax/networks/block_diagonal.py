@@ -75,7 +75,7 @@ def sparsity_aware_orthogonal(
     key = threefry_key(key)
     scale = checks.number(scale, "scale")
     activation = block_diagonal.check_activation(activation)
-    trees.arrays(params)
+    params = trees.arrays(params)
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     is_kernel = jax.tree.leaves(trees.kernels(params, where))

@@ -102,7 +102,7 @@ def exact_orthogonal(
     """
     key = threefry_key(key)
     scale = checks.number(scale, "scale")
-    trees.arrays(params)
+    params = trees.arrays(params)
     checks.one_of(
         infeasible,
         ("raise", "redistribute"),

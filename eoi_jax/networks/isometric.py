@@ -68,6 +68,7 @@ def approximate_isometry(
         Lee, Ajanthan, Gould and Torr, "A Signal Propagation Perspective for Pruning Neural
         Networks at Initialization", ICLR 2020.
     """
+    params = trees.arrays(params)
     trees.mask_fits(mask, params)
     mask = layouts.place_mask(mask, params)
 

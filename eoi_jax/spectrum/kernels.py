@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks, layouts, shardings, spectra, trees
+from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array, LayoutOf, Params, Shape, Where
 
 __all__ = ["conv_singular_values", "kernel_orthogonality_errors", "kernel_singular_values"]
@@ -64,7 +65,7 @@ def conv_singular_values(
     Reference:
         Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers", ICLR 2019.
     """
-    kernel = jnp.asarray(kernel)
+    kernel = jnp.asarray(native(kernel))
     if not 3 <= kernel.ndim <= 5:
         raise ValueError(
             f"kernel.shape={kernel.shape} is outside (*taps, inputs, outputs) with 1 to 3 axes of "
