@@ -4,10 +4,11 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import refuses
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special
 
@@ -173,6 +174,159 @@ def test_functions_are_taken_for_what_they_are():
 
 
 # --- moments ----------------------------------------------------------------------------------
+
+
+# Functions without a derivative: (function of arrays, derivative of a number, kinks).
+UNDECLARED = {
+    "hard_tanh": (jax.nn.hard_tanh, lambda x: float(-1 < x < 1), [-1, 1]),
+    "hard_swish": (
+        jax.nn.hard_swish,
+        lambda x: (
+            np.clip((2 * x + 3) / 6, *((0, 0), (1, 1))[x > 0]) if abs(x) > 3 else (2 * x + 3) / 6
+        ),
+        [-3, 3],
+    ),
+    "celu": (lambda x: jax.nn.celu(x, 0.5), lambda x: 1.0 if x > 0 else math.exp(2 * x), [0]),
+    "elu": (lambda x: jax.nn.elu(x, 3.0), lambda x: 1.0 if x > 0 else 3 * math.exp(x), [0]),
+    "softshrink": (
+        lambda x: jnp.sign(x) * jnp.maximum(jnp.abs(x) - 0.5, 0),
+        lambda x: float(abs(x) > 0.5),
+        [-0.5, 0.5],
+    ),
+    "off_grid": (lambda x: np.maximum(x, 0.3137) + x / 5, lambda x: 0.2 + (x > 0.3137), [0.3137]),
+    "slight": (lambda x: x + 0.02 * np.maximum(x, 0.7), lambda x: 1 + 0.02 * (x > 0.7), [0.7]),
+    "hat": (
+        lambda x: np.maximum(0.01 - np.abs(x - 0.2), 0),
+        lambda x: float(abs(x - 0.2) < 0.01),
+        [0.19, 0.21],
+    ),
+    "two_close": (
+        lambda x: np.abs(x - 0.1) + 2 * np.abs(x - 0.1001),
+        lambda x: np.sign(x - 0.1) + 2 * np.sign(x - 0.1001),
+        [0.1, 0.1001],
+    ),
+    "steep": (
+        lambda x: np.tanh(1000 * x),
+        lambda x: 1000 / math.cosh(min(abs(1000 * x), 300)) ** 2,
+        [-0.02, -0.001, 0.001, 0.02],
+    ),
+    "infinite_curvature": (lambda x: np.abs(x) ** 1.5, lambda x: 1.5 * abs(x) ** 0.5, [0]),
+    "cancelling": (
+        lambda x: np.where(x > 0, x, np.exp(np.minimum(x, 0)) - 1),
+        lambda x: 1.0 if x > 0 else math.exp(x),
+        [0],
+    ),
+}
+
+
+@pytest.mark.parametrize("q", [0.3, 9.0])
+@pytest.mark.parametrize("name", UNDECLARED)
+def test_kinks_that_are_not_declared_are_found(name, q):
+    function, derivative, kinks = UNDECLARED[name]
+    expected = mean_square(derivative, kinks, q) ** -0.5
+    assert mean_field.critical_gain(function, q) == pytest.approx(expected, rel=1e-7)
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(1e-2, 10))
+@settings(max_examples=30)
+def test_a_kink_is_found_wherever_it_is(kink, jump, q):
+    """E[φ'²] of x + jump * max(x - kink, 0) has a closed form."""
+    above = special.ndtr(-kink / math.sqrt(q))
+    expected = 1 - above + above * (1 + jump) ** 2
+    assume(expected > 1e-6)  # all but flat
+    found = mean_field.chi(lambda x: x + jump * np.maximum(x - kink, 0), 1.0, q)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["softplus", "mish", "silu", "gelu"])
+@pytest.mark.parametrize("q", [0.0, 1.0, 1e4])
+def test_smooth_functions_of_jax_have_the_gain_of_their_gradient(name, q):
+    function = getattr(jax.nn, name)
+    derivative = jax.vmap(jax.vmap(jax.grad(function)))
+    declared = mean_field.critical_gain(Activation(function, derivative), q)
+    assert mean_field.critical_gain(function, q) == pytest.approx(declared, rel=1e-6)
+
+
+def test_a_function_without_a_derivative_has_the_laws_of_its_name():
+    for name in ("relu", "hard_tanh"):
+        function = getattr(jax.nn, name)
+        for call in (
+            lambda f: mean_field.fixed_point(f, 1.1, 0.3),
+            lambda f: mean_field.critical_line(f, 0.7),
+            lambda f: mean_field.predicted_moments(f, 3, 1.2, 0.7),
+            lambda f: mean_field.predicted_singular_values(f, 2, 1.2, 0.7).moments(),
+            lambda f: mean_field.predicted_singular_values(f, 2, 1.2, 0.7).atom_masses,
+            lambda f: jax.jit(lambda x: x * mean_field.critical_gain(f, 0.7))(1.0),
+        ):
+            np.testing.assert_allclose(call(function), call(name), rtol=1e-6)
+
+
+def test_the_fixed_point_of_a_function_whose_kinks_are_far_apart():
+    kinked = Activation(lambda x: np.clip(x, -0.3137, 2.71), lambda x: 0 * x, (-0.3137, 2.71))
+    found = mean_field.fixed_point(kinked.function, 1.3, 0.4)
+    assert found == pytest.approx(mean_field.fixed_point(kinked, 1.3, 0.4), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        np.round,
+        np.sign,
+        lambda x: x + np.sign(x),
+        lambda x: x + 1e-3 * (x > 0.3137),
+        lambda x: np.sqrt(np.abs(x)),
+        lambda x: np.cbrt(x) ** 2,
+        lambda x: np.log(np.abs(x) + 1e-300),
+    ],
+)
+def test_what_has_no_bounded_slope_is_refused(function):
+    for q in (0.3, 9.0):
+        with refuses("activation=", "jumps", "kinks"):
+            mean_field.critical_gain(function, q)
+
+
+def test_a_declared_jump_leaves_the_slopes_beside_it():
+    for function in (lambda x: 2 * x + np.sign(x), lambda x: 2 * x + (x > 0.3137)):
+        activation = Activation(function, kinks=(0.0, 0.3137))
+        assert mean_field.critical_gain(activation, 1.0) == pytest.approx(0.5, rel=1e-9)
+
+
+def test_a_function_that_computes_in_float32_has_its_gain_to_a_thousandth():
+    for name in ("relu", "tanh", "selu"):
+        function = getattr(jax.nn, name)
+        narrow = lambda x, f=function: f(jnp.asarray(x, jnp.float32))  # noqa: E731
+        expected = mean_field.critical_gain(name, 1.0)
+        assert mean_field.critical_gain(narrow, 1.0) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("activation", "named"),
+    [
+        (5, ["activation=5", "function"]),
+        (None, ["activation=None"]),
+        (["relu"], ["activation=['relu']"]),
+        (Activation(np.tanh, 1.0), ["activation=1.0"]),
+        (Activation(np.tanh, kinks=("a",)), ["activation.kinks='a'"]),
+        (math.tanh, ["activation=", "arrays"]),
+        (np.sum, ["activation=", "shape ()"]),
+        (jax.nn.softmax, ["activation=", "elementwise"]),
+        (lambda x: 1j * x, ["activation=", "complex128"]),
+        (lambda x: jnp.asarray(x, jnp.bfloat16), ["activation=", "bfloat16"]),
+        (lambda x: np.where(np.abs(x) > 3, np.nan, x), ["activation=", "finite"]),
+        (lambda x: np.sin(1e6 * x), ["activation=", "bends"]),
+        (lambda x: np.exp(9 * x), ["q=1.0", "deviations"]),
+    ],
+)
+def test_what_is_no_activation_is_refused(activation, named):
+    with refuses(*named):
+        mean_field.critical_gain(activation, 1.0)
+
+
+def test_slopes_that_change_at_every_scale_have_no_limit_at_zero():
+    with refuses("activation="):
+        mean_field.critical_gain(lambda x: np.abs(x) ** 1.5, 0.0)
+    with refuses("q=0.0", "slope"):
+        mean_field.critical_gain(lambda x: np.maximum(x, 0.3137), 0.0)
 
 
 @pytest.mark.parametrize(("name", "q"), CASES)

@@ -20,7 +20,7 @@ __all__ = ["one_key", "threefry_key"]
 _THREEFRY = "threefry2x32"
 
 
-def one_key(key: Any, name: str = "key") -> Array:
+def one_key(key: Any, name: str = "key") -> Any:
     """Accept one PRNG key, new style or old; inside ``vmap`` that is one key of the batch."""
     if isinstance(key, (jax.Array, np.ndarray)):
         try:
