@@ -132,6 +132,27 @@ def test_names_are_printed_as_they_are(tmp_path, capsys):
     assert lines_of(out)["a[/b]:key:/kernel"][-1] == "holds"
 
 
+@pytest.mark.parametrize("strange", ["\x1b[2J", "\x9b31m", "\u202e", "\x07", "a\rb"])
+def test_nothing_that_a_terminal_obeys_is_printed(strange, tmp_path, capsys, monkeypatch):
+    """Neither of a name in a checkpoint, which no check has read, nor of a path or an error."""
+    params = {strange: {"kernel": np.full((1, 1), 1e-40, np.float32)}}
+    mask = {strange: {"kernel": np.zeros((1, 1), bool)}}
+    monkeypatch.setattr(show, "read", lambda path, seed: show.Saved(f"{path}", params, mask, None))
+    with pytest.raises(SystemExit, match="1"):  # a subnormal number off the mask is not zero
+        show.main([f"net{strange}"])
+    monkeypatch.undo()
+    path = tmp_path / f"net{strange}"
+    with pytest.raises(SystemExit, match="2"):
+        show.main([str(path)])
+    path.write_bytes(b"PK")
+    with pytest.raises(SystemExit, match="2"):
+        show.main([str(path)])
+    captured = capsys.readouterr()
+    shown = strange.encode("unicode_escape").decode()
+    assert shown in captured.out
+    assert all(line.isprintable() for line in (captured.out + captured.err).split("\n"))
+
+
 # ------------------------------------------------------------------ runs
 
 
