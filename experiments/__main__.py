@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
+import signal
 import sys
+from types import ModuleType
 
 __all__ = ["COMMANDS", "main"]
 
@@ -49,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: default: those of the process.
 
     Raises:
-        SystemExit: with status 2 for an unknown command.
+        SystemExit: with status 2 for an unknown command, 130 for one that Ctrl-C has stopped.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
@@ -60,7 +63,34 @@ def main(arguments: list[str] | None = None) -> None:
         remedy = f"Did you mean {close[0]!r}?" if close else "See the list:"
         print(f"error: there is no command {name!r}. {remedy}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
-    importlib.import_module(f"experiments.{COMMANDS[name][0]}").main(rest)
+    try:
+        _import(f"experiments.{COMMANDS[name][0]}").main(rest)
+    except (Exception, KeyboardInterrupt) as error:
+        stop = _interrupt(error)
+        if stop is not None:
+            print(str(stop) or "stopped; the same command goes on", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        if isinstance(error, OSError):
+            from experiments.runs import explain
+
+            sys.exit(f"error: {explain(error)}")
+        raise
+
+
+def _import(name: str) -> ModuleType:
+    # JAX has a callback of the garbage collector, and Python drops an interrupt in one of these.
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.enable()
+
+
+def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the interrupt that an error is or comes from: extensions make others of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 if __name__ == "__main__":

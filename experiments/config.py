@@ -22,6 +22,7 @@ __all__ = [
     "Times",
     "Train",
     "digest",
+    "digest_of",
     "to_dict",
 ]
 
@@ -245,7 +246,12 @@ def digest(config: Any) -> str:
         >>> config.digest(config.Train(density=0.05)) == config.digest(config.Train())
         False
     """
-    text = json.dumps(to_dict(config), sort_keys=True, allow_nan=False)
+    return digest_of(to_dict(config))
+
+
+def digest_of(fields: dict[str, Any]) -> str:
+    """Return the digest of the config that :func:`to_dict` turned into these fields."""
+    text = json.dumps(fields, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

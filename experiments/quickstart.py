@@ -278,7 +278,7 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
     if results:
         path = Path(config.output)
         canvas = _figure(config, results).draw()
-        canvas.savefig(path, dpi=120, format=path.suffix[1:] or "png")
+        atomic_savefig(path, canvas, dpi=120)
         console.print(f"Picture: {path}")
     console.print(f"{time.perf_counter() - started:.0f} s")
     if stopped:

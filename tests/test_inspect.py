@@ -172,9 +172,9 @@ def run_of(folder, seeds, transformation, spoil=lambda params: params):
     state = (
         states[0] if len(seeds) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     )
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(5, jax.tree.map(jnp.zeros_like, state))
-        checkpoints.save(12, state)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(5, jax.tree.map(jnp.zeros_like, state))
+    checkpoints.save(12, state)
     return networks
 
 

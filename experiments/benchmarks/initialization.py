@@ -73,7 +73,7 @@ def bench_init(options: Init, console: Console) -> None:
     _bench_compile(console, sizes, key)
     _bench_many(console, options.repeats)
     path = Path(options.output)
-    plot(seconds, densities).savefig(path, dpi=120, format=path.suffix[1:] or "png")
+    atomic_savefig(path, plot(seconds, densities), dpi=120)
     console.print(f"Plot: {path}")
 
 

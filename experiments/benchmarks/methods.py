@@ -148,7 +148,7 @@ def _bench_matrices(options: Methods, console: Console) -> None:
         "do not depend on the density. SAO has no degree below 2."
     )
     path = Path(options.output)
-    plot(rows).savefig(path, dpi=120, format=path.suffix[1:] or "png")
+    atomic_savefig(path, plot(rows), dpi=120)
     console.print(f"Plot: {path}")
 
 

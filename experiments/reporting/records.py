@@ -52,19 +52,35 @@ def decode(text: str) -> Any:
 
 
 def read(path: Path) -> list[Row]:
-    """Read a CSV file."""
+    """Read a CSV file; a missing one has no rows.
+
+    Raises:
+        ValueError: If the file is damaged: cut, even within its last cell, or not of equal lines.
+    """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        columns, rows = next(reader, []), []
+
+    def damaged(where: str) -> ValueError:
+        return ValueError(f"{path}{where}. Take the file from version control again.")
+
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise damaged(f" is not text in UTF-8 ({error})") from None
+    if not text.endswith("\n"):
+        raise damaged(": its last line has no line end, so the file was cut")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        columns = next(reader)
         for cells in reader:
             if len(cells) != len(columns):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}, has {len(cells)} cells, not {len(columns)}. "
-                    "Take the file from version control again."
+                raise damaged(
+                    f", line {reader.line_num}, has {len(cells)} cells, not {len(columns)}"
                 )
             rows.append(dict(zip(columns, map(decode, cells), strict=True)))
+    except csv.Error as error:
+        raise damaged(f", line {reader.line_num}, is no line of CSV ({error})") from None
     return rows
 
 

@@ -21,7 +21,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from eoi_jax._internal.files import atomic_write_text
+from eoi_jax._internal.files import atomic_write, atomic_write_text
 from experiments import models, runs
 from experiments.config import digest, to_dict
 from experiments.reporting import records
@@ -189,7 +189,7 @@ def _write(options: Report, names: Sequence[str], console: Console) -> None:
             path, png = images / f"{item.name}.png", item.png()
             changed = not path.exists() or path.read_bytes() != png
             if changed:
-                path.write_bytes(png)
+                atomic_write(path, lambda file, png=png: file.write(png))
             _tell(console, path, changed)
     tables = {name: item for name, item in found.items() if isinstance(item, Table)}
     if options.readme is not None:

@@ -4,11 +4,13 @@
 in ``RUNS/<experiment>/<digest>/``
 ======================================= ==========================================================
 ``config.json``                         all that decides the run's numbers
+``start.json``                          of a training, what is known of the start of each seed
 ``metrics.jsonl``                       what it logged, an object a line
 ``results.json``                        a list of flat objects, one a seed or cell
 ``checkpoints/``, ``tensorboard/``      where it goes on from, what TensorBoard shows
 ``failed.txt``                          traceback of the last start, if it failed
-``done``                                written last: the run is complete if, and only if, it exists
+``done``                                written last: a run is complete if, and only if, it exists;
+                                        holds SHA-256 of files above, for ``sha256sum --check``
 ``.lock``                               held by the process that runs; freed when that process dies
 ======================================= ==========================================================
 """
@@ -17,6 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
 import importlib
 import json
 import re
@@ -27,19 +31,25 @@ from typing import Any, TypeAlias
 
 import filelock
 
+from eoi_jax._internal import checks
 from eoi_jax._internal.files import atomic_write_text
-from experiments.config import digest, to_dict
+from experiments.config import digest, digest_of, to_dict
 
 __all__ = [
+    "COLUMNS",
     "RUNNERS",
     "Row",
     "RunningElsewhere",
     "Runtime",
+    "damage",
     "execute",
+    "explain",
     "folder_of",
     "is_done",
     "load_curves",
     "load_rows",
+    "read_lines",
+    "remove_partial_files",
     "write_json",
 ]
 
@@ -54,6 +64,20 @@ RUNNERS = {
     "Times": "experiments.studies.measure:times",
     "Kernel": "experiments.studies.measure:kernel",
 }
+
+# Class of a config -> what each row of its results must have, for the run to count as complete.
+COLUMNS = {
+    "Train": (
+        *("seed", "density", "kept", "size", "steps"),
+        *(
+            f"{split}_{name}"
+            for split in ("train", "validation", "test")
+            for name in ("loss", "accuracy")
+        ),
+    )
+}
+
+_SUMMED = ("config.json", "results.json", "metrics.jsonl")  # files whose SHA-256 is in ``done``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +142,38 @@ def is_done(folder: Path) -> bool:
     return (folder / "done").exists()
 
 
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with the files of a complete run, and what to do.
+
+    Returns:
+        Sentences that name the file; None if all is as it was when the run was completed.
+    """
+    try:
+        _check_files(folder)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def explain(error: BaseException) -> str:
+    """Return an error's message on one line, with the remedy where the disk is full."""
+    text = checks.printable(" ".join(str(error).split()), limit=2000) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text += ". Free some space on the disk; the same command goes on."
+    return text
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed processes left of the files that they were writing in a folder.
+
+    Args:
+        folder: One in which no other process writes, as the lock of a run sees to.
+    """
+    # Such are the names that eoi_jax._internal.files gives to files that are being written.
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
 def execute(config: Any, runtime: Runtime) -> Path:
     """Run a config, or go on where it was interrupted; do nothing if it is complete.
 
@@ -127,6 +183,10 @@ def execute(config: Any, runtime: Runtime) -> Path:
     Args:
         config: A frozen dataclass whose class is in :data:`RUNNERS`.
         runtime: Folders and logging.
+
+    Raises:
+        ValueError: If the run is complete and its files were damaged or edited since.
+        RunningElsewhere: If another process runs it.
     """
     kind = type(config).__name__
     if kind not in RUNNERS:
@@ -136,6 +196,7 @@ def execute(config: Any, runtime: Runtime) -> Path:
         )
     folder = folder_of(config, runtime.runs)
     if is_done(folder):
+        _check_files(folder)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -145,16 +206,19 @@ def execute(config: Any, runtime: Runtime) -> Path:
 
 
 def _run(config: Any, folder: Path, runtime: Runtime) -> None:
+    remove_partial_files(folder)
     (folder / "failed.txt").unlink(missing_ok=True)
     write_json(folder / "config.json", to_dict(config))
     try:
         module, _, function = RUNNERS[type(config).__name__].partition(":")
         getattr(importlib.import_module(module), function or "run")(config, folder, runtime)
-        _results(folder)  # what cannot be read back is not complete
+        _check_files(folder)  # what cannot be read back is not complete
     except Exception:
-        atomic_write_text(folder / "failed.txt", traceback.format_exc())
+        with contextlib.suppress(OSError):  # of a full disk: the error itself says more
+            atomic_write_text(folder / "failed.txt", traceback.format_exc())
         raise
-    atomic_write_text(folder / "done", "")
+    files = [folder / name for name in _SUMMED if (folder / name).exists()]
+    atomic_write_text(folder / "done", "".join(f"{_sha256(p)}  {p.name}\n" for p in files))
 
 
 @contextlib.contextmanager
@@ -182,11 +246,15 @@ def load_rows(root: str | Path) -> list[Row]:
         Flat dictionaries: the fields of the config with its ``kind``, ``digest``, and the fields of
         the result. A result named like a field of the config, as the density that was reached, is
         called ``measured_<name>``: the field is what rows are grouped by.
+
+    Raises:
+        ValueError: If the files of a run were damaged or edited.
     """
     rows = []
     for folder in _complete(root):
-        fields = {**_read(folder / "config.json"), "digest": folder.name}
-        for result in _results(folder):
+        config = _config(folder)
+        fields = {**config, "digest": folder.name}
+        for result in _results(folder, config):
             renamed = {f"measured_{key}" if key in fields else key: result[key] for key in result}
             rows.append({**fields, **renamed})
     return rows
@@ -198,11 +266,38 @@ def load_curves(root: str | Path) -> list[Row]:
     Returns:
         The lines of ``metrics.jsonl``; those of one run in the order they were written.
     """
+    return [
+        {"digest": folder.name, **row}
+        for folder in _complete(root)
+        for row in read_lines(folder / "metrics.jsonl")
+    ]
+
+
+def read_lines(path: Path, *, cut: bool = False) -> list[Row]:
+    """Read a file of JSON objects, one a line.
+
+    Args:
+        path: The file; a missing one has no lines.
+        cut: Whether a last line without its line end, which the end of a process cut in two, is
+            left out; it is an error otherwise.
+
+    Raises:
+        ValueError: If a line cannot be read, with its number.
+    """
+    if not path.exists():
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
     rows = []
-    for folder in _complete(root):
-        path = folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows += [{"digest": folder.name, **_parse(line, path)} for line in lines]
+    for number, line in enumerate(lines if cut or not last else [*lines, last], 1):
+        row = None
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+        if not isinstance(row, dict) or (number > len(lines)):
+            raise ValueError(
+                f"{path}, line {number}, is damaged: it is no object of JSON with a line end. Put "
+                f"back a copy of the file, or remove the folder {path.parent} and run again."
+            )
+        rows.append(row)
     return rows
 
 
@@ -210,22 +305,66 @@ def _complete(root: str | Path) -> list[Path]:
     return sorted(path.parent for path in Path(root).glob("*/*/done"))
 
 
-def _results(folder: Path) -> list[Row]:
+def _config(folder: Path) -> Row:
+    """Read the config of a run; refuse one that was not what the run began with."""
+    path = folder / "config.json"
+    fields = _read(path)
+    try:
+        if not isinstance(fields, dict):
+            raise ValueError("it is no object")
+        found = digest_of(fields)
+        if (fields.get("experiment"), found) != (folder.parent.name, folder.name):
+            raise ValueError(f"its folder should be {fields.get('experiment')}/{found}")
+    except ValueError as error:
+        raise _damaged(path, f"is not the config of the run in {folder} ({error})") from None
+    return fields
+
+
+def _results(folder: Path, config: Row) -> list[Row]:
     path = folder / "results.json"
     found = _read(path)
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise ValueError(f"{path} does not hold a list of objects. Remove its folder; run again.")
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found) or not found:
+        raise _damaged(path, "does not hold a list of objects")
+    seeds = config.get("seeds")
+    if seeds is not None and {row.get("seed") for row in found} != set(seeds):
+        raise _damaged(path, f"does not hold a row of each of the seeds {seeds}")
+    for row in found:
+        missing = [name for name in COLUMNS.get(config["kind"], ()) if row.get(name) is None]
+        if missing:
+            raise _damaged(path, f"lacks {', '.join(missing)} of seed {row.get('seed')}")
     return found
+
+
+def _check_files(folder: Path) -> None:
+    """Raise a ``ValueError`` that names the file that is not what the run left there."""
+    _results(folder, _config(folder))
+    done = folder / "done"
+    # A run is checked before it is marked as well; and marks of old are empty.
+    for line in done.read_bytes().splitlines() if done.exists() else []:
+        found = re.fullmatch(rb"([0-9a-f]{64})  ([\w.]+)", line)
+        if not found:
+            raise _damaged(done, "is corrupt")
+        path = folder / found[2].decode()
+        if not path.exists():
+            raise _damaged(path, "is missing")
+        if _sha256(path) != found[1].decode():
+            raise _damaged(path, "has changed since the run was completed")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read(path: Path) -> Any:
     if not path.exists():
-        raise ValueError(f"{path} is missing. A run leaves it; remove its folder and run again.")
-    return _parse(path.read_text(encoding="utf-8"), path)
-
-
-def _parse(text: str, path: Path) -> Any:
+        raise _damaged(path, "is missing")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is corrupt ({error}). Remove its folder and run again.") from None
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, f"is corrupt ({checks.printable(error)})") from None
+
+
+def _damaged(path: Path, problem: str) -> ValueError:
+    return ValueError(
+        f"{path} {problem}. Remove {path.parent / 'done'}, if it is there, and run again."
+    )

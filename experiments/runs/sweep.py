@@ -126,14 +126,19 @@ def describe(config: Any, grid: Sequence[Any]) -> str:
 
 
 def state(config: Any, root: str | Path) -> str:
-    """Return the state of a config's run: done, failed, started (and perhaps stopped) or open.
+    """Return the state of a config's run.
+
+    It is done, damaged (it was done, and its files have changed since), failed, started (and
+    perhaps stopped) or open.
 
     Args:
         config: A frozen dataclass with a field ``experiment``.
         root: Folder of all runs.
     """
     folder = runs.folder_of(config, root)
-    files = {"done": "done", "failed": "failed.txt", "started": "config.json"}
+    if runs.is_done(folder):
+        return "damaged" if runs.damage(folder) else "done"
+    files = {"failed": "failed.txt", "started": "config.json"}
     return next((word for word, file in files.items() if (folder / file).exists()), "open")
 
 
@@ -154,7 +159,7 @@ def local(
     completed, done, elsewhere = 0, 0, 0
     failures: list[Failure] = []
     for index, config in enumerate(grid, 1):
-        if runs.is_done(runs.folder_of(config, runtime.runs)):
+        if state(config, runtime.runs) == "done":
             done += 1
             continue
         if limit is not None and completed + len(failures) >= limit:
@@ -166,8 +171,8 @@ def local(
             elsewhere += 1
             result = "running elsewhere"
         except Exception as error:
-            message = " ".join(str(error).split())
-            failures.append(Failure(config, f"{type(error).__name__}: {message}"))
+            message = f"{type(error).__name__}: {runs.explain(error)}"
+            failures.append(Failure(config, message))
             result = "failed"
         else:
             completed += 1
@@ -189,27 +194,39 @@ def _summary(outcome: Outcome, grid: Sequence[Any], runtime: runs.Runtime) -> li
     words = [f"{count} {name}" for name, count in {**counts, "not started": left}.items() if count]
     lines = [f"{len(grid)} runs: {', '.join(words) or 'nothing to do'}"]
     for failure in outcome.failures:
-        folder = runs.folder_of(failure.config, runtime.runs)
         lines.append(f"failed: {describe(failure.config, grid)}: {failure.message}")
-        lines.append(f"        {folder / 'failed.txt'}")
+        written = runs.folder_of(failure.config, runtime.runs) / "failed.txt"
+        if written.exists():  # not where nothing can be written
+            lines.append(f"        {written}")
     return lines
 
 
 def _submit(options: Sweep, grid: Sequence[Any], states: Sequence[str]) -> list[str]:
-    waiting = [config for config, word in zip(grid, states, strict=True) if word != "done"]
+    complete = ("done", "damaged")
+    waiting = [config for config, word in zip(grid, states, strict=True) if word not in complete]
     jobs = submit(waiting[: options.limit], options.runtime, options.slurm, options.config)
     return [
         f"{len(jobs)} jobs submitted {' '.join(job.job_id for job in jobs)}".rstrip(),
-        f"{len(grid) - len(waiting)} of {len(grid)} runs were done before; --list shows all states",
+        f"{states.count('done')} of {len(grid)} runs were done before; --list shows all states",
+        *_damaged(grid, states, options.runtime.runs),
     ]
 
 
-def _states(grid: Sequence[Any], states: Sequence[str]) -> list[str]:
+def _damaged(grid: Sequence[Any], states: Sequence[str], root: str) -> list[str]:
+    return [
+        f"damaged: {describe(config, grid)}: {runs.damage(runs.folder_of(config, root))}"
+        for config, word in zip(grid, states, strict=True)
+        if word == "damaged"
+    ]
+
+
+def _states(grid: Sequence[Any], states: Sequence[str], root: str) -> list[str]:
     lines = [
         f"{word:<8} {digest(config)}  {describe(config, grid)}"
         for config, word in zip(grid, states, strict=True)
     ]
-    return [*lines, f"{len(grid)} runs, {states.count('done')} done"]
+    total = f"{len(grid)} runs, {states.count('done')} done"
+    return [*lines, total, *_damaged(grid, states, root)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -230,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.scale == "small" and not hasattr(module, "small"):
         console.print(f"{options.config} has no smaller grid: this is the paper's")
     if options.show:
-        lines = _states(grid, states)
+        lines = _states(grid, states, options.runtime.runs)
     elif options.launcher == "slurm":
         try:
             lines = _submit(options, grid, states)

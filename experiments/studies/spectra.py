@@ -115,7 +115,7 @@ def run(config: Config, console: Console | None = None) -> None:
     console.print(timing.machine())
     with console.status(f"{config.layers} layers"):
         depth = against_depth(config)
-    plot(depth, config).savefig(config.output, dpi=120)
+    atomic_savefig(Path(config.output), plot(depth, config), dpi=120)
     console.print(f"Saved: {config.output}")
 
 

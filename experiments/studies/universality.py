@@ -287,14 +287,16 @@ def run(config: Config, console: Console | None = None) -> list[Row]:
         for kind in _KINDS[1:]:
             console.print(_table(rows, config, kind, statistic, f"{title}: {kind}"))
     path = Path(config.output)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(
-            [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
-        )
-    _plot(rows, config).savefig(path.with_suffix(".png"), dpi=110)
-    _plot_laws(pooled, config).savefig(path.with_name(f"{path.name}_laws.png"), dpi=110)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(Row._fields)
+    writer.writerows(
+        [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
+    )
+    atomic_write_text(path.with_suffix(".csv"), text.getvalue())
+    atomic_savefig(path.with_suffix(".png"), _plot(rows, config), dpi=110)
+    laws = path.with_name(f"{path.name}_laws.png")
+    atomic_savefig(laws, _plot_laws(pooled, config), dpi=110)
     console.print(f"Saved: {path}.csv, {path}.png, {path}_laws.png")
     return rows
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.box import SIMPLE
@@ -170,15 +171,16 @@ def read_run(folder: Path, seed: int | None = None) -> Saved:
         seed = seeds[0]
     if seed not in seeds:
         raise ValueError(f"seed={seed} is outside {seeds}, those of the run. Choose one of them.")
-    step, state = checkpoints.read(folder / "checkpoints")
-    variables = {"params": state["params"], **(state["others"] or {})}
+    found = checkpoints.read(folder / "checkpoints")
+    state = jax.tree.map(jnp.asarray, found.tree)
+    variables = {"params": state["params"], **state.get("others", {})}
     mask = state["optimizer"]["mask"]
     if len(seeds) > 1:
         index = seeds.index(seed)
         variables, mask = jax.tree.map(lambda leaf: leaf[index], (variables, mask))
     others = {name: leaf for name, leaf in variables.items() if name != "params"}
     dense = jax.tree.map(lambda _: np.array(True), others)
-    title = f"{folder}, {config['model']} {config['method']}, seed {seed}, step {step}"
+    title = f"{folder}, {config['model']} {config['method']}, seed {seed}, step {found.step}"
     return Saved(title, variables, {"params": mask, **dense}, models.layout)
 
 

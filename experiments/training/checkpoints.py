@@ -1,24 +1,57 @@
-"""Checkpoints of one run, written whole or not at all; the last two are kept.
+"""Checkpoints of one run: each a file of its own, written whole or not at all; two are kept.
 
+``<step>.safetensors`` holds the leaves of a tree by their paths, what else the run must remember as
+a record, and a SHA-256 of all of it: a file that has changed in any byte is told from a whole one.
 Use :class:`Checkpoints` in the run that trains, :func:`read` anywhere else.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
 
-__all__ = ["Checkpoints", "read"]
+from eoi_jax._internal import checks
+from eoi_jax._internal.files import atomic_write
+from experiments.runs import remove_partial_files
+
+__all__ = ["Checkpoint", "Checkpoints", "read"]
+
+_KEPT = 2
+_ABOUT = "checkpoint"  # safetensors writes the entries of its metadata in any order: there is one
+
+
+class Checkpoint(NamedTuple):
+    """What one file holds.
+
+    Attributes:
+        step: Training steps that were done.
+        record: What the run gave to remember, as JSON has it.
+        leaves: The arrays by their paths in the tree, such as ``params/first/kernel``.
+    """
+
+    step: int
+    record: dict[str, Any]
+    leaves: dict[str, np.ndarray]
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The leaves as nested dicts, in place of the tuples and classes that were saved."""
+        found: dict[str, Any] = traverse_util.unflatten_dict(self.leaves, sep="/")
+        return found
 
 
 class Checkpoints:
-    """The checkpoints in one folder; a context, whose end closes them.
-
-    A checkpoint is written to another name and renamed when it is complete. Saving waits for that:
-    buffers that a step donates may be overwritten at once.
+    """The checkpoints in one folder, which is made; one process at a time may use them.
 
     Attributes:
         folder: Where they are.
@@ -26,58 +59,144 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
-        # Orbax takes absolute paths only.
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._manager.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(folder)
 
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint, None if there is none."""
-        step: int | None = self._manager.latest_step()
-        return step
+        return max(_steps(self.folder), default=None)
 
-    def save(self, step: int, tree: Any) -> None:
-        """Write a checkpoint."""
-        if step != self.latest:
-            self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
+    def save(self, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint, all of it or nothing, and remove all but the last two.
 
-    def restore(self, like: Any) -> Any:
-        """Read the newest checkpoint.
+        Args:
+            step: Training steps that were done.
+            tree: Arrays; they may be overwritten as soon as this returns.
+            record: What else to remember, as JSON can hold it.
+
+        Raises:
+            OSError: If there is no space left, or the folder cannot be written to.
+        """
+        leaves = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+        about = {"step": step, "record": dict(record or {})}
+        text = json.dumps({**about, "sha256": _digest(about, leaves)})
+        encoded = safetensors.numpy.save(leaves, {_ABOUT: text})
+        atomic_write(_path(self.folder, step), lambda file: file.write(encoded))
+        for old in sorted(_steps(self.folder))[:-_KEPT]:
+            _path(self.folder, old).unlink()
+
+    def recover(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is whole.
+
+        Newer ones that are damaged are renamed, so that nothing takes them for checkpoints again,
+        and a warning names them.
+
+        Returns:
+            The checkpoint; None if none is whole.
+        """
+        damaged: dict[Path, ValueError] = {}
+        found = None
+        for step in sorted(_steps(self.folder), reverse=True):
+            path = _path(self.folder, step)
+            try:
+                found = _read(path)
+                break
+            except ValueError as error:
+                damaged[path] = error
+        goes_on = f"goes on from step {found.step}" if found else "starts again"
+        for path, problem in damaged.items():
+            renamed = path.with_suffix(".damaged")
+            path.replace(renamed)
+            warnings.warn(
+                f"{problem} It is called {renamed.name} now, and the run {goes_on}.", stacklevel=2
+            )
+        return found
+
+    def restore(self, like: Any, checkpoint: Checkpoint | None = None) -> Any:
+        """Bring a checkpoint to the device.
 
         Args:
             like: A tree of its structure, of arrays or of :class:`jax.ShapeDtypeStruct`.
+            checkpoint: As :meth:`recover` returns it; default: the newest, read anew.
+
+        Returns:
+            A tree of the structure of ``like``, bound to the first device.
+
+        Raises:
+            ValueError: If the tree has other leaves, shapes or dtypes, or the file is damaged.
         """
-        return self._manager.restore(self.latest, args=ocp.args.StandardRestore(like))
+        found = checkpoint or read(self.folder)
+        named = _named(like)
+        shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
+        if {name: (leaf.shape, leaf.dtype) for name, leaf in found.leaves.items()} != shapes:
+            raise ValueError(
+                f"{_path(self.folder, found.step)} holds the arrays of another network or of "
+                "another version of this program. Remove the run's folder and run again."
+            )
+        structure: Any = jax.tree.structure(like)
+        # A copy: the arrays of the file are no memory of JAX, which a step may donate.
+        leaves = [jnp.array(found.leaves[name]) for name in named]
+        return jax.device_put(structure.unflatten(leaves), jax.local_devices()[0])
 
 
-def read(folder: Path) -> tuple[int, Any]:
-    """Read the newest checkpoint of a folder, whatever its structure.
+def read(folder: Path) -> Checkpoint:
+    """Read the newest checkpoint of a folder; nothing in it changes, for a run may write there.
 
-    Nothing in the folder changes, where :class:`Checkpoints` would clean up: a run may be writing
-    there.
-
-    Returns:
-        The step, and the tree on this machine's device: nested dicts and lists in place of the
-        tuples and classes that were saved.
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
     """
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    steps = _steps(folder)
     if not steps:
         raise FileNotFoundError(f"There is no checkpoint in {folder}. Train first.")
-    path = folder.resolve() / str(max(steps)) / "default"
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    handler = ocp.StandardCheckpointHandler()
-    # Without shapes Orbax asks for the devices that the checkpoint was written on.
-    saved: Any = handler.metadata(path)
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        getattr(saved, "tree", saved),
-    )
-    return max(steps), handler.restore(path, args=ocp.args.StandardRestore(like))
+    try:
+        return _read(_path(folder, max(steps)))
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Remove {folder.parent / 'done'}, if it is there, and run again: the run goes "
+            "on from the checkpoint before."
+        ) from error
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"{step}.safetensors"
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Return the leaves by their paths, in the order of :func:`jax.tree.leaves`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _digest(about: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of all: step, record, and the arrays' names, dtypes, shapes and bytes."""
+    found = hashlib.sha256(json.dumps([about["step"], about["record"]]).encode())
+    for name, leaf in sorted(leaves.items()):
+        found.update(f"\n{name} {leaf.dtype.str} {leaf.shape}\n".encode())
+        found.update(leaf.tobytes())
+    return found.hexdigest()
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a file; a ``ValueError`` says what is damaged."""
+    encoded = path.read_bytes()
+    try:
+        size = int.from_bytes(encoded[:8], "little")
+        about = json.loads(json.loads(encoded[8 : 8 + size])["__metadata__"][_ABOUT])
+        leaves = safetensors.numpy.load(encoded)
+        intact = about["sha256"] == _digest(about, leaves) and about["step"] == int(path.stem)
+    except MemoryError:
+        raise
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        reason = checks.printable(f"{type(error).__name__}: {error}")
+        raise ValueError(f"The checkpoint {path} is damaged ({reason}).") from None
+    if not intact:
+        raise ValueError(f"The checkpoint {path} is damaged: its SHA-256 is not the recorded one.")
+    return Checkpoint(about["step"], about["record"], leaves)

@@ -7,6 +7,7 @@ was interrupted equals that of one that was not.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -20,27 +21,33 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eoi_jax._internal.files import atomic_write_text
 from experiments.config import digest, to_dict
-from experiments.runs import Runtime
+from experiments.runs import Runtime, read_lines
 
 __all__ = ["Bar", "Metrics", "read"]
 
+# Those of a line that this module wrote; the loss and the accuracy may be NaN, which is a float.
+_TYPES = {"step": int, "epoch": float, "seed": int, "split": str, "loss": float, "accuracy": float}
+
 
 def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Read the lines of ``metrics.jsonl``, up to one that the end of a process cut in two.
+    """Read the lines of ``metrics.jsonl``.
 
     Args:
         path: The file; a missing one has no lines.
-        last_step: Lines of later steps are left out; default: none is.
+        last_step: For a run that goes on: lines of later steps are left out, as is a last line that
+            the end of a process cut in two. Default: none is.
+
+    Raises:
+        ValueError: If a line is damaged, with its number.
     """
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if last_step is None or row["step"] <= last_step:
-            rows.append(row)
-    return rows
+    rows = read_lines(path, cut=last_step is not None)
+    for number, row in enumerate(rows, 1):
+        if {name: type(value) for name, value in row.items()} != _TYPES:
+            raise ValueError(
+                f"{path}, line {number}, is damaged: it does not hold {', '.join(_TYPES)}. Put "
+                f"back a copy of the file, or remove the folder {path.parent} and run again."
+            )
+    return [row for row in rows if last_step is None or row["step"] <= last_step]
 
 
 class Metrics:
@@ -48,13 +55,35 @@ class Metrics:
 
     What a process before this one logged after ``step``, where this one goes on, is removed.
 
+    Args:
+        folder: Folder of the run.
+        config: Its config.
+        runtime: What else to log to.
+        step: Steps that were done before.
+        sha256: What :meth:`sync` returned then; default: it is not compared.
+
     Attributes:
         path: The file of lines.
+        step: Step of the last line.
+
+    Raises:
+        ValueError: If the file is damaged.
     """
 
-    def __init__(self, folder: Path, config: Any, runtime: Runtime, step: int) -> None:
+    def __init__(
+        self, folder: Path, config: Any, runtime: Runtime, step: int, sha256: str | None = None
+    ) -> None:
         self.path = folder / "metrics.jsonl"
+        self.step = step
         self.seeds = tuple(config.seeds)
+        text = "".join(json.dumps(row) + "\n" for row in read(self.path, step))
+        self._sha256 = hashlib.sha256(text.encode())
+        if sha256 not in (None, self._sha256.hexdigest()):
+            raise ValueError(
+                f"{self.path} is damaged: its lines up to step {step} are not those that were "
+                "there when the checkpoint of this step was written. Put back a copy of the file, "
+                f"or remove the folder {folder} and run again."
+            )
         self._board: Any = None
         self._wandb: Any = None
         if runtime.tensorboard:
@@ -74,9 +103,7 @@ class Metrics:
                 dir=str(folder),
             )
 
-        atomic_write_text(
-            self.path, "".join(json.dumps(row) + "\n" for row in read(self.path, step))
-        )
+        atomic_write_text(self.path, text)
         self._file = self.path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Metrics:
@@ -104,7 +131,9 @@ class Metrics:
         for seed, *numbers in zip(self.seeds, loss, accuracy, strict=True):
             values = dict(zip(("loss", "accuracy"), map(float, numbers), strict=True))
             row = {"step": step, "epoch": round(epoch, 6), "seed": seed, "split": split, **values}
-            self._file.write(json.dumps(row) + "\n")
+            line = json.dumps(row) + "\n"
+            self._file.write(line)
+            self._sha256.update(line.encode())
             tags = {f"{split}/{name}/seed{seed}": number for name, number in values.items()}
             if self._board is not None:
                 for tag, number in tags.items():
@@ -112,10 +141,16 @@ class Metrics:
             if self._wandb is not None:
                 self._wandb.log({**tags, "step": step})
         self._file.flush()
+        self.step = step
 
-    def sync(self) -> None:
-        """Bring all lines to the disk: a checkpoint must not be newer than they are."""
+    def sync(self) -> str:
+        """Bring all lines to the disk: a checkpoint must not be newer than they are.
+
+        Returns:
+            Their SHA-256.
+        """
         os.fsync(self._file.fileno())
+        return self._sha256.hexdigest()
 
 
 class Bar:

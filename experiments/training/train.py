@@ -14,6 +14,7 @@ import functools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,7 +28,7 @@ import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import data, models
 from experiments.config import Train, to_dict
-from experiments.runs import RunningElsewhere, Runtime, execute, write_json
+from experiments.runs import RunningElsewhere, Runtime, execute, explain, write_json
 from experiments.studies import measure
 from experiments.tools import show
 from experiments.training import loops, metrics, network, starts, steps
@@ -113,6 +114,13 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
             f"{config.data}. Give a smaller one."
         )
     steps_of_epoch = size // batch_size
+    # Steps are counted in int32, whose last number means no step at all.
+    longest = (steps.NEVER - 1) // steps_of_epoch
+    if config.epochs > longest:
+        raise ValueError(
+            f"epochs={config.epochs!r} is outside (0, {longest}]: with {steps_of_epoch} steps an "
+            f"epoch, a run has at most {steps.NEVER - 1:,} of them. Give fewer epochs."
+        )
     num_steps = max(1, round(config.epochs * steps_of_epoch))
     optimizer_of = steps.sparse_sgd(
         num_steps,
@@ -153,15 +161,20 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
     dataset, arrays = load(config, runtime.data_dir)
     step_fns = compiled(config, runtime.data_dir)
     num_steps, steps_of_epoch = step_fns.num_steps, step_fns.steps_of_epoch
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        step = checkpoints.latest or 0
-        if step:
-            state = checkpoints.restore(_abstract(config, step_fns, dataset))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    found = checkpoints.recover()
+    reached = step = found.step if found else 0
+    try:
+        if found:
+            state = checkpoints.restore(_abstract(config, step_fns, dataset), found)
+            rows = found.record["start"]
         else:
-            state = _begin(config, step_fns, dataset, folder, Path(runtime.runs) / "cache")
+            state, rows = _begin(config, step_fns, dataset, Path(runtime.runs) / "cache")
+        _write_start(folder / "start.json", rows, kept=found is not None)
         epoch, saved = None, time.monotonic()
+        logged = found.record["metrics"] if found else None
         with (
-            metrics.Metrics(folder, config, runtime, step) as log,
+            metrics.Metrics(folder, config, runtime, step, logged) as log,
             metrics.Bar(_title(config), num_steps, step, shown=runtime.progress) as bar,
         ):
             while step < num_steps:
@@ -174,6 +187,7 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
                 _check(bad == steps.NEVER, int(bad.min()), "loss", config, checkpoints)
                 loss, accuracy = loss / (step - first), accuracy / (step - first)
                 log.write(step, step / steps_of_epoch, "train", loss, accuracy)
+                reached = step
                 examples = (step - first) * config.batch_size * len(config.seeds)
                 bar.update(step, loss.mean(), accuracy.mean(), examples)
 
@@ -187,10 +201,14 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
                 if step == num_steps or waited >= due:
                     finite = _numbers(step_fns.is_finite(state))
                     _check(finite, step, "weight", config, checkpoints)
-                    log.sync()
-                    checkpoints.save(step, state)
+                    checkpoints.save(step, state, {"start": rows, "metrics": log.sync()})
                     saved = time.monotonic()
-    write_json(folder / "results.json", _results(folder, num_steps))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped at step {reached}; the same command goes on from step "
+            f"{checkpoints.latest or 0}"
+        ) from None
+    write_json(folder / "results.json", _results(folder, rows, num_steps))
 
 
 def _numbers(values: Any) -> np.ndarray:
@@ -223,21 +241,31 @@ def _check(
 
 
 def _begin(
-    config: Train, step_fns: StepFns, dataset: data.Dataset, folder: Path, cache: Path
-) -> State:
-    """Make the start of every seed, and write down what is known of it."""
+    config: Train, step_fns: StepFns, dataset: data.Dataset, cache: Path
+) -> tuple[State, list[dict[str, Any]]]:
+    """Make the start of every seed, and tell what is known of it."""
     made = [starts.make(config, seed, dataset, cache=cache) for seed in config.seeds]
     rows = [
         {**starts.record(seed, start), **_spectrum(config, dataset, start)}
         for seed, start in zip(config.seeds, made, strict=True)
     ]
-    write_json(folder / "start.json", rows)
-    return loops.stack(
-        [
-            step_fns.begin(jax.random.key(seed), *start)
-            for seed, start in zip(config.seeds, made, strict=True)
-        ]
-    )
+    states = [
+        step_fns.begin(jax.random.key(seed), *start)
+        for seed, start in zip(config.seeds, made, strict=True)
+    ]
+    return loops.stack(states), rows
+
+
+def _write_start(path: Path, rows: list[dict[str, Any]], *, kept: bool) -> None:
+    """Write what is known of the start, and warn if it should be there and is not."""
+    try:
+        intact = json.loads(path.read_bytes()) == rows
+    except (FileNotFoundError, ValueError):
+        intact = False
+    if kept and not intact:
+        warnings.warn(f"{path} was damaged and is written anew from the checkpoint.", stacklevel=3)
+    if not intact:
+        write_json(path, rows)
 
 
 def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
@@ -270,9 +298,8 @@ def _spectrum(config: Train, dataset: data.Dataset, start: starts.Start) -> dict
     return measure.spectrum_of(config, dataset, start)
 
 
-def _results(folder: Path, num_steps: int) -> list[dict[str, Any]]:
+def _results(folder: Path, rows: list[dict[str, Any]], num_steps: int) -> list[dict[str, Any]]:
     """Return one row a seed: what was known at the start, and the last line of each split."""
-    rows = json.loads((folder / "start.json").read_text(encoding="utf-8"))
     by_seed = {row["seed"]: {**row, "steps": num_steps} for row in rows}
     for line in metrics.read(folder / "metrics.jsonl"):
         for name in ("loss", "accuracy"):
@@ -312,4 +339,4 @@ def main(arguments: list[str] | None = None) -> None:
         prog = "python -m experiments train"
         tyro.cli(command, args=arguments, description=__doc__, prog=prog)
     except (ArithmeticError, ImportError, OSError, RunningElsewhere, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explain(error)}")
