@@ -313,7 +313,9 @@ def _dynamic_sparse(
             # Both return the same dtypes, and an optimizer may widen its updates or its state.
             like = jax.eval_shape(train)
             kept, new = _drop_and_grow(updates, state, params, options)
-            stay = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like[0])
+            stay = jax.tree.map(
+                lambda leaf: shardings.like(jnp.zeros(leaf.shape, leaf.dtype), leaf), like[0]
+            )
             fresh = inner.init(masks.apply(kept, params))
             inner_state = reset_masked_state(kept, params, state.inner_state, fresh)
             result = zero_masked_params(kept, stay, params), StaticSparseState(new, inner_state)

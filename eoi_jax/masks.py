@@ -291,7 +291,8 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         axes = tuple(range(counts.ndim, leaf.ndim))
         unmasked = jnp.sum(leaf, axis=axes, dtype=jnp.int32)
         keys = _layer_keys(key, index, counts.shape)
-        return selection.unmask_layers(keys, jnp.zeros_like(leaf), unmasked)
+        shuffled = selection.unmask_layers(keys, jnp.zeros_like(leaf), unmasked)
+        return shardings.like(shuffled, leaf)
 
     layers = jax.tree.leaves(densities(mask, layout=layout))
     return selection.map_layers(shuffle_layers, mask, layers)
