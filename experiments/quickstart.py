@@ -34,6 +34,7 @@ from rich.table import Table
 
 import eoi_jax as eoi
 from eoi_jax._internal import checks
+from eoi_jax._internal.files import atomic_savefig
 from eoi_jax.typing import Array
 from experiments import data, models
 from experiments.benchmarks import timing

@@ -3,16 +3,19 @@
 import importlib.util
 import multiprocessing
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from helpers import refuses
+from matplotlib.figure import Figure
 
-from eoi_jax._internal.files import atomic_write, atomic_write_text
+from eoi_jax._internal.files import atomic_savefig, atomic_write, atomic_write_text
 
 
 def write_many(path, letter):
@@ -169,3 +172,29 @@ def test_what_killed_writers_have_left_is_removed_and_nothing_else(tmp_path):
     for name in names[1:]:
         atomic_write_text(tmp_path / name, "text")
     assert set(os.listdir(tmp_path)) == {*names, ".other.tmp"}
+
+
+def test_figures_have_the_format_of_their_suffix(tmp_path):
+    figure = Figure(figsize=(1, 1))
+    starts = {"a.png": b"\x89PNG", "a.pdf": b"%PDF", "a.svg": b"<?xml", "a": b"\x89PNG"}
+    for name, start in starts.items():
+        atomic_savefig(tmp_path / name, figure, dpi=20)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    assert len(os.listdir(tmp_path)) == 4
+    with pytest.raises(ValueError, match="tiger"):
+        atomic_savefig(tmp_path / "a.tiger", figure, dpi=20)
+    assert len(os.listdir(tmp_path)) == 4
+
+
+def test_nothing_else_in_the_project_writes_files():
+    """Two modules write into files that are open already; a log is opened to be appended to."""
+    allowed = {"eoi_jax/_internal/files.py", "experiments/reporting/figures.py"}
+    root = Path(__file__).parent.parent
+    writes = re.compile(r"""\.savefig\(|\.write_(text|bytes)\(|open\([^)]*["'][wx]b?\+?["']""")
+    found = {
+        str(path.relative_to(root))
+        for folder in ("eoi_jax", "experiments")
+        for path in (root / folder).rglob("*.py")
+        if writes.search(path.read_text(encoding="utf-8"))
+    }
+    assert found <= allowed, found - allowed

@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows
     _HAS_LOCKS = False
 
-__all__ = ["atomic_write", "atomic_write_text"]
+__all__ = ["atomic_savefig", "atomic_write", "atomic_write_text"]
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -70,6 +70,12 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Write text, in UTF-8 with the line ends that it has, as :func:`atomic_write` does."""
     atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def atomic_savefig(path: Path, figure: Any, dpi: int) -> None:
+    """Write a figure of Matplotlib, in the format that the suffix names and PNG by default."""
+    fmt = path.suffix[1:] or "png"
+    atomic_write(path, lambda file: figure.savefig(file, dpi=dpi, format=fmt))
 
 
 def _create_partial(target: Path) -> tuple[Path, IO[bytes]]:

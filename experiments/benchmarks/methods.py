@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import eoi_jax as eoi
+from eoi_jax._internal.files import atomic_savefig
 from eoi_jax.typing import Array
 from experiments import config, data, models
 from experiments.benchmarks.timing import haar, machine, medians, sparse, tabulate

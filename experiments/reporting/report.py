@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -189,7 +190,7 @@ def _write(options: Report, names: Sequence[str], console: Console) -> None:
             path, png = images / f"{item.name}.png", item.png()
             changed = not path.exists() or path.read_bytes() != png
             if changed:
-                atomic_write(path, lambda file, png=png: file.write(png))
+                atomic_write(path, operator.methodcaller("write", png))
             _tell(console, path, changed)
     tables = {name: item for name, item in found.items() if isinstance(item, Table)}
     if options.readme is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from rich.console import Console
 import eoi_jax as eoi
 from eoi_jax import mean_field
 from eoi_jax._internal import checks
+from eoi_jax._internal.files import atomic_savefig
 from eoi_jax.typing import Array
 from experiments.benchmarks import timing
 

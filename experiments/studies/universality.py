@@ -31,6 +31,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import io
 import itertools
 import statistics
 import sys
@@ -49,6 +50,7 @@ from rich.table import Table
 import eoi_jax as eoi
 from eoi_jax import mean_field
 from eoi_jax._internal import checks
+from eoi_jax._internal.files import atomic_savefig, atomic_write_text
 from eoi_jax.typing import Array
 from experiments import models
 from experiments.benchmarks import timing
