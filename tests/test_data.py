@@ -1,6 +1,7 @@
 """Data sets as they lie on disk, and a synthetic one; the errors of missing and broken ones."""
 
 import io
+import json
 import shutil
 import sys
 import types
@@ -155,7 +156,7 @@ def test_mnist_is_whole_and_has_the_moments_that_normalize_it():
     """All test images by class; mean and square of 3000 training images to 4 standard errors."""
     train, test = (readers._source("mnist", split, str(SHARED)) for split in ("train", "test"))
     assert (len(train), len(test)) == (60_000, 10_000)
-    split = readers._decode_all(test, (28, 28, 1))
+    split = readers._decode_all(test, (28, 28, 1), 10)
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert np.bincount(split.labels).tolist() == counts
     records = train.__getitems__(list(range(0, 60_000, 20)))
@@ -289,7 +290,22 @@ def test_broken_files_of_tiny_imagenet_are_named(tiny):
     with refuses("train", "2 to 3 images"):
         data.load("tiny_imagenet", str(tiny.parent))
     broken.write_bytes(whole)
-    (tiny / "val" / "val_annotations.txt").unlink()
+    annotations = tiny / "val" / "val_annotations.txt"
+    lines = annotations.read_text()
+    for text, told in (
+        (lines.replace("n", "m", 1), "line 1"),
+        (lines + "val_3.JPEG\n", "line 21"),
+        (lines + "\n", "line 21"),
+        ("", "no lines"),
+    ):
+        annotations.write_text(text)
+        with refuses(str(annotations), told, "Unpack http"):
+            data.load("tiny_imagenet", str(tiny.parent))
+    annotations.write_text(lines)
+    broken.write_bytes(encoded(np.zeros((64, 63, 3), np.uint8)))
+    with refuses("n00000003_10.JPEG", "64 x 63 pixels"):
+        data.load("tiny_imagenet", str(tiny.parent))
+    annotations.unlink()
     with refuses("val_annotations.txt", error=FileNotFoundError):
         data.load("tiny_imagenet", str(tiny.parent))
 
@@ -301,6 +317,76 @@ def test_the_broken_one_of_several_files_is_named(sources, position):
     sources.update(train=records, test=records[:1])
     with refuses(f"folder/train-{position // 5}", f"image {position} ", "Delete folder"):
         data.load("cifar10")
+
+
+def gray(*shape):
+    return np.zeros(shape, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "told"),
+    [
+        *[("mnist", {"label": label}, label) for label in (-1, 10, 255, 2**40)],
+        ("cifar100", {"label": 100}, "[0, 99]"),
+        ("fashion_mnist", {"label": 1.5}, "float"),
+        ("mnist", {"image": gray(28, 27)}, "28 x 27 pixels"),
+        ("mnist", {"image": gray(56, 56)}, "56 x 56 pixels"),
+        ("mnist", {"image": gray(28, 28, 3)}, "'RGB'"),
+        ("fashion_mnist", {"image": gray(28, 28).astype(np.uint16)}, "'I;16'"),
+        ("cifar10", {"image": gray(28, 28)}, "28 x 28 pixels"),
+        ("cifar10", {"image": gray(32, 32).astype(np.uint16)}, "'I;16'"),
+        ("imagenet2012", {"label": 1000}, "[0, 999]"),
+        ("imagenet2012", {"image": gray(32, 32).astype(bool)}, "'1'"),
+    ],
+)
+def test_records_that_do_not_belong_to_a_set_are_refused(name, record, told, sources):
+    """In either split, with the file, the record in it and what is wrong with it."""
+    shape = data._SPECS[name].shape
+    good = {"image": gray(*shape).squeeze(), "label": 0}
+    test = "validation" if name == "imagenet2012" else "test"
+    for split, position in (("train", 0), ("train", 3), (test, 2)):
+        for found in ("train", test):
+            records = [good] * 4
+            if found == split:
+                records[position] = {**good, **record}
+            sources[found] = [{**one, "image": encoded(one["image"])} for one in records]
+        data._read.cache_clear()
+        where = f"folder/{split}-{position // 2} cannot be read at record {position % 2} "
+        with refuses(where, f"image {position} ", told, "Delete folder"):
+            data.load(name)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet2012"])
+def test_an_empty_split_is_refused(name, sources):
+    test = "validation" if name == "imagenet2012" else "test"
+    image = encoded(gray(*data._SPECS[name].shape).squeeze())
+    for empty in ("train", test):
+        sources["train"] = sources[test] = [{"image": image, "label": 0}] * 2
+        sources[empty] = []
+        data._read.cache_clear()
+        with refuses("folder", f"no images in the split {empty!r}"):
+            data.load(name)
+
+
+@real
+@pytest.mark.parametrize("lengths", [[], ["0"], None])
+def test_an_empty_split_on_disk_is_no_missing_set(tmp_path, lengths):
+    """The set is there, so nobody is sent to download it."""
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    for path in (SHARED / "mnist" / "3.0.1").iterdir():
+        (folder / path.name).symlink_to(path)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    [test] = [split for split in info["splits"] if split["name"] == "test"]
+    if lengths is None:
+        info["splits"].remove(test)
+    else:
+        test["shardLengths"] = lengths
+    (folder / "dataset_info.json").unlink()
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with refuses(str(folder), "no images of the split 'test'") as raised:
+        data.load("mnist", str(tmp_path))
+    assert "network" not in str(raised.value)
 
 
 @real

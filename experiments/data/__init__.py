@@ -113,7 +113,7 @@ _SPECS = {
         readers.tiny_imagenet, (64, 64, 3), 200, (0.5,) * 3, (0.5,) * 3, augment.tiny_imagenet
     ),
     "imagenet2012": _Spec(
-        functools.partial(readers.tfds, test="validation"),
+        functools.partial(readers.tfds, test="validation", resize=True),
         (224, 224, 3),
         1000,
         (0.485, 0.456, 0.406),
@@ -164,8 +164,10 @@ def load(
         A :class:`Dataset`. Its arrays are shared between calls and cannot be written to.
 
     Raises:
-        ValueError: For a name, shape or fraction out of range, for a file that cannot be read, and
-            for a set that is larger than this machine's memory.
+        ValueError: For a name, shape or fraction out of range; for a file that cannot be read, that
+            has a label outside the classes or an image of another shape, or gray images in color,
+            with its name and the record; for an empty split; and for a set that is larger than
+            this machine's memory.
         FileNotFoundError: If the set is not there and could not be downloaded.
         ImportError: If the package that carries or reads the set is not installed.
 
@@ -217,7 +219,7 @@ def _shape(name: str, spec: _Spec, asked: Shape | None) -> Shape:
 @functools.lru_cache(maxsize=2)
 def _read(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
     """Read a set once in a process: decoding takes seconds, and a sweep loads one set often."""
-    splits = _SPECS[name].read(name, data_dir, shape)
+    splits = _SPECS[name].read(name, data_dir, shape, _SPECS[name].num_classes)
     for split in splits:
         split.images.flags.writeable = split.labels.flags.writeable = False
     return splits

@@ -1,12 +1,16 @@
 """Readers of the data sets: from the files, or from nothing, to uint8 images and int32 labels.
 
-A reader takes the set's name, a folder and the shape of its images, and returns the training and
-the test split. Its errors name the file that is at fault and say where the set comes from.
+A reader takes the set's name, a folder, the shape of its images and the number of classes, and
+returns the training and the test split. Labels outside the classes, images of another shape and
+empty splits are refused. Its errors name the file that is at fault, and the record or the line in
+it, and say where the set comes from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import operator
 import os
 import types
 from collections.abc import Callable, Iterator
@@ -35,16 +39,18 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
-Reader: TypeAlias = Callable[[str, str | None, Shape], tuple[Split, Split]]
+Reader: TypeAlias = Callable[[str, str | None, Shape, int], tuple[Split, Split]]
 
 
-def synthetic(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
+def synthetic(
+    name: str, data_dir: str | None, shape: Shape, num_classes: int
+) -> tuple[Split, Split]:
     """Draw ten classes: a pattern of 4 x 4 uniform patches each, under uniform noise as large.
 
     Returns:
         640 images and 128 images, always the same.
     """
-    del name, data_dir
+    del name, data_dir, num_classes
     height, width, channels = shape
     generator = np.random.default_rng(0)
     patches = generator.integers(128, size=(10, 4, 4, channels), dtype=np.uint8)
@@ -59,7 +65,7 @@ def synthetic(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Spl
     return split(640), split(128)
 
 
-def digits(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
+def digits(name: str, data_dir: str | None, shape: Shape, num_classes: int) -> tuple[Split, Split]:
     """Take the digits of scikit-learn; a fifth of them, drawn with a fixed seed, is the test set.
 
     Returns:
@@ -67,7 +73,7 @@ def digits(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]
     """
     from sklearn.datasets import load_digits
 
-    del name, data_dir, shape
+    del name, data_dir, shape, num_classes
     raw = load_digits()
     images, labels = raw.images[..., None].astype(np.uint8), raw.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
@@ -75,15 +81,25 @@ def digits(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]
     return Split(images[train], labels[train]), Split(images[test], labels[test])
 
 
-def tfds(name: str, data_dir: str | None, shape: Shape, test: str = "test") -> tuple[Split, Split]:
+def tfds(
+    name: str,
+    data_dir: str | None,
+    shape: Shape,
+    num_classes: int,
+    *,
+    test: str = "test",
+    resize: bool = False,
+) -> tuple[Split, Split]:
     """Read a set through tensorflow-datasets, without TensorFlow, and prepare it if it is missing.
 
     Args:
         name: The set's name there.
         data_dir: Folder of prepared sets; default: tensorflow-datasets' own.
-        shape: Height, width and channels of all images. Images of another size are resized, their
-            shorter side to 8/7 of what is kept, and cropped at the center.
+        shape: Height, width and channels of all images.
+        num_classes: Labels are below it.
         test: Name of the split to test on.
+        resize: Whether images of another size are resized, their shorter side to 8/7 of what is
+            kept, and cropped at the center; default: they are refused.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(
@@ -92,17 +108,20 @@ def tfds(name: str, data_dir: str | None, shape: Shape, test: str = "test") -> t
         )
     sources = [_source(name, split, data_dir) for split in ("train", test)]
     _check_memory(name, sum(len(source) for source in sources), shape)
-    train, tested = (_decode_all(source, shape) for source in sources)
+    train, tested = (_decode_all(source, shape, num_classes, resize) for source in sources)
     return train, tested
 
 
-def tiny_imagenet(name: str, data_dir: str | None, shape: Shape) -> tuple[Split, Split]:
+def tiny_imagenet(
+    name: str, data_dir: str | None, shape: Shape, num_classes: int
+) -> tuple[Split, Split]:
     """Read Tiny ImageNet from the folder of its official archive; the test split is its ``val``.
 
     Args:
         name: Not used.
         data_dir: The folder that holds ``tiny-imagenet-200``.
         shape: Height, width and channels of all images.
+        num_classes: Number of its classes, 200.
 
     Returns:
         The training images, interleaved by class, and the labelled validation images. Classes are
@@ -121,17 +140,32 @@ def tiny_imagenet(name: str, data_dir: str | None, shape: Shape) -> tuple[Split,
         sorted((root / "train" / wnid / "images").glob("*.JPEG"), key=_index) for wnid in wnids
     ]
     counts = [len(paths) for paths in classes]
-    if len(wnids) != 200 or min(counts) < 1 or min(counts) < max(counts):
+    if (
+        len(number) != num_classes
+        or len(wnids) != num_classes
+        or min(counts) < 1
+        or min(counts) < max(counts)
+    ):
         raise ValueError(
-            f"{root}/train has {len(wnids)} classes of {min(counts, default=0)} to "
-            f"{max(counts, default=0)} images, and not 200 of one size. Unpack {_TINY} again."
+            f"{root}/train has {len(number)} classes of {min(counts, default=0)} to "
+            f"{max(counts, default=0)} images, and not {num_classes} of one size. Unpack {_TINY} "
+            "again."
         )
     # Image by image of every class, for sorted by class the last tenth would be twenty classes.
     train = [
         (path, label) for paths in zip(*classes, strict=True) for label, path in enumerate(paths)
     ]
-    rows = [line.split("\t") for line in _lines(root / "val" / "val_annotations.txt")]
-    test = [(root / "val" / "images" / row[0], number[row[1]]) for row in rows]
+    annotations, test = root / "val" / "val_annotations.txt", []
+    for line, text in enumerate(_lines(annotations), 1):
+        image, wnid = (*text.split("\t"), "", "")[:2]
+        if wnid not in number:
+            raise ValueError(
+                f"{annotations}, line {line}, names the class {wnid!r}, which is outside those of "
+                f"{root / 'wnids.txt'}. Unpack {_TINY} again."
+            )
+        test.append((root / "val" / "images" / image, number[wnid]))
+    if not test:
+        raise ValueError(f"{annotations} has no lines. Unpack {_TINY} again.")
     return _read_files(train, shape), _read_files(test, shape)
 
 
@@ -144,16 +178,32 @@ def _source(name: str, split: str, data_dir: str | None) -> Any:
             _prepare(name, data_dir)
         return tensorflow_datasets.data_source(name, split=split, data_dir=data_dir, decoders=skip)
     except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        prepared = _prepared(name, data_dir)
+        if prepared is not None:
+            raise ValueError(
+                f"{prepared} is there, but has no images of the split {split!r} that can be read "
+                f"({reason}). Delete it and prepare it again."
+            ) from error
         folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         remedy = _MANUAL.get(
             name, "Load it once with a network connection, for it to be downloaded there."
         )
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise FileNotFoundError(
             f"{name} is not in data_dir={folder!r} and could not be prepared "
             f"({reason}). {remedy.format(folder=folder)} The sets 'digits' "
             "and 'made' need no files."
         ) from error
+
+
+def _prepared(name: str, data_dir: str | None) -> str | None:
+    """Return the folder of a set that is prepared, None for another."""
+    import tensorflow_datasets
+
+    with contextlib.suppress(Exception):
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+        return str(builder.data_path) if builder.is_prepared() else None
+    return None
 
 
 def _prepare(name: str, data_dir: str | None) -> None:
@@ -181,35 +231,61 @@ def _prepare(name: str, data_dir: str | None) -> None:
     builder.download_and_prepare()
 
 
-def _decode_all(source: Any, shape: Shape) -> Split:
+def _decode_all(source: Any, shape: Shape, num_classes: int, resize: bool = False) -> Split:
+    split = source.dataset_info.splits[source.split]
+    if not len(source):
+        folders = {str(Path(path).parent) for path in split.filepaths}
+        raise ValueError(
+            f"{', '.join(folders)} has no images in the split {source.split!r}. Delete it and "
+            "prepare it again."
+        )
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
-    position = 0
+    position, doubt = 0, "at or after "  # which record of a group cannot be read is not known
     try:
         for first in range(0, len(source), _CHUNK):
             position = first
             indices = list(range(first, min(first + _CHUNK, len(source))))
-            for record in source.__getitems__(indices):
-                images[position] = _decode(record["image"], shape)
-                labels[position] = record["label"]
+            records = source.__getitems__(indices)
+            doubt = ""
+            for record in records:
+                images[position] = _decode(record["image"], shape, resize)
+                labels[position] = _label(record["label"], num_classes)
                 position += 1
+            doubt = "at or after "
     except Exception as error:
-        split = source.dataset_info.splits[source.split]
-        shard = int(np.searchsorted(np.cumsum(split.shard_lengths), position, side="right"))
-        path = split.filepaths[min(shard, len(split.filepaths) - 1)]
+        ends = np.cumsum(split.shard_lengths)
+        shard = min(int(np.searchsorted(ends, position, side="right")), len(split.filepaths) - 1)
+        path, index = split.filepaths[shard], position - (ends[shard] - split.shard_lengths[shard])
         raise ValueError(
-            f"{path} cannot be read at or after image {position} of its split "
-            f"({type(error).__name__}: {error}). Delete {Path(path).parent} and prepare it again."
+            f"{path} cannot be read {doubt or 'at '}record {index} of it, image {position} of the "
+            f"split ({type(error).__name__}: {error}). Delete {Path(path).parent} and prepare it "
+            "again."
         ) from error
     return Split(images, labels)
 
 
-def _decode(encoded: bytes, shape: Shape) -> np.ndarray:
-    """Decode one image, and resize it unless it has the shape that is asked for."""
+def _label(value: Any, num_classes: int) -> int:
+    label = operator.index(value)
+    if not 0 <= label < num_classes:
+        raise ValueError(f"its label {label} is outside [0, {num_classes - 1}]")
+    return label
+
+
+def _decode(encoded: bytes, shape: Shape, resize: bool = False) -> np.ndarray:
+    """Decode one image of 8 bits a channel; resize it if that is asked for, or refuse its size."""
     from PIL import Image, ImageOps
 
     height, width, channels = shape
+    # Some files of sets in color are gray, or have the colors of print; Pillow converts them.
+    modes = ("L",) if channels == 1 else ("RGB", "L", "LA", "P", "RGBA", "CMYK", "YCbCr")
     with Image.open(io.BytesIO(encoded)) as opened:
+        if opened.mode not in modes:
+            kind = "gray" if channels == 1 else "color"
+            raise ValueError(f"its image is of mode {opened.mode!r}, not {kind} with 8 bits")
+        if opened.size != (width, height) and not resize:
+            found = f"{opened.size[1]} x {opened.size[0]}"
+            raise ValueError(f"its image has {found} pixels, not {height} x {width}")
         image = opened.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         # An eighth of each side goes, half at each end: resize to 256, crop 224.

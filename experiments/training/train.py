@@ -84,10 +84,16 @@ def load(
 @functools.lru_cache(maxsize=1)
 def _load(name: str, data_dir: str | None, shape: Any) -> Any:
     dataset = data.load(name, data_dir, image_shape=shape)
-    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    splits = {split: getattr(dataset, split) for split in ("train", "validation", "test")}
+    for split, part in splits.items():
+        if not len(part.labels):
+            raise ValueError(
+                f"data={name!r} has no image in its {split} split, of {len(dataset.train.labels)} "
+                "for training. Choose a larger set."
+            )
     return dataset, {
-        name: (jnp.asarray(split.images), jnp.asarray(split.labels))
-        for name, split in splits.items()
+        split: (jnp.asarray(part.images), jnp.asarray(part.labels))
+        for split, part in splits.items()
     }
 
 
