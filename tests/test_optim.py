@@ -685,3 +685,85 @@ def test_optax_maps_over_the_copies_of_the_parameters(make):
 def test_swapped_arguments_are_named():
     with refuses("inner='ndarray'"):
         optim.static_sparse(np.ones((2, 2), bool), optax.adam(1e-3))
+
+
+# --- masks as functions of the parameters -------------------------------------------------------
+
+WITH_FUNCTIONS = {
+    "mask_updates": lambda mask: optax.chain(optax.sgd(0.1, 0.9), optim.mask_updates(mask)),
+    "static_sparse": lambda mask: optim.static_sparse(optax.adamw(0.1), mask),
+    "rigl": lambda mask: dynamic.rigl(optax.adam(0.1), mask, update_every=2),
+    "set": lambda mask: dynamic.sparse_evolutionary_training(
+        optax.adam(0.1), mask, key=jax.random.key(0), update_every=2
+    ),
+}
+
+
+def three_steps(tx, params):
+    state, step = tx.init(params), jax.jit(make_step(tx))
+    for index in range(3):
+        params, state = step(params, state, at(GRADS, index))
+    return params, state
+
+
+@pytest.mark.parametrize("name", WITH_FUNCTIONS)
+def test_a_function_of_the_parameters_is_the_mask_that_it_makes(name):
+    make, params = WITH_FUNCTIONS[name], masks.apply(MASK, PARAMS)
+    calls = []
+
+    def support(given):
+        calls.append(given)
+        return masks.support(given)
+
+    expected = three_steps(make(masks.support(params)), params)
+    chex.assert_trees_all_equal(three_steps(make(support), params), expected)
+    assert len(calls) == 1  # the mask is in the state from then on
+    traced = jax.jit(make(masks.support).init)(params)
+    chex.assert_trees_all_equal(optax.tree.get(traced, "mask"), masks.support(params))
+
+
+def test_a_function_makes_masks_where_the_optimizer_comes_first():
+    params = masks.apply(MASK, PARAMS)
+    mask = masks.support(params)
+
+    def sparse_adam(learning_rate):
+        return optim.static_sparse(optax.adam(learning_rate), masks.support)
+
+    injected = optax.inject_hyperparams(sparse_adam)(learning_rate=0.1)
+    trained = TrainState.create(apply_fn=None, params=params, tx=injected)
+    trained = trained.apply_gradients(grads=at(GRADS, 0))
+    chex.assert_trees_all_equal(optax.tree.get(trained.opt_state, "mask"), mask)
+    chex.assert_trees_all_equal(masks.apply(mask, trained.params), trained.params)
+
+    key = jax.random.key(3)
+    random = optim.static_sparse(optax.sgd(0.1), lambda given: masks.random(key, given, 0.25))
+    params, state = three_steps(random, PARAMS)
+    assert masks.density(state.mask) == pytest.approx(0.25, abs=0.01)
+    chex.assert_trees_all_equal(masks.apply(state.mask, params), params)
+
+
+def test_a_module_with_a_call_is_a_mask_and_no_function():
+    model = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0))
+    params = eqx.filter(model, eqx.is_inexact_array)
+    params = jax.tree.map(lambda leaf: jnp.where(jnp.abs(leaf) < 0.2, 0.0, leaf), params)
+    mask = masks.support(params, where=lambda path, leaf: leaf.ndim == 2)
+    assert callable(mask)
+    state = optim.static_sparse(optax.adam(0.1), mask).init(params)
+    chex.assert_trees_all_equal(jax.tree.leaves(state.mask), jax.tree.leaves(mask))
+
+
+def test_map_params_maps_what_a_function_has_made_too():
+    tx = optim.static_sparse(optax.adam(0.1), masks.support)
+    state = tx.init(PARAMS)
+    negated = optax.tree.map_params(tx, lambda leaf: ~leaf if leaf.dtype == bool else -leaf, state)
+    chex.assert_trees_all_equal(negated.mask, jax.tree.map(jnp.logical_not, state.mask))
+
+
+@pytest.mark.parametrize("name", WITH_FUNCTIONS)
+def test_a_function_that_makes_no_mask_is_refused(name):
+    tx = WITH_FUNCTIONS[name](lambda params: {"dense": params["dense"]})
+    with refuses("mask[layers]"):
+        tx.init(PARAMS)
+    tx = WITH_FUNCTIONS[name](lambda params: params)
+    with refuses("mask[dense/bias]", "float32"):
+        tx.init(PARAMS)
