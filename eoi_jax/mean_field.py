@@ -533,7 +533,7 @@ def _follow(function: _Function, cuts: _Floats) -> _Panels:
         is_met = np.maximum(misfit / 4, np.abs(coefficients[-4:]).max(0)) <= rounding
         # Rounding must not bend what is straight.
         coefficients[np.abs(coefficients) <= rounding] = 0
-        parts = (low, high, rounding, coefficients)
+        parts: Any = (low, high, rounding, coefficients)
         found.append(_Panels(*(part[..., is_met] for part in parts)))
         least = eps**0.6 * np.maximum(np.abs(middle), min(cuts[-1], 1.0))
         is_left = ~is_met & (half > least)

@@ -13,6 +13,7 @@ import numpy as np
 from eoi_jax import masks
 from eoi_jax._internal import checks, shardings
 from eoi_jax._internal.arrays import native
+from eoi_jax._internal.derivatives import hessian_product
 from eoi_jax._internal.kernel_tree import KernelTree
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Params, Scores, Where
@@ -185,7 +186,7 @@ def grasp(
         g = mean(lambda part: grad(tree.kernels, part))
         # A tangent has the dtype of its kernel.
         g = [leaf.astype(kernel.dtype) for leaf, kernel in zip(g, tree.kernels, strict=True)]
-        hg = mean(lambda part: jax.jvp(lambda k: grad(k, part), (tree.kernels,), (g,))[1])
+        hg = mean(lambda part: hessian_product(lambda k: grad(k, part), tree.kernels, g))
     return tree.scores(
         [checks.widened(w) * h for w, h in zip(tree.kernels, hg, strict=True)], "grasp"
     )

@@ -188,7 +188,8 @@ def _log2_scales(total: _Total, kernels: list[Array], ones: Array) -> tuple[list
 
     def bisect(state: tuple[Array, ...]) -> tuple[Array, ...]:
         common, low, high, step, _, tries = state
-        flow, slope = jax.jvp(scaled_flow, (common,), (jnp.ones_like(common),))
+        # In reverse mode, which every network has whose scores can be taken.
+        flow, slope = jax.value_and_grad(scaled_flow)(common)
         found = (flow > 1 / limit) & (flow < limit)
         is_high = ~(flow < limit)  # NaN too: it is infinity times zero
         low, high = jnp.where(is_high, low, common), jnp.where(is_high, common, high)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax._internal import checks, spectra
+from eoi_jax._internal.derivatives import has_forward_mode
 from eoi_jax.typing import Array
 
 __all__ = [
@@ -64,7 +65,7 @@ def jacobian(
         fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape.
         x: Floating array of shape ``(batch, *example)``.
         mode: ``"forward"``, ``"reverse"``, or ``"auto"``: reverse where ``fn`` has fewer outputs
-            than inputs.
+            than inputs, or has no forward mode, as a function with a ``custom_vjp``.
         batch_size: How many examples are differentiated at a time; all by default. A smaller
             number bounds the memory and takes longer.
 
@@ -74,7 +75,8 @@ def jacobian(
 
     Raises:
         ValueError: If ``x`` has no batch axis, is empty or is not floating; if ``fn`` returns
-            anything but one floating array; for an unknown mode or a batch size below 1.
+            anything but one floating array; for an unknown mode, one that ``fn`` does not have,
+            or a batch size below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,7 +92,11 @@ def jacobian(
 
 
 def singular_values(
-    fn: Callable[[Array], Array], x: Array, *, batch_size: int | None = None
+    fn: Callable[[Array], Array],
+    x: Array,
+    *,
+    mode: Literal["auto", "forward", "reverse"] = "auto",
+    batch_size: int | None = None,
 ) -> Array:
     r"""Singular values of the Jacobian of ``fn`` at each example of a batch.
 
@@ -102,6 +108,8 @@ def singular_values(
     Args:
         fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape.
         x: Floating array of shape ``(batch, *example)``.
+        mode: ``"forward"``, ``"reverse"``, or ``"auto"``: reverse where ``fn`` has fewer outputs
+            than inputs, or has no forward mode, as a function with a ``custom_vjp``.
         batch_size: How many examples are processed at a time; all by default. Only the values
             of earlier ones are kept, so a smaller number bounds the memory.
 
@@ -112,7 +120,8 @@ def singular_values(
 
     Raises:
         ValueError: If ``x`` has no batch axis, is empty or is not floating; if ``fn`` returns
-            anything but one floating array; for a batch size below 1.
+            anything but one floating array; for an unknown mode, one that ``fn`` does not have,
+            or a batch size below 1.
         FloatingPointError: Outside of :func:`jax.jit`, if a Jacobian is not finite.
 
     Example:
@@ -125,7 +134,7 @@ def singular_values(
         Pennington, Schoenholz and Ganguli, "Resurrecting the sigmoid in deep learning through
         dynamical isometry: theory and practice", NeurIPS 2017.
     """
-    values = _map_jacobian(_matrix_singular_values, fn, x, mode="auto", batch_size=batch_size)
+    values = _map_jacobian(_matrix_singular_values, fn, x, mode=mode, batch_size=batch_size)
     if not checks.is_traced(values):
         failed = int(jnp.isnan(values).any(axis=-1).sum())
         if failed:
@@ -244,14 +253,22 @@ def _map_jacobian(
     # All of fn is traced in here, its transpose included: each product takes the precision.
     with jax.default_matmul_precision("highest"):
         outputs = math.prod(spectra.one_output(fn, x).shape)
+        flat = x.reshape(len(x), -1)
+
+        def flat_fn(flat: Array) -> Array:
+            return jnp.ravel(fn(flat.reshape(example)))
+
         is_reverse = mode == "reverse" or (mode == "auto" and outputs < math.prod(example))
-        differentiate = jax.jacrev if is_reverse else jax.jacfwd
-        matrix = differentiate(lambda flat: jnp.ravel(fn(flat.reshape(example))))
+        if not is_reverse and not has_forward_mode(flat_fn, flat[0]):
+            if mode == "forward":
+                problem = "is outside the modes of fn, which has a custom_vjp"
+                raise checks.value_error("mode", mode, problem, "Leave the default 'auto'.")
+            is_reverse = True
+        matrix = (jax.jacrev if is_reverse else jax.jacfwd)(flat_fn)
 
         def one(flat: Array) -> Array:
             return use(matrix(flat))
 
-        flat = x.reshape(len(x), -1)
         if batch_size >= len(x):
             return jax.vmap(one)(flat)
         mapped: Array = jax.lax.map(one, flat, batch_size=batch_size)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax._internal import checks, spectra, vmap
+from eoi_jax._internal.derivatives import linearized
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array
 
@@ -105,7 +106,7 @@ def extreme_singular_values(
     Args:
         key: A random key. Each example starts from another random vector.
         fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
-            differentiable in forward and in reverse mode.
+            differentiable in reverse mode; the backward pass of a ``custom_vjp`` must be linear.
         x: Floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
             converted to float32.
         num_steps: How many steps to take, 1 or more. Steps beyond the smaller side, the
@@ -173,7 +174,7 @@ def spectral_density(
     Args:
         key: A random key. Each example starts from another random vector.
         fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape. It must be
-            differentiable in forward and in reverse mode.
+            differentiable in reverse mode; the backward pass of a ``custom_vjp`` must be linear.
         x: Floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
             converted to float32.
         num_probes: How many random vectors to average over, 1 or more.
@@ -271,12 +272,7 @@ def _map_examples(
 
         def one(data: tuple[Array, Array]) -> _Factors:
             flat, starts = data
-            value, push = jax.linearize(flat_fn, flat)
-            transposed = jax.linear_transpose(push, flat)
-
-            def pull(cotangent: Array) -> Array:
-                return transposed(cotangent)[0]
-
+            value, push, pull = linearized(flat_fn, flat)
             products = (push, pull) if inputs == smaller else (pull, push)
             return jax.vmap(lambda start: _factorize(products, start, fresh, value))(starts)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax._internal import checks, spectra
+from eoi_jax._internal.derivatives import has_forward_mode, linearized
 from eoi_jax.typing import Array, Params
 
 __all__ = ["layerwise", "monitor"]
@@ -46,7 +47,8 @@ def layerwise(
 
     Args:
         step_fn: ``(params of one layer, h) -> h``, one layer for one example: ``h`` has no batch
-            axis and keeps its shape and dtype. It must be differentiable in forward mode.
+            axis and keeps its shape and dtype. It must be differentiable in forward mode, or in
+            reverse mode by a ``custom_vjp`` whose backward pass is linear.
         stacked_params: A pytree of arrays with a leading axis of ``L`` layers, as a scan over
             layers takes them.
         x: Floating array of shape ``(batch, *example)``.
@@ -88,7 +90,7 @@ def layerwise(
 
     def layer(carry: Any, params: Any) -> Any:
         state, tangents = carry
-        state, push = jax.linearize(partial(step_fn, params), state)
+        state, push, _ = linearized(partial(step_fn, params), state)
         return (state, jax.vmap(push)(tangents)), None
 
     # Blocks of one layer are no loop: the compiler would copy the whole stack for it.
@@ -237,7 +239,8 @@ def _start(first: Callable[[Array], Array], example: Array) -> tuple[Array, Arra
 
     entries = example.ravel()
     if entries.size <= state.size:
-        columns = jax.jacfwd(flat)(entries).T
+        differentiate = jax.jacfwd if has_forward_mode(flat, entries) else jax.jacrev
+        columns = differentiate(flat)(entries).T
     else:
         columns = _triangle(jax.jacrev(flat)(entries).T).astype(state.dtype)
     return state, columns.reshape(len(columns), *state.shape)
