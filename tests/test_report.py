@@ -173,6 +173,35 @@ def test_a_damaged_line_is_named(tmp_path):
         records.read(tmp_path / "made.csv")
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"digest": "a", "accuracy": 0.9446}],
+        [{"digest": "a", "seeds": [1, 23]}, {"digest": "b", "seeds": [4, 56]}],
+        [{"digest": "a", "text": 'b, "c"'}],
+        [],
+    ],
+)
+def test_a_file_that_was_cut_within_a_line_is_refused(rows, tmp_path):
+    """At any byte: 0.94 of 0.9446 is a number too."""
+    path = tmp_path / "made.csv"
+    records.save(path, rows)
+    whole = path.read_bytes()
+    assert records.read(path) == rows
+    # Where whole lines are missing nothing tells.
+    for length in [n for n in range(len(whole)) if not whole[:n].endswith(b"\n")]:
+        path.write_bytes(whole[:length])
+        with refuses(str(path), "was cut", "version control"):
+            records.read(path)
+
+
+@pytest.mark.parametrize("text", [b'a,b\n1,"2\n', b"a,b\n1,\xff2\n", b'a,b\n1,"2"3\n'])
+def test_bytes_that_are_no_csv_are_refused(text, tmp_path):
+    (tmp_path / "made.csv").write_bytes(text)
+    with refuses(str(tmp_path / "made.csv"), "version control"):
+        records.read(tmp_path / "made.csv")
+
+
 def test_configs_find_their_rows():
     def rows(made, digest=None):
         fields = {**config.to_dict(made), "digest": digest or config.digest(made)}

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import sys
 import types
 
 import pytest
+from helpers import refuses
 
-from eoi_jax._internal.files import atomic_write_text
+from eoi_jax._internal.files import atomic_write, atomic_write_text
 from experiments import config, runs
 
 
@@ -201,6 +203,158 @@ def test_corrupt_files_are_named(name, runner, runtime):
     (folder / name).write_text('[{"seed": 1')
     with pytest.raises(ValueError, match=re.escape(str(folder / name))):
         runs.load_rows(runtime.runs) + runs.load_curves(runtime.runs)
+
+
+def of_another_config(path):
+    path.write_text(json.dumps(config.to_dict(Made(density=0.2))))
+
+
+def changed(old, new):
+    def change(path):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def garble(path):
+    text = bytearray(path.read_bytes())
+    text[len(text) // 2] ^= 0x80
+    path.write_bytes(text)
+
+
+DAMAGE = [
+    ("config.json", changed("0.1", "0.3")),
+    ("config.json", changed("made", "other")),
+    ("config.json", changed('"kind": "Made",', "")),
+    ("config.json", of_another_config),
+    ("config.json", lambda path: path.write_text("[]")),
+    ("config.json", cut),
+    ("config.json", os.remove),
+    ("results.json", changed("0.1", "0.7")),
+    ("results.json", changed('"seed": 2', '"seed": 1')),
+    ("results.json", lambda path: path.write_text("")),
+    ("results.json", lambda path: path.write_text("[]")),
+    ("results.json", cut),
+    ("results.json", garble),
+    ("results.json", os.remove),
+    ("metrics.jsonl", changed("2.0", "3.0")),
+    ("metrics.jsonl", cut),
+    ("metrics.jsonl", garble),
+    ("metrics.jsonl", os.remove),
+    ("done", garble),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil"), DAMAGE)
+def test_a_damaged_run_is_not_done(name, spoil, runner, runtime):
+    """It is named, with a remedy that works: what was there is there again."""
+    folder = runs.execute(Made(), runtime)
+    assert runs.damage(folder) is None
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    spoil(folder / name)
+    assert str(folder / name) in runs.damage(folder)
+    with refuses(str(folder / name), f"Remove {folder / 'done'}") as raised:
+        runs.execute(Made(), runtime)
+    assert runs.damage(folder) == str(raised.value)
+    assert len(runner.calls) == 1
+    (folder / "done").unlink()
+    runs.execute(Made(), runtime)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_in_the_folder_of_another_is_damaged(runner, runtime):
+    folder = runs.execute(Made(), runtime)
+    other = folder.with_name(config.digest(Made(density=0.2)))
+    folder.rename(other)
+    with refuses(str(other / "config.json"), folder.name):
+        runs.execute(Made(density=0.2), runtime)
+    with refuses(str(other / "config.json")):
+        runs.load_rows(runtime.runs)
+
+
+def test_marks_of_old_are_empty(runner, runtime):
+    folder = runs.execute(Made(), runtime)
+    (folder / "done").write_text("")
+    assert runs.damage(folder) is None
+    (folder / "results.json").write_text("[]")
+    assert "results.json" in runs.damage(folder)
+
+
+@pytest.mark.parametrize("row", [{}, {"test_accuracy": None}, {"test_loss": 0.5}])
+def test_results_without_all_columns_are_not_done(row, runner, runtime, monkeypatch):
+    def run(made, folder, runtime):
+        rows = [{"seed": 1, "test_accuracy": 0.5}, {"seed": 2, **row}]
+        atomic_write_text(folder / "results.json", json.dumps(rows))
+
+    runner.run = run
+    monkeypatch.setitem(runs.COLUMNS, "Made", ("seed", "test_accuracy"))
+    with refuses("results.json", "lacks test_accuracy of seed 2"):
+        runs.execute(Made(), runtime)
+    assert not runs.is_done(runner.calls[0])
+
+
+def test_files_that_killed_processes_left_are_removed(runner, runtime):
+    """Under the names that the atomic writer gives them."""
+    folder = runs.folder_of(Made(), runtime.runs)
+    folder.mkdir(parents=True)
+    partial = []
+
+    def interrupted(file):
+        partial.extend(folder.iterdir())
+        file.write(b"half")
+
+    for name in ("config.json", "failed.txt", "another"):
+        atomic_write(folder / name, interrupted)
+        (folder / name).unlink()
+    for path in partial:
+        path.write_text("half")
+    assert len(files(folder)) == 3
+    runs.execute(Made(), runtime)
+    assert files(folder) == {"config.json", "results.json", "metrics.jsonl", "done", ".lock"}
+
+
+def test_a_full_disk_is_the_error_that_is_told(runner, runtime, monkeypatch):
+    """Although why it failed cannot be written down either."""
+
+    def run(made, folder, runtime):
+        monkeypatch.setattr(os, "fsync", full)
+        complete(made, folder, runtime)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    runner.run = run
+    with pytest.raises(OSError, match="No space left") as raised:
+        runs.execute(Made(), runtime)
+    assert raised.value.__context__ is None
+    assert "Free some space" in runs.explain(raised.value)
+    [folder] = runner.calls
+    assert files(folder) == {"config.json", ".lock"}
+    monkeypatch.undo()
+
+
+def test_lines_tell_which_is_damaged(tmp_path):
+    path = tmp_path / "lines"
+    whole = [b'{"a": %d}\n' % number for number in range(3)]
+    assert runs.read_lines(path) == []
+    path.write_bytes(b"".join(whole))
+    assert [row["a"] for row in runs.read_lines(path)] == [0, 1, 2]
+    for damaged in (b"\n", b"[1]\n", b'{"a"\n', b"\xff\n", b'{"a": 1} \x0b\n', b"\0\0\n"):
+        path.write_bytes(whole[0] + damaged + whole[2])
+        for last in (False, True):
+            with refuses(str(path), "line 2"):
+                runs.read_lines(path, cut=last)
+    for length in range(1, len(whole[2])):
+        path.write_bytes(b"".join(whole)[:-length])
+        assert len(runs.read_lines(path, cut=True)) == 2
+        with refuses(str(path), "line 3"):
+            runs.read_lines(path)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a b", ".hidden"])

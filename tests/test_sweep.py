@@ -170,6 +170,54 @@ def test_listing_runs_nothing(calls, folder, capsys):
     assert len(calls) == 3
 
 
+def test_a_damaged_run_is_listed_with_the_remedy(calls, folder, monkeypatch, capsys):
+    """It is neither done before nor run again, here or as a job."""
+    command("--runs", folder, status=1)
+    places = [runs.folder_of(made, folder) for made in GRID]
+    text = (places[0] / "config.json").read_text()
+    (places[0] / "config.json").write_text(text.replace("eoi", "ai"))
+    (places[1] / "results.json").write_text("")
+    (places[3] / "results.json").unlink()
+    calls.clear()
+    capsys.readouterr()
+    command("--runs", folder, "--list")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["damaged", "damaged", "failed", "damaged"]
+    assert lines[4] == "4 runs, 0 done"
+    told = {0: "config.json", 1: "results.json", 3: "results.json"}
+    for line, (index, name) in zip(lines[5:], told.items(), strict=True):
+        assert line.startswith(f"damaged: density={GRID[index].density}: {places[index] / name} ")
+        assert f"Remove {places[index] / 'done'}" in line
+    submitted = []
+    monkeypatch.setattr(sweep, "submit", lambda grid, *rest: submitted.extend(grid) or [])
+    command("--runs", folder, "--launcher", "slurm")
+    out = capsys.readouterr().out
+    assert "0 of 4 runs were done before" in out
+    assert out.count("damaged: ") == 3
+    assert submitted == [GRID[2]]
+    command("--runs", folder, status=1)
+    assert calls == [GRID[2]]
+    out = capsys.readouterr().out
+    assert "4 runs: 4 failed" in out
+    assert [line.split() for line in out.splitlines() if "failed.txt" in line] == [
+        [str(places[2] / "failed.txt")]
+    ]
+    for index in told:
+        (places[index] / "done").unlink()
+    command("--runs", folder, status=1)
+    assert "4 runs: 3 completed, 1 failed" in capsys.readouterr().out
+
+
+def test_what_cannot_be_written_is_not_named(calls, folder, tmp_path, capsys):
+    """The folder of runs is a file: every run fails, and none leaves a traceback."""
+    (tmp_path / "runs").write_text("")
+    command("--runs", folder, status=1)
+    assert calls == []
+    out = capsys.readouterr().out
+    assert "4 runs: 4 failed" in out
+    assert "failed.txt" not in out
+
+
 def test_quick_is_another_grid(calls, folder):
     command("--runs", folder, "--scale", "quick")
     assert calls == [Made(experiment="made_quick")]

@@ -1,9 +1,13 @@
 """Training: steps by hand, runs that are killed, and what they leave behind."""
 
 import dataclasses
+import errno
 import functools
 import itertools
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +20,10 @@ import optax
 import pytest
 from helpers import refuses
 
+from experiments import __main__ as commands
 from experiments.config import Train
 from experiments.runs import Runtime
-from experiments.training import loops, metrics, network, starts, steps, train
+from experiments.training import checkpoints, loops, metrics, network, starts, steps, train
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loops import Epoch
 
@@ -311,6 +316,286 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path / "metrics.jsonl"))
     good = Checkpoints(tmp_path / "checkpoints").restore(begin(ONE)[2])
     assert all(np.isfinite(leaf).all() for leaf in leaves(good.params))
+
+
+# ------------------------------------------------------------------ damaged files
+
+ARGUMENTS = ["train", "--no-progress", "--log-every", "4", "--checkpoint-every", "0"] + [
+    f"--{name.replace('_', '-')}={value[0] if name == 'seeds' else value}"
+    for name, value in dataclasses.asdict(ONE).items()
+    if value not in (None, False)
+]
+
+
+def command(root):
+    """Run from the command line; return None, or what the process would exit with."""
+    try:
+        commands.main([*ARGUMENTS, "--runs", str(root)])
+    except SystemExit as stop:
+        return stop.code
+    return None
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".damaged"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of the runs of a process that was not interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    assert command(root) is None
+    return root
+
+
+@pytest.fixture(scope="module")
+def stopped(whole, tmp_path_factory):
+    """One that was stopped at step 12, after the checkpoints of steps 8 and 11."""
+    root = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 12)
+        assert command(root) == 130
+    return root
+
+
+def interrupt_at(patch, step):
+    """Press Ctrl-C right after the lines of a step."""
+    write = metrics.Metrics.write
+
+    def pressed(self, now, *rest):
+        write(self, now, *rest)
+        if now == step:
+            signal.raise_signal(signal.SIGINT)
+
+    patch.setattr(metrics.Metrics, "write", pressed)
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    """A copy of the stopped run: the folder of runs, and its own."""
+    shutil.copytree(stopped, tmp_path / "runs")
+    [folder] = (tmp_path / "runs").glob("*/*/checkpoints")
+    return tmp_path / "runs", folder.parent
+
+
+def flipped(position):
+    def flip(data):
+        damaged = bytearray(data)
+        damaged[position if position >= 0 else len(data) + position] ^= 0x04
+        return bytes(damaged)
+
+    return flip
+
+
+CHECKPOINT_DAMAGE = {
+    "emptied": lambda data: b"",
+    "cut in the length": lambda data: data[:5],
+    "cut in the header": lambda data: data[:100],
+    "cut in the arrays": lambda data: data[: len(data) // 2],
+    "cut by a byte": lambda data: data[:-1],
+    "zeros": lambda data: bytes(len(data)),
+    "zeros at the end": lambda data: data[:-512] + bytes(512),
+    "longer": lambda data: data + b"0",
+    "of random bytes": lambda data: np.random.default_rng(0).bytes(len(data)),
+    "a text": lambda data: b"Not found\n",
+    "a bit of the length": flipped(0),
+    "a large length": flipped(6),
+    "a bit of the record": flipped(60),
+    "a bit of the header": flipped(700),
+    "a bit of a weight": lambda data: flipped(len(data) // 2)(data),
+    "the last bit": flipped(-1),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINT_DAMAGE)
+def test_a_damaged_checkpoint_is_left_for_the_one_before(kind, copy, whole):
+    root, folder = copy
+    newest = folder / "checkpoints" / "11.safetensors"
+    newest.write_bytes(CHECKPOINT_DAMAGE[kind](newest.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"{newest} is damaged.*11\.damaged.*from step 8"):
+        command(root)
+    assert files(root) == files(whole)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(copy, whole):
+    root, folder = copy
+    shutil.copy(folder / "checkpoints" / "8.safetensors", folder / "checkpoints" / "12.safetensors")
+    with pytest.warns(UserWarning, match=r"12\.safetensors is damaged.*from step 11"):
+        command(root)
+    assert files(root) == files(whole)
+
+
+def test_without_a_whole_checkpoint_a_run_starts_again(copy, whole):
+    root, folder = copy
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="the run starts again") as warned:
+        command(root)
+    assert len(warned) == 2
+    assert files(root) == files(whole)
+
+
+@pytest.mark.parametrize("missing", [("11",), ("8", "11")])
+def test_without_checkpoints_a_run_goes_on_from_what_is_there(missing, copy, whole):
+    root, folder = copy
+    for step in missing:
+        (folder / "checkpoints" / f"{step}.safetensors").unlink()
+    command(root)
+    assert files(root) == files(whole)
+
+
+def test_a_checkpoint_that_is_damaged_is_not_shown(copy):
+    _, folder = copy
+    path = folder / "checkpoints" / "11.safetensors"
+    path.write_bytes(flipped(-1)(path.read_bytes()))
+    with refuses(str(path), "damaged", "go"):
+        checkpoints.read(folder / "checkpoints")
+    assert path.exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    found = Checkpoints(tmp_path)
+    found.save(3, {"a": np.zeros(3, np.float32)})
+    for other in ({"a": np.zeros(4, np.float32)}, {"a": np.zeros(3, np.int32)}, {"b": np.zeros(3)}):
+        with refuses(str(tmp_path / "3.safetensors"), "Remove"):
+            found.restore(other)
+    assert found.latest == 3
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", None, '[{"seed": 3, "density": 0.4}]'])
+def test_a_damaged_record_of_the_start_is_written_anew(text, copy, whole):
+    root, folder = copy
+    if text is None:
+        (folder / "start.json").unlink()
+    else:
+        (folder / "start.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"start\.json was damaged"):
+        command(root)
+    assert files(root) == files(whole)
+
+
+def test_a_damaged_line_completes_no_run(stopped, whole, tmp_path, capsys):
+    """Any byte of the lines before the checkpoint: the run ends as it should, or not at all."""
+    [folder] = stopped.glob("*/*/metrics.jsonl")
+    lines = folder.read_bytes()
+    num_kept = sum(json.loads(line)["step"] <= 11 for line in lines.splitlines())
+    before = len(b"".join(lines.splitlines(keepends=True)[:num_kept]))
+    positions = [*range(0, before, 41), *(i for i in range(before) if lines[i : i + 1] == b"\n")]
+    refused = 0
+    for position in positions:
+        root = tmp_path / str(position)
+        shutil.copytree(stopped, root)
+        [path] = root.glob("*/*/metrics.jsonl")
+        path.write_bytes(flipped(position)(lines))
+        error = command(root)
+        if error is None:
+            assert files(root) == files(whole)
+        else:
+            assert error.startswith(f"error: {path}")
+            assert "\n" not in error
+            assert not (path.parent / "done").exists()
+            assert not (path.parent / "results.json").exists()
+            refused += 1
+    assert refused > len(positions) * 0.9  # only a blank of JSON may be another blank
+
+
+def test_a_damaged_line_is_told_by_its_number(copy):
+    root, folder = copy
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for bad in (b"\xff\n", b'{"step": 4}\n', lines[1].replace(b"step", b"stop"), b"\n"):
+        path.write_bytes(b"".join([lines[0], bad, *lines[2:]]))
+        assert command(root).startswith(f"error: {path}, line 2")
+
+
+def test_lines_that_are_missing_complete_no_run(whole, tmp_path):
+    """The last checkpoint is there, and so is nothing left to train."""
+    shutil.copytree(whole, tmp_path / "runs")
+    [done] = (tmp_path / "runs").glob("*/*/done")
+    path = done.with_name("metrics.jsonl")
+    lines = path.read_bytes()
+    for text in (lines[:-1], lines[:-20], b"".join(lines.splitlines(keepends=True)[1:]), b""):
+        done.unlink(missing_ok=True)
+        (done.parent / "results.json").unlink(missing_ok=True)
+        path.write_bytes(text)
+        assert command(tmp_path / "runs").startswith(f"error: {path}")
+        assert not done.exists()
+    path.write_bytes(lines)
+    assert command(tmp_path / "runs") is None
+    assert files(tmp_path / "runs") == files(whole)
+
+
+# ------------------------------------------------------------------ interrupts and full disks
+
+
+def test_an_interrupt_is_told_on_one_line(whole, tmp_path, monkeypatch, capsys):
+    """At the start, in training, in the last evaluation and while a checkpoint is written."""
+
+    def press(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+
+    told = []
+    for name, patch in {
+        "start": lambda m: m.setattr(starts, "make", press),
+        "training": lambda m: interrupt_at(m, 8),
+        "checkpoint": lambda m: m.setattr(checkpoints.safetensors.numpy, "save", press),
+        "end": lambda m: interrupt_at(m, 13),
+    }.items():
+        for _ in range(2 if name == "training" else 1):
+            with monkeypatch.context() as context:
+                patch(context)
+                assert command(tmp_path) == 130
+            told += capsys.readouterr().err.splitlines()
+    assert told == [
+        f"stopped at step {reached}; the same command goes on from step {last}"
+        for reached, last in ((0, 0), (8, 4), (8, 4), (8, 4), (13, 12))
+    ]
+    command(tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_on_one_line(error, whole, tmp_path, monkeypatch, capsys):
+    """Whichever of the run's writes meets it."""
+    fsync = os.fsync
+    for number in (0, 2, 4, 7, 12, 10**6):
+        count = itertools.count()
+
+        def full(descriptor, number=number, count=count):
+            if next(count) >= number:
+                raise OSError(error, os.strerror(error))
+            fsync(descriptor)
+
+        with monkeypatch.context() as context:
+            context.setattr(os, "fsync", full)
+            told = command(tmp_path)
+        assert (told is None) == (number == 10**6)
+        assert told is None or re.fullmatch(r"error: .*Free some space.*", told)
+    [done] = tmp_path.glob("*/*/done")
+    (done.parent / "failed.txt").unlink(missing_ok=True)
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize("epochs", [1e9, 2e8, 1e300])
+def test_more_steps_than_can_be_counted_are_refused(epochs, tmp_path):
+    with refuses("epochs", epochs, "steps"):
+        train.compiled(dataclasses.replace(ONE, epochs=epochs), None)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_empty_split_is_refused(split, monkeypatch):
+    def load(name, data_dir, image_shape):
+        part = getattr(real, split)
+        return dataclasses.replace(real, **{split: type(part)(part.images[:0], part.labels[:0])})
+
+    real, _ = train.load(ONE, None)
+    monkeypatch.setattr(train.data, "load", load)
+    with refuses("data", "made", f"{split} split"):
+        train._load.__wrapped__("made", None, None)
 
 
 KILLED = """

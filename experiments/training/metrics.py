@@ -64,7 +64,6 @@ class Metrics:
 
     Attributes:
         path: The file of lines.
-        step: Step of the last line.
 
     Raises:
         ValueError: If the file is damaged.
@@ -74,7 +73,6 @@ class Metrics:
         self, folder: Path, config: Any, runtime: Runtime, step: int, sha256: str | None = None
     ) -> None:
         self.path = folder / "metrics.jsonl"
-        self.step = step
         self.seeds = tuple(config.seeds)
         text = "".join(json.dumps(row) + "\n" for row in read(self.path, step))
         self._sha256 = hashlib.sha256(text.encode())
@@ -141,7 +139,6 @@ class Metrics:
             if self._wandb is not None:
                 self._wandb.log({**tags, "step": step})
         self._file.flush()
-        self.step = step
 
     def sync(self) -> str:
         """Bring all lines to the disk: a checkpoint must not be newer than they are.

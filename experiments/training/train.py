@@ -191,9 +191,9 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
                 state, sums = step_fns.advance(state, first, step, epoch)
                 loss, accuracy, bad = map(_numbers, sums)
                 _check(bad == steps.NEVER, int(bad.min()), "loss", config, checkpoints)
+                reached = step
                 loss, accuracy = loss / (step - first), accuracy / (step - first)
                 log.write(step, step / steps_of_epoch, "train", loss, accuracy)
-                reached = step
                 examples = (step - first) * config.batch_size * len(config.seeds)
                 bar.update(step, loss.mean(), accuracy.mean(), examples)
 
