@@ -76,6 +76,7 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
         >>> mask["kernel"].tolist(), mask["bias"].tolist()
         ([[False, True], [True, False]], True)
     """
+    params = trees.arrays(params)
     kernels = trees.kernels(params, where)
     trees.some_weights(params, kernels)
     # A new scalar each time: one buffer shared by two leaves could not be donated.
@@ -111,9 +112,9 @@ def apply(mask: Mask, tree: Params) -> Params:
         [[3.0, 0.0]]
     """
     trees.mask_fits(mask, tree, tree_name="tree")
+    tree = trees.arrays(tree, name="tree")
 
     def leaf_apply(leaf_mask: Any, leaf: Any) -> Any:
-        leaf = native(leaf)
         if np.ndim(leaf_mask) == 0:
             return leaf
         return jnp.where(leaf_mask, leaf, jnp.zeros((), leaf.dtype))

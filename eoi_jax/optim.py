@@ -72,7 +72,7 @@ def mask_updates(mask: Mask | MaskOf) -> optax.GradientTransformation:
     """
 
     def init(params: Params) -> MaskUpdatesState:
-        return MaskUpdatesState(mask_of(mask, params))
+        return MaskUpdatesState(_mask_of(mask, params))
 
     def update(
         updates: optax.Updates, state: MaskUpdatesState, params: Params | None = None
@@ -168,7 +168,7 @@ def static_sparse(
     reset_masked_state = masked_state_resetter(inner.init)
 
     def init(params: Params) -> StaticSparseState:
-        state_mask = mask_of(mask, params)
+        state_mask = _mask_of(mask, params)
         masked_params = params if _is_placeholder(params) else masks.apply(state_mask, params)
         return StaticSparseState(state_mask, inner.init(masked_params))
 
@@ -210,7 +210,7 @@ def static_sparse(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def mask_of(mask: Mask | MaskOf, params: Params) -> Mask:
+def _mask_of(mask: Mask | MaskOf, params: Params) -> Mask:
     """Return the mask that the state of an optimizer holds.
 
     A function makes it of the parameters. It is a copy, since a donated state must not take the

@@ -709,7 +709,7 @@ def test_arguments_out_of_range_are_refused_where_they_are_given(method, name, v
         (0, "key=0"),
         (None, "key=None"),
         (jax.random.split(KEY, 3), "(3,)"),
-        (jnp.zeros((3, 2), jnp.uint32), "(3,)"),
+        (jnp.zeros((3, 2), jnp.uint32), "(3, 2)"),
     ],
 )
 def test_what_is_not_one_key_is_refused(key, named):

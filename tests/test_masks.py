@@ -627,7 +627,7 @@ def test_a_kernel_of_zeros_has_no_support():
         with refuses("params[kernel]", "zero"):
             masks.support(params, where=where)
     assert not jax.jit(masks.support)(params)["kernel"].any()
-    with refuses("params[kernel]", "shape"):
+    with refuses("params[bias]", "shape"):
         masks.support(jax.eval_shape(lambda: params))
 
 
@@ -846,3 +846,19 @@ FLAX = {"fc": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
 def test_foreign_masks_that_do_not_fit_are_refused(named, tree, options):
     with refuses(*named):
         masks.adopt(tree, FLAX, **options)
+
+
+MASK = {"kernel": jnp.eye(3, dtype=bool), "bias": jnp.array(True)}
+ON_SHAPES = {
+    "params": masks.support,
+    "tree": lambda shapes: masks.apply(MASK, shapes),
+    "scores": lambda shapes: masks.top_k(shapes, 0.5),
+    "mask": lambda shapes: masks.density(shapes),
+}
+
+
+@pytest.mark.parametrize("name", ON_SHAPES)
+def test_a_shape_without_values_is_refused(name):
+    shapes = {"kernel": jax.ShapeDtypeStruct((3, 3), jnp.float32), "bias": jnp.array(True)}
+    with refuses(f"{name}[kernel]", "shape"):
+        ON_SHAPES[name](shapes)

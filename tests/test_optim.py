@@ -767,3 +767,16 @@ def test_a_function_that_makes_no_mask_is_refused(name):
     tx = WITH_FUNCTIONS[name](lambda params: params)
     with refuses("mask[dense/bias]", "float32"):
         tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("name", WITH_FUNCTIONS)
+def test_numbers_of_python_are_parameters(name):
+    params = {"dense": {"kernel": jnp.eye(4), "temperature": 0.5}, "scale": np.float32(2.0)}
+    grads = {"dense": {"kernel": jnp.ones((4, 4)), "temperature": 1.0}, "scale": np.float32(1.0)}
+    tx = WITH_FUNCTIONS[name](masks.support)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(params["dense"]["temperature"]) < 0.5
+    assert int(optax.tree.get(state, "mask")["dense"]["kernel"].sum()) == 4

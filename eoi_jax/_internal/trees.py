@@ -184,6 +184,7 @@ def mask_leaves(mask: Any, *, name: str = "mask") -> None:
 
     def check(path: Sequence[Any], leaf: Any) -> None:
         where = f"{name}[{path_name(path)}]"
+        has_values(leaf, where)
         dtype = jnp.result_type(leaf)
         if dtype != jnp.bool_:
             raise ValueError(
@@ -222,7 +223,7 @@ def leaf_density(value: Any, shape: Sequence[int], *, name: str) -> Any:
 
 def counts_at_most(counts: Any, limits: Any, size: int, *, name: str) -> None:
     """Require that no row of a leaf has more unmasked weights than its limit."""
-    counts, limits = np.broadcast_arrays(counts, limits)
+    counts, limits = (np.ravel(array) for array in np.broadcast_arrays(counts, limits))
     over = np.flatnonzero(counts > limits)
     if over.size:
         row = over[0]
@@ -266,7 +267,7 @@ def densities(value: Any, tree: Any, *, name: str, tree_name: str) -> list[Any]:
 
 def scores(value: Any, *, name: str = "scores") -> Any:
     """Accept float arrays without NaN; a leaf without axes marks a dense leaf."""
-    value = jax.tree.map(native, value)
+    value = arrays(value, name=name)
     dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def check(path: Sequence[Any], leaf: Any) -> None:
@@ -302,7 +303,7 @@ def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
         )
     checks.integer(found.groups, low=1, name=f"{where}.groups")
     checks.integer(
-        found.batch_axes, low=0, high=max(len(leaf.shape) - 1, 0), name=f"{where}.batch_axes"
+        found.batch_axes, low=0, high=max(np.ndim(leaf) - 1, 0), name=f"{where}.batch_axes"
     )
     return found
 
@@ -314,11 +315,6 @@ def some_weights(params: Any, kernels: Any) -> None:
         if not kernel or checks.is_traced(leaf):
             return
         where = f"params[{path_name(path)}]"
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"{where} is a shape without values, outside the arrays. "
-                "Draw the parameters first; masks.random takes shapes."
-            )
         if np.size(leaf) and not nonzero(np.asarray(leaf)).any():
             raise ValueError(
                 f"{where} is zero everywhere, outside the kernels with a weight that is not. "
@@ -332,10 +328,14 @@ def some_weights(params: Any, kernels: Any) -> None:
 def arrays(params: Params, *, name: str = "params") -> Params:
     """Require values and not only shapes; return them in the byte order that JAX reads."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"{name}[{path_name(path)}] is a shape without values, outside the arrays. Draw "
-                "the parameters, or make zeros: jax.tree.map(lambda s: jnp.zeros(s.shape, "
-                "s.dtype), shapes)."
-            )
+        has_values(leaf, f"{name}[{path_name(path)}]")
     return jax.tree.map(native, params)
+
+
+def has_values(leaf: Any, name: str) -> None:
+    """Require an array, or a number, and not its shape alone."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"{name} is a shape without values, but values are needed. Draw the parameters first, "
+            "or make zeros: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)."
+        )
