@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax._internal import checks
+from eoi_jax._internal import checks, programs
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.waves import assign_waves, eye_support, grow_support, unpack_support
 from eoi_jax.typing import Array, DType, Shape
@@ -178,7 +178,9 @@ def sample(
     if not checks.is_traced(first):
         first = checks.integer(first, low=0, name="first")
     first, size = jnp.asarray(first, jnp.uint32), jnp.asarray(size, jnp.uint32)
-    return _sample(key, first, size, num_rotations, angles, dtype)
+    program = programs.of_function(_sample, angles, static_argnums=(3, 4))
+    rotations: Rotations = program(key, first, size, num_rotations, dtype)
+    return rotations
 
 
 def from_pairs(
@@ -328,9 +330,8 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
     return jnp.cumsum(jnp.concatenate([start, gained]), dtype=jnp.uint32)
 
 
-@functools.partial(jax.jit, static_argnames=("num_rotations", "angles", "dtype"))
 def _sample(
-    key: Array, first: Array, size: Array, num_rotations: int, angles: AngleLaw, dtype: DType
+    angles: AngleLaw, key: Array, first: Array, size: Array, num_rotations: int, dtype: DType
 ) -> Rotations:
     def one(row: Array) -> Rotations:
         i = _below(row[0], size)

@@ -6,7 +6,6 @@ here, and from here it is one step down to the rotations of a wave.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import givens
-from eoi_jax._internal import checks, waves
+from eoi_jax._internal import checks, programs, waves
 from eoi_jax._internal.vmap import map_on_cpu, varying_as
 from eoi_jax.givens import AngleLaw
 from eoi_jax.typing import Array
@@ -35,14 +34,14 @@ class Law(NamedTuple):
     Attributes:
         shape: ``(rows, columns)`` of the array, tall or square.
         segment: How many rotations are sampled at once; it changes the speed, not the matrix.
-        angles: The law of the angles.
+        angles: The law of the angles, or None where a program is given it apart.
         at_most: Whether to stop before a target is exceeded, and not at the closest count.
         permute: Whether rows and columns are permuted and signs drawn at the end.
     """
 
     shape: tuple[int, int]
     segment: int
-    angles: AngleLaw
+    angles: Any
     at_most: bool
     permute: bool = False
 
@@ -55,12 +54,17 @@ class _Target(NamedTuple):
     is_valid: Array
 
 
-@functools.partial(jax.jit, static_argnames="law")
 def draw(key: Array, target: Array, scale: Array, law: Law) -> Array:
     """Draw a matrix of ``law.shape`` for a density, or for an integer count of non-zeros.
 
     The entries have the dtype of ``scale``. A target that no matrix can have gives NaN.
     """
+    program = programs.of_function(_draw, law.angles, static_argnums=(3,))
+    return program(key, target, scale, law._replace(angles=None))
+
+
+def _draw(angles: AngleLaw, key: Array, target: Array, scale: Array, law: Law) -> Array:
+    law = law._replace(angles=angles)
     rows, columns = law.shape
 
     def one(key: Array, target: Array, scale: Array) -> Array:
@@ -70,7 +74,6 @@ def draw(key: Array, target: Array, scale: Array, law: Law) -> Array:
     return map_on_cpu(one)(key, target, scale)
 
 
-@functools.partial(jax.jit, static_argnames=("law", "dtype"))
 def draw_padded(
     keys: Array, counts: Array, rows: Array, columns: Array, law: Law, dtype: Any
 ) -> Array:
@@ -79,6 +82,20 @@ def draw_padded(
     All arrays have one entry for each matrix. So one program, whose compilation takes far longer
     than its run, draws matrices of many shapes. ``counts`` are at least ``columns``.
     """
+    program = programs.of_function(_draw_padded, law.angles, static_argnums=(4, 5))
+    return program(keys, counts, rows, columns, law._replace(angles=None), dtype)
+
+
+def _draw_padded(
+    angles: AngleLaw,
+    keys: Array,
+    counts: Array,
+    rows: Array,
+    columns: Array,
+    law: Law,
+    dtype: Any,
+) -> Array:
+    law = law._replace(angles=angles)
 
     def one(key: Array, count: Array, rows: Array, columns: Array) -> Array:
         return _rotate_to_target(key, count, jnp.ones((), dtype), rows, columns, law)

@@ -245,7 +245,8 @@ def _draw(groups: Sequence[_Group], angles: AngleLaw) -> list[Array]:
             numbers = np.pad(numbers, ((0, 0), (0, more)), constant_values=1)
         # The segment is the same for all densities, so that they share a program.
         law = drawing.Law(padded, 2 * max(padded[0], 32), angles, at_most=True)
-        matrices = drawing.draw_padded(keys, *jnp.asarray(numbers, jnp.int32), law, dtype)
+        each = jnp.asarray(numbers, jnp.int32)  # count, rows, columns
+        matrices = drawing.draw_padded(keys, each[0], each[1], each[2], law, dtype)
         ends = np.cumsum(lengths)
         for index, end, length in zip(indices, ends, lengths, strict=True):
             start, stop = (int(end - length), 0, 0), (int(end), *groups[index].geometry.tall)
