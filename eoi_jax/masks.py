@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 _NAMED = 5  # so many names a message lists
+_SHUFFLE = 0x73687566  # sets the stream of shuffle apart: its mask is not that of random again
 
 
 def support(params: Params, *, where: Where = is_kernel) -> Mask:
@@ -285,7 +286,7 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         >>> int(shuffled["kernel"].sum()), bool((shuffled["kernel"] == mask["kernel"]).all())
         (10, False)
     """
-    key = threefry_key(key)
+    key = jax.random.fold_in(threefry_key(key), _SHUFFLE)
     trees.mask_leaves(mask)
 
     def shuffle_layers(index: int, leaf: Array, counts: Any) -> Array:

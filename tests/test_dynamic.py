@@ -738,3 +738,25 @@ def test_a_schedule_out_of_range_is_refused_where_it_is_known():
     state = tx.init(START)
     with refuses("drop_fraction=1.5"):
         jax.jit(tx.update)(at(GRADS, 0), state, START)
+
+
+@pytest.mark.parametrize("density", [0.25, 0.75])
+def test_a_schedule_drops_no_more_than_there_is_to_drop_and_to_grow(density):
+    size = 16
+    kept = jnp.arange(size).reshape(4, 4) < density * size
+    params = {"kernel": jnp.where(kept, 1.0 + jnp.arange(16.0).reshape(4, 4), 0.0)}
+    grads = {"kernel": jnp.arange(16.0).reshape(4, 4) + 1.0}
+    tx = dynamic.rigl(
+        optax.sgd(0.0),
+        masks.support,
+        update_every=1,
+        drop_fraction=lambda step: jnp.float32(5.0),
+        regrow_dropped=False,
+    )
+    state = tx.init(params)._replace(step=jnp.int32(1))
+    _, state = jax.jit(tx.update)(grads, state, params)
+    mask = np.asarray(state.mask["kernel"])
+    # As many as are masked move, and no more than are unmasked.
+    moved = min(int(kept.sum()), int((~kept).sum()))
+    assert mask.sum() == kept.sum()
+    assert (mask & ~np.asarray(kept)).sum() == moved

@@ -862,3 +862,20 @@ def test_a_shape_without_values_is_refused(name):
     shapes = {"kernel": jax.ShapeDtypeStruct((3, 3), jnp.float32), "bias": jnp.array(True)}
     with refuses(f"{name}[kernel]", "shape"):
         ON_SHAPES[name](shapes)
+
+
+def test_shuffles_of_like_kernels_differ_and_so_does_a_random_mask_of_the_same_key():
+    key, params = jax.random.key(0), {name: {"kernel": jnp.ones((9, 9))} for name in "ab"}
+    mask = masks.random(key, params, 0.5)
+    shuffled = masks.shuffle(key, mask)
+    assert masks.overlap({"w": shuffled["a"]["kernel"]}, {"w": shuffled["b"]["kernel"]}) < 0.6
+    assert masks.overlap(mask, shuffled) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("mask", "other"),
+    [(jnp.array(True), jnp.eye(3, dtype=bool)), (jnp.eye(3, dtype=bool), jnp.array(True))],
+)
+def test_an_overlap_needs_like_masks_either_way(mask, other):
+    with refuses("kernel", "shape"):
+        masks.overlap({"kernel": mask}, {"kernel": other})

@@ -123,3 +123,40 @@ def test_fractions():
     assert float(jax.jit(lambda part, whole: selection.fraction([part], [whole]))(0, 0)) == 1.0
     # 2^31 and more: beyond the counts of one array.
     assert float(jax.jit(lambda n: selection.fraction([n, n], [n, n, n, n]))(2**30)) == 0.5
+
+
+@pytest.mark.parametrize("size", [2**24 + 3, 2**25 + 3, 2**31 - 1])
+def test_no_traced_count_exceeds_its_size(size):
+    """float32 rounds these sizes up."""
+    assert int(jax.jit(lambda density: selection.target_count(density, size))(1.0)) == size
+
+
+def test_remainders_that_differ_by_rounding_alone_go_in_order():
+    thirds = np.array([1 / 3, 1 - 2 / 3, 0.1 + 0.2 + 1 / 3 - 0.3, 1.0])
+    sizes = np.array([5, 5, 5, 5])
+    counts = selection.round_to_total(thirds, sizes, 2)
+    assert counts.tolist() == [1, 0, 0, 1]
+    counts = selection.round_to_total(thirds[::-1].copy(), sizes, 3)
+    assert counts.tolist() == [1, 1, 1, 0]
+
+
+def test_entries_are_selected_in_arrays_of_any_shape():
+    generator = np.random.default_rng(3)
+    arrays = [generator.integers(0, 3, shape).astype(np.float32) for shape in ((4, 5), (2, 3, 4))]
+    for count in (0, 7, 20, 44):
+        selected = selection.largest([jnp.asarray(array) for array in arrays], count)
+        assert [leaf.shape for leaf in selected] == [(4, 5), (2, 3, 4)]
+        flat = [array.ravel() for array in arrays]
+        found = positions([np.ravel(leaf) for leaf in selected])
+        np.testing.assert_array_equal(found, oracle(flat, count))
+
+
+@pytest.mark.parametrize("num_axes", [0, 1, 2])
+def test_layers_are_selected_one_by_one(num_axes):
+    generator = np.random.default_rng(4)
+    scores = generator.integers(0, 4, (2, 3, 4, 5)).astype(np.float32)
+    counts = generator.integers(0, 21, scores.shape[:num_axes])
+    found = np.asarray(selection.largest_of_layers(jnp.asarray(scores), jnp.asarray(counts)))
+    layers = scores.reshape(max(counts.size, 1), -1)
+    for layer, row, count in zip(layers, found.reshape(layers.shape), counts.flat, strict=True):
+        np.testing.assert_array_equal(np.flatnonzero(row), oracle([layer], count))
