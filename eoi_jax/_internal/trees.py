@@ -6,6 +6,10 @@ value, the allowed range and the remedy; traced values are passed on as they are
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +21,21 @@ from eoi_jax._internal import checks
 from eoi_jax._internal.arrays import native, nonzero
 from eoi_jax.typing import Layout, Params, Where
 
+# Three names of one thing: a layer's kernel in Flax, Equinox and Haiku.
 KERNEL_NAMES = ("kernel", "weight", "w")
+_OTHER_KERNEL_NAMES = (
+    *("weight_ih", "weight_hh", "weight_hr", "w_i", "w_h", "recurrent_kernel"),
+    *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+    *("depthwise_kernel", "pointwise_kernel"),
+)
+# PyTorch numbers the layers of a recurrent network behind the names of their parameters.
+_LAYER_OF_NAME = re.compile(r"(?<=weight_[ih][hr])_l\d+(_reverse)?$")
+# Words in the names of leaves that are meant to be dense, of whatever shape.
+_DENSE_WORDS = {
+    *("bias", "offset", "scale", "beta", "gamma", "mean", "var", "average"),
+    *("pos", "position", "positional"),
+}
+_NAMED = 5  # so many leaves a warning lists
 
 
 def same_structure(tree: Any, other: Any, *, name: str, other_name: str) -> None:
@@ -131,10 +149,20 @@ def without_value(path: Sequence[Any]) -> tuple[Any, ...]:
 def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
     """Tell whether a leaf of a parameter tree is a kernel, judged by its name.
 
-    A kernel is a floating leaf with at least two axes whose last name is ``kernel`` (Flax),
-    ``weight`` (Equinox) or ``w`` (Haiku); the ``value`` attribute in which NNX variables and
-    Linen's partitioned boxes keep their array is no name. Biases have other names, stacked by a
-    scan over layers or not.
+    A kernel is a floating leaf with at least two axes whose last name is one of
+
+    * ``kernel`` (Flax, recurrent cells included), ``weight`` (Equinox, PyTorch), ``w`` (Haiku);
+    * ``weight_ih``, ``weight_hh`` (recurrent cells of Equinox; of PyTorch with ``weight_hr``, and
+      a layer behind the name: ``weight_ih_l0_reverse``), ``w_i``, ``w_h`` (Haiku's GRU),
+      ``recurrent_kernel`` (Keras);
+    * ``in_proj_weight``, ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight`` (attention of
+      PyTorch), ``depthwise_kernel``, ``pointwise_kernel`` (separable convolutions of Keras).
+
+    A ``.`` or ``/`` in a name separates names too, as in the flat ``"rnn.weight_hh_l0"``; the
+    ``value`` attribute in which NNX variables and Linen's partitioned boxes keep their array is no
+    name. Biases have other names, stacked by a scan over layers or not, and so have the tables of
+    Flax's and Haiku's embeddings. Functions that make masks or starts by this rule warn of the
+    matrices that it leaves dense.
 
     A name says no more than that: Equinox calls the table of an ``Embedding`` and the scale of
     a norm ``weight`` too. Pass your own ``where=`` to functions over trees to leave one dense.
@@ -154,13 +182,22 @@ def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
         >>> is_kernel((DictKey("dense"), DictKey("bias")), jnp.ones((8, 2)))
         False
     """
+    name = _LAYER_OF_NAME.sub("", _last_name(path))
+    return _is_floating(leaf, 2) and name in (*KERNEL_NAMES, *_OTHER_KERNEL_NAMES)
+
+
+def _last_name(path: Sequence[Any]) -> str:
+    """Return the last name of a path, empty where the last key is no name."""
     path = without_value(path)
-    if not path or not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+    name = getattr(path[-1], "key", getattr(path[-1], "name", None)) if path else None
+    return name.replace(".", "/").rsplit("/", 1)[-1] if isinstance(name, str) else ""
+
+
+def _is_floating(leaf: Any, min_axes: int) -> bool:
+    """Whether a leaf is a real floating array, or the shape of one, of so many axes."""
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         return False
-    name = getattr(path[-1], "key", getattr(path[-1], "name", None))
-    return (
-        name in KERNEL_NAMES and len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
+    return len(leaf.shape) >= min_axes and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def mask_fits(mask: Any, tree: Any, *, name: str = "mask", tree_name: str = "params") -> None:
@@ -236,8 +273,12 @@ def counts_at_most(counts: Any, limits: Any, size: int, *, name: str) -> None:
         )
 
 
-def kernels(params: Params, where: Where) -> Any:
-    """Return a tree of bools, which leaves ``where`` selects: at least one."""
+def kernels(params: Params, where: Where, *, name_others: bool = True) -> Any:
+    """Return a tree of bools, which leaves ``where`` selects: at least one.
+
+    If ``where`` is the default, a warning names the matrices that it leaves dense, unless
+    ``name_others`` is false.
+    """
     selected = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(where(path, leaf)), params)
     if not any(jax.tree.leaves(selected)):
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -245,10 +286,51 @@ def kernels(params: Params, where: Where) -> Any:
             "params",
             [path_name(path) for path in paths],
             "has no leaf that where= selects; by default that is a floating leaf of 2 or more axes "
-            f"named {', '.join(KERNEL_NAMES)}",
+            f"named {', '.join(KERNEL_NAMES)}, or as kernels of recurrent layers and attention are",
             "Say which leaves are kernels: where=lambda path, leaf: leaf.ndim >= 2.",
         )
+    if name_others and where is is_kernel:
+        _warn_of_dense_matrices(params)
     return selected
+
+
+def _warn_of_dense_matrices(params: Params) -> None:
+    """Name the matrices that :func:`is_kernel` leaves dense and whose names do not say why."""
+    names = [
+        path_name(without_value(path))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if _is_matrix(leaf) and not is_kernel(path, leaf) and not _is_known_dense(_last_name(path))
+    ]
+    if not names:
+        return
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    warnings.warn(
+        f"{', '.join(names[:_NAMED])}{more}: floating arrays of 2 or more axes that stay dense, "
+        "because their names are not those of kernels. If they are kernels, select them with "
+        "where=lambda path, leaf: leaf.ndim >= 2, or by their names; if not, say so with "
+        "where=lambda path, leaf: eoi_jax.masks.is_kernel(path, leaf).",
+        stacklevel=_levels_to_caller(),
+    )
+
+
+def _is_matrix(leaf: Any) -> bool:
+    """Whether a leaf is floating and has two axes longer than 1, which broadcast vectors do not."""
+    return _is_floating(leaf, 2) and sum(size > 1 for size in leaf.shape) >= 2
+
+
+def _is_known_dense(name: str) -> bool:
+    """Whether a name is that of a bias, a norm, an average, an embedding or of positions."""
+    words = re.findall("[a-z]+", name.lower())
+    return words == ["b"] or "emb" in name.lower() or not _DENSE_WORDS.isdisjoint(words)
+
+
+def _levels_to_caller() -> int:
+    """Return the ``stacklevel`` at which a warning names a line outside of this package."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package + os.sep):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def densities(value: Any, tree: Any, *, name: str, tree_name: str) -> list[Any]:

@@ -119,7 +119,8 @@ def _prune_to_counts(
     counts: Array,
 ) -> tuple[Mask, Array]:
     """Prune to each count in turn; return the mask, and the first step with a bad score or 0."""
-    traced = _trace(score_fn, treedef, rest, arrays)
+    with warnings.catch_warnings(action="ignore"):  # those that the first trace gave already
+        traced = _trace(score_fn, treedef, rest, arrays)
 
     def step(r: Array, carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
         kept, failed = carry
