@@ -21,6 +21,7 @@ import hypothesis
 import jax
 import pytest
 
+collect_ignore = ["mutants.py"]  # a program, which needs cosmic-ray
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
