@@ -147,6 +147,10 @@ def _prune_to_counts(
         for shape, leaf in zip(shapes, arrays, strict=True)
     ]
     kept, failed = jax.lax.fori_loop(0, len(counts), step, (everything, jnp.array(0)))
+    kept = [
+        shardings.like(mask, leaf) if shape else mask
+        for mask, leaf, shape in zip(kept, arrays, shapes, strict=True)
+    ]
     return jax.tree.unflatten(treedef, kept), failed
 
 

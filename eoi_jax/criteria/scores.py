@@ -69,9 +69,7 @@ def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Sco
     tree = KernelTree.of(params, where)
     keys = jax.random.split(threefry_key(key), len(tree.kernels))
     pairs = zip(keys, tree.kernels, strict=True)
-    draws = [
-        shardings.like(jax.random.uniform(k, leaf.shape, jnp.float32), leaf) for k, leaf in pairs
-    ]
+    draws = [jax.random.uniform(k, leaf.shape, jnp.float32) for k, leaf in pairs]
     return tree.scores(draws, "random")
 
 
