@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import importlib
 import signal
 import sys
+import threading
 from types import ModuleType
 
 __all__ = ["COMMANDS", "main"]
@@ -65,32 +65,33 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         _import(f"experiments.{COMMANDS[name][0]}").main(rest)
-    except (Exception, KeyboardInterrupt) as error:
-        stop = _interrupt(error)
-        if stop is not None:
-            print(str(stop) or "stopped; the same command goes on", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        if isinstance(error, OSError):
-            from experiments.runs import explain
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped; the same command goes on", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        from experiments.runs import explain
 
-            sys.exit(f"error: {explain(error)}")
-        raise
+        sys.exit(f"error: {explain(error)}")
 
 
 def _import(name: str) -> ModuleType:
-    # JAX has a callback of the garbage collector, and Python drops an interrupt in one of these.
-    gc.disable()
+    """Import a module; an interrupt comes after that.
+
+    Extensions that are being loaded make other errors of it, and a callback that JAX has for the
+    garbage collector loses it.
+    """
+    pressed: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # others may set no handler
+    if in_main:
+        previous = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     finally:
-        gc.enable()
-
-
-def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
-    """Return the interrupt that an error is or comes from: extensions make others of it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error
+        if in_main:
+            signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
+    return module
 
 
 if __name__ == "__main__":

@@ -457,6 +457,15 @@ def test_a_checkpoint_that_is_damaged_is_not_shown(copy):
     assert path.exists()
 
 
+def test_a_checkpoint_that_a_killed_process_did_not_remove_is_removed(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "runs")
+    [folder] = (tmp_path / "runs").glob("*/*/checkpoints")
+    shutil.copy(folder / "12.safetensors", folder / "11.safetensors")
+    (folder.parent / "done").unlink()
+    assert command(tmp_path / "runs") is None
+    assert files(tmp_path / "runs") == files(whole)
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     found = Checkpoints(tmp_path)
     found.save(3, {"a": np.zeros(3, np.float32)})

@@ -83,8 +83,7 @@ class Checkpoints:
         text = json.dumps({**about, "sha256": _digest(about, leaves)})
         encoded = safetensors.numpy.save(leaves, {_ABOUT: text})
         atomic_write(_path(self.folder, step), lambda file: file.write(encoded))
-        for old in sorted(_steps(self.folder))[:-_KEPT]:
-            _path(self.folder, old).unlink()
+        self._remove_old()
 
     def recover(self) -> Checkpoint | None:
         """Read the newest checkpoint that is whole.
@@ -111,7 +110,12 @@ class Checkpoints:
             warnings.warn(
                 f"{problem} It is called {renamed.name} now, and the run {goes_on}.", stacklevel=2
             )
+        self._remove_old()  # which a process that was killed may not have done
         return found
+
+    def _remove_old(self) -> None:
+        for step in sorted(_steps(self.folder))[:-_KEPT]:
+            _path(self.folder, step).unlink()
 
     def restore(self, like: Any, checkpoint: Checkpoint | None = None) -> Any:
         """Bring a checkpoint to the device.
