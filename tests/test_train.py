@@ -567,6 +567,22 @@ def test_an_interrupt_is_told_on_one_line(whole, tmp_path, monkeypatch, capsys):
     assert files(tmp_path) == files(whole)
 
 
+def test_an_interrupt_during_the_imports_comes_after_them(tmp_path, monkeypatch, capsys):
+    """Where it would not be lost in a callback, nor become another error."""
+    handler, reached = signal.getsignal(signal.SIGINT), []
+
+    def load(name):
+        signal.raise_signal(signal.SIGINT)
+        reached.append(name)
+
+    with monkeypatch.context() as context:
+        context.setattr(commands.importlib, "import_module", load)
+        assert command(tmp_path) == 130
+    assert reached == ["experiments.training.train"]
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_on_one_line(error, whole, tmp_path, monkeypatch, capsys):
     """Whichever of the run's writes meets it."""
