@@ -147,14 +147,14 @@ def sample(
         num_rotations: Length of the sequence, at least 0.
         angles: The law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
         dtype: Real floating dtype of the angles; a narrower one than float32 becomes float32.
-        first: Index of the first rotation to return, at least 0; may be traced.
+        first: Index of the first rotation to return, in [0, 2**32 - num_rotations]; may be traced.
 
     Returns:
         :class:`Rotations` of ``num_rotations`` planes and angles.
 
     Raises:
-        ValueError: If ``size < 2``, ``num_rotations < 0``, ``first < 0`` or ``dtype`` is not
-            floating.
+        ValueError: If ``size``, ``num_rotations`` or ``first`` is out of range, if ``angles`` is
+            no finite number and no law, or if ``dtype`` is not floating.
 
     Example:
         >>> import jax
@@ -169,14 +169,21 @@ def sample(
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
     key = threefry_key(key)
-    if not checks.is_traced(size):
+    angles = angles if callable(angles) else checks.number(angles, "angles")
+    if not isinstance(size, jax.core.Tracer):
         size = checks.integer(
             size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
         )
-    num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
+    elif not jnp.issubdtype(size.dtype, jnp.integer):
+        raise checks.value_error("size", size, "is no integer", "Convert it to int32.")
+    num_rotations = checks.integer(num_rotations, low=0, high=2**31 - 1, name="num_rotations")
     dtype = checks.compute_dtype(checks.float_dtype(dtype))
     if not checks.is_traced(first):
-        first = checks.integer(first, low=0, name="first")
+        # Rotations are counted by 32 bits.
+        remedy = "Draw no more than 2**32 rotations from a key."
+        high = 2**32 - num_rotations
+        first = checks.integer(first, low=0, high=high, name="first", remedy=remedy)
+        first %= 2**32  # 2**32 itself begins no rotation
     first, size = jnp.asarray(first, jnp.uint32), jnp.asarray(size, jnp.uint32)
     program = programs.of_function(_sample, angles, static_argnums=(3, 4))
     rotations: Rotations = program(key, first, size, num_rotations, dtype)
@@ -216,6 +223,7 @@ def from_pairs(
         [0, 0, 1]
     """
     key = threefry_key(key)
+    angles = angles if callable(angles) else checks.number(angles, "angles")
     dtype = checks.compute_dtype(checks.float_dtype(dtype))
     remedy = "Give one row (i, j) of two different non-negative coordinates for each rotation."
     if not isinstance(pairs, jax.Array):
@@ -267,7 +275,7 @@ def waves(rotations: Rotations, size: int) -> Array:
         [0, 1, 0, 2]
     """
     size = checks.integer(size, low=2, name="size")
-    checks.rotations(rotations, size)
+    rotations = Rotations(*checks.rotations(rotations, size))
     return _assign_waves(rotations.i, rotations.j, size)
 
 
@@ -295,7 +303,7 @@ def support(rotations: Rotations, shape: Shape) -> Array:
         [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
     """
     n, m = _matrix_shape(shape)
-    checks.rotations(rotations, max(n, m))
+    rotations = Rotations(*checks.rotations(rotations, max(n, m)))
     packed, _ = _simulate(rotations, max(n, m), min(n, m))
     full = unpack_support(packed, min(n, m))
     return full if n >= m else full.T
@@ -324,7 +332,7 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
         [3, 5, 8]
     """
     n, m = _matrix_shape(shape)
-    checks.rotations(rotations, max(n, m))
+    rotations = Rotations(*checks.rotations(rotations, max(n, m)))
     _, gained = _simulate(rotations, max(n, m), min(n, m))
     start = jnp.full((1,), min(n, m), jnp.uint32)
     return jnp.cumsum(jnp.concatenate([start, gained]), dtype=jnp.uint32)
@@ -377,12 +385,11 @@ def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
         return _uniform(words, dtype)
     if not callable(angles):
         return jnp.asarray(angles, dtype)
-    angle = jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype), dtype)
-    if angle.ndim:
-        raise checks.value_error(
-            "angles", angles, f"returns shape {angle.shape}, outside ()", "Draw one angle per key."
-        )
-    return angle
+    angle = jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype))
+    if angle.ndim or jnp.issubdtype(angle.dtype, jnp.complexfloating):
+        problem = f"returns shape {angle.shape} and dtype {angle.dtype}, outside the real scalars"
+        raise checks.value_error("angles", angles, problem, "Draw one angle per key.")
+    return angle.astype(dtype)
 
 
 def _uniform(words: Array, dtype: DType) -> Array:

@@ -412,6 +412,8 @@ def sao_conv(
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         options = (density, activation, scale, dtype)
         tap = block_diagonal.kernel_matrix(key, shape[-2], shape[-1], *options)
+        if 0 in shape:
+            return jnp.zeros(shape, dtype)
         return at_center(tap, shape, transposed=transposed)
 
     return _initializer(draw, dtype, min_ndim=3)
@@ -450,6 +452,7 @@ def _dense_initializer(draw: _Draw, scale: Any, groups: Any, dtype: Any) -> Init
     groups = checks.integer(groups, low=1, name="feature_group_count")
 
     def scaled(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        checks.scale(scale, dtype)
         compute_dtype = checks.compute_dtype(dtype)
         kernel = _draw_dense(key, draw, shape, groups, compute_dtype)
         return (kernel * jnp.asarray(scale, compute_dtype)).astype(dtype)

@@ -28,7 +28,6 @@ import numpy as np
 from scipy.sparse import csgraph, csr_matrix
 
 from eoi_jax._internal import checks
-from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array
 
 __all__ = ["approximate_isometry", "structural_rank"]
@@ -107,11 +106,14 @@ def approximate_isometry(
 
     Returns:
         An array of the kernel's shape and dtype, exactly 0 off the mask. It is computed in
-        float32, or float64 for a float64 kernel, and cast last.
+        float32, or float64 for a float64 kernel, and cast last. Inside :func:`jax.jit` a layer
+        whose descent diverges is NaN on the mask.
 
     Raises:
         ValueError: If an argument is out of range, if the mask does not fit the kernel, if the
             kernel has values that are not finite, or for a tolerance with ``"frobenius"``.
+        FloatingPointError: Outside of :func:`jax.jit`, if the descent of a layer diverges: it ends
+            at twice the error of its start or more, with what the steps themselves leave.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -129,12 +131,12 @@ def approximate_isometry(
         Better, Deeper, Stronger: Improving Static Sparse Training with Exact Orthogonal
         Initialization", ICML 2024.
     """
-    kernel = jnp.asarray(native(kernel))
+    kernel = checks.array(kernel, "kernel")
     checks.float_dtype(kernel.dtype, "kernel.dtype")
     batch_axes, column_axis = _matrix_axes(kernel.shape, batch_axes, column_axis, "kernel.shape")
-    _kernel_mask(mask, kernel.shape)
+    mask = _kernel_mask(mask, kernel.shape)
     _finite_values(kernel)
-    scale = checks.number(scale, "scale", interval="(0, inf)")
+    scale = checks.scale(scale, kernel.dtype, interval="(0, inf)")
     remedy = "Use 'log_det' where exact isometry matters, 'frobenius' to reproduce the paper."
     checks.one_of(objective, tuple(_OBJECTIVES), name="objective", remedy=remedy)
     descend, default_rate = _OBJECTIVES[objective]
@@ -161,14 +163,12 @@ def approximate_isometry(
         jnp.asarray(tolerance, dtype),
         jnp.asarray(num_steps, jnp.int32),
     )
-    return _solve(
-        kernel,
-        jnp.asarray(mask),
-        options,
-        descend=descend,
-        batch_axes=batch_axes,
-        column_axis=column_axis,
+    values, before, after = _solve(
+        kernel, mask, options, descend=descend, batch_axes=batch_axes, column_axis=column_axis
     )
+    if not checks.is_traced(values):
+        _converged(before, after, scale, learning_rate)
+    return values
 
 
 def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) -> Any:
@@ -201,7 +201,7 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
         Pothen and Fan, "Computing the block triangular form of a sparse matrix", ACM Transactions
         on Mathematical Software 16 (1990).
     """
-    _kernel_mask(mask, np.shape(mask))
+    _kernel_mask(mask)
     if checks.is_traced(mask):
         raise checks.value_error(
             "mask", mask, "is outside the arrays with known values", "Call it outside of jax.jit."
@@ -215,15 +215,37 @@ def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) ->
     return np.array(ranks, np.int64).reshape(stack) if batch_axes else ranks[0]
 
 
-def _kernel_mask(mask: Any, shape: tuple[int, ...]) -> None:
-    """Require a boolean array of the kernel's shape."""
-    dtype = jnp.result_type(mask)
-    if dtype != jnp.bool_:
-        raise ValueError(f"mask has dtype {dtype}, but is boolean. Convert it with `kernel != 0`.")
-    if np.shape(mask) != shape:
+def _kernel_mask(mask: Any, shape: tuple[int, ...] | None = None) -> Array:
+    """Accept a boolean array, of the kernel's shape if that is given."""
+    mask = checks.array(mask, "mask")
+    if mask.dtype != jnp.bool_:
         raise ValueError(
-            f"mask has shape {np.shape(mask)}, but the kernel has {shape}. "
+            f"mask has dtype {mask.dtype}, but is boolean. Convert it with `kernel != 0`."
+        )
+    if shape is not None and mask.shape != shape:
+        raise ValueError(
+            f"mask has shape {mask.shape}, but the kernel has {shape}. "
             "Use the shape of the kernel; a mask of all True keeps every weight."
+        )
+    return mask
+
+
+def _converged(before: Array, after: Array, scale: Any, learning_rate: Any) -> None:
+    """Require of each layer errors that are finite, as those of a diverging one are not."""
+    starts, ends = np.ravel(np.asarray(before)), np.ravel(np.asarray(after))
+    if not np.isfinite(starts).all():
+        raise checks.value_error(
+            "scale",
+            scale,
+            f"is outside the scales for this kernel, whose squares leave {starts.dtype} beside it",
+            "Start from a kernel of about that scale.",
+        )
+    bad = np.flatnonzero(~np.isfinite(ends))
+    if bad.size:
+        raise FloatingPointError(
+            f"learning_rate={learning_rate!r} lets the descent diverge for {bad.size} of "
+            f"{ends.size} layers, whose errors grow from {starts[bad[0]]:.3g} on. "
+            "Give a smaller one; the default is 0.1 for 'frobenius' and 0.05 for 'log_det'."
         )
 
 
@@ -271,8 +293,12 @@ def _solve(
     descend: Callable[[Array, Array, _Options], Array],
     batch_axes: int,
     column_axis: int,
-) -> Array:
-    """Descend for each layer of a kernel, as matrices of no more rows than columns."""
+) -> tuple[Array, Array, Array]:
+    """Descend for each layer of a kernel, as matrices of no more rows than columns.
+
+    Returns the values, and the errors of each layer before and after; a layer that diverges has
+    NaN for its values and for the latter.
+    """
     columns = kernel.shape[column_axis]
     is_tall = kernel.size // columns > columns * math.prod(kernel.shape[:batch_axes])
 
@@ -284,18 +310,38 @@ def _solve(
     zero = jnp.zeros((), kernel.dtype)
     # Both objectives move V = W / s in the same way for every s.
     start = jnp.where(mask, kernel, zero).astype(options.scale.dtype) / options.scale
-    rows = jax.vmap(descend, in_axes=(0, 0, None))(as_rows(start), as_rows(mask), options)
 
+    def layer(matrix: Array, mask: Array) -> tuple[Array, Array, Array]:
+        before = jnp.linalg.norm(_gram_error(matrix))
+        # A start may be better than its best multiple, from which log_det descends, or worse.
+        scaled = jnp.linalg.norm(_gram_error(_best_multiple(matrix)))
+        end = descend(matrix, mask, options)
+        after = jnp.linalg.norm(_gram_error(end))
+        rate = options.learning_rate
+        # Steps of the gradient of a norm end at a norm of their own size.
+        noise = 4 * rate * (1 + rate) if descend is _frobenius else options.tolerance * len(matrix)
+        is_good = jnp.isfinite(before) & (after <= 2 * jnp.maximum(before, scaled) + noise)
+        return jnp.where(is_good, end, jnp.nan), before, jnp.where(is_good, after, jnp.nan)
+
+    rows, before, after = jax.vmap(layer)(as_rows(start), as_rows(mask))
     matrix = jnp.swapaxes(rows, 1, 2) if is_tall else rows
     moved_shape = jnp.moveaxis(kernel, column_axis, -1).shape
     values = jnp.moveaxis(matrix.reshape(moved_shape), -1, column_axis) * options.scale
-    return jnp.where(mask, values, jnp.zeros((), values.dtype)).astype(kernel.dtype)
+    values = jnp.where(mask, values, jnp.zeros((), values.dtype)).astype(kernel.dtype)
+    return values, before, after
 
 
 def _gram_error(matrix: Array) -> Array:
     """Return ``V Vᵀ − I``."""
     gram = jnp.matmul(matrix, matrix.T, precision=jax.lax.Precision.HIGHEST)
     return gram - jnp.eye(len(matrix), dtype=matrix.dtype)
+
+
+def _best_multiple(matrix: Array) -> Array:
+    """Return the multiple of ``V`` with the trace of ``I``."""
+    squared = jnp.sum(matrix * matrix)
+    is_zero = squared == 0
+    return matrix * jnp.where(is_zero, 1, jnp.sqrt(len(matrix) / jnp.where(is_zero, 1, squared)))
 
 
 def _frobenius(matrix: Array, mask: Array, options: _Options) -> Array:
@@ -329,10 +375,7 @@ def _log_det(matrix: Array, mask: Array, options: _Options) -> Array:
     identity = jnp.eye(size, dtype=dtype)
     num_weights = jnp.maximum(jnp.sum(mask, dtype=dtype), 1)
     rate = options.learning_rate * jnp.sqrt(size / num_weights)
-    # The best multiple of the start has tr G = size.
-    squared = jnp.sum(matrix * matrix)
-    is_zero = squared == 0
-    matrix = matrix * jnp.where(is_zero, 1, jnp.sqrt(size / jnp.where(is_zero, 1, squared)))
+    matrix = _best_multiple(matrix)
     # Adam's usual memory of 1000 squared gradients would keep the first, largest ones throughout.
     decay = jnp.asarray(0.9, dtype)
 

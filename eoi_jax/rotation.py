@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from eoi_jax import givens
 from eoi_jax._internal import checks
-from eoi_jax._internal.arrays import native
 from eoi_jax._internal.waves import rotate_rows
 from eoi_jax.givens import Rotations
 from eoi_jax.typing import Array, DType
@@ -49,7 +48,7 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
-    matrix = jnp.asarray(native(matrix))
+    matrix = checks.array(matrix, "matrix")
     dtype = checks.float_dtype(matrix.dtype, name="matrix.dtype")
     axis = checks.axis(axis, matrix.ndim)
     size = checks.integer(
@@ -58,7 +57,7 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
         name=f"matrix.shape[{axis}]",
         remedy="A plane takes two coordinates.",
     )
-    checks.rotations(rotations, size)
+    rotations = Rotations(*checks.rotations(rotations, size))
     return _rotate(matrix, rotations, axis, dtype)
 
 
@@ -86,7 +85,7 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
                [-0.48,  0.88]], dtype=float32)
     """
     size = checks.integer(size, low=2, name="size")
-    checks.rotations(rotations, size)
+    rotations = Rotations(*checks.rotations(rotations, size))
     return _multiply_out(rotations, size)
 
 

@@ -65,7 +65,7 @@ def orthogonal(
 
     Args:
         key: A random key; one key makes one matrix, whether the call is eager, jitted or vmapped.
-        size: Number of rows and of columns; even for ``activation="relu"``.
+        size: Number of rows and of columns, below 2**31; even for ``activation="relu"``.
         degree: Number of non-zeros in each row and column: a divisor of ``size`` of at least 2, for
             ``activation="relu"`` an even one of at least 4. The density is ``degree / size``.
         activation: ``"tanh"`` for activations that are odd and have slope 1 at 0, and for linear
@@ -80,7 +80,8 @@ def orthogonal(
     Raises:
         ValueError: If the degree does not divide the size or is below the least of the activation
             (the nearest feasible ones are named), if the size has no degree, for an unknown
-            activation, a ``scale`` that is not finite, or a dtype that is not real floating.
+            activation, a ``scale`` that ``dtype`` cannot hold, or a dtype that is not real
+            floating; for anything but one key.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -100,12 +101,12 @@ def orthogonal(
         Isometry", NeurIPS 2019.
     """
     key = threefry_key(key)
-    size = checks.integer(size, low=1, name="size")
+    size = checks.integer(size, low=1, high=2**31 - 1, name="size")
     degree = checks.integer(degree, low=1, name="degree")
     activation = block_diagonal.check_activation(activation)
     degree = block_diagonal.feasible_degree(degree, size, activation)
-    scale = checks.number(scale, "scale")
     dtype = checks.float_dtype(dtype)
+    scale = checks.scale(scale, dtype)
     return block_diagonal.draw(key, size, degree, activation=activation, scale=scale, dtype=dtype)
 
 
@@ -113,7 +114,7 @@ def degree(size: int, density: float, *, activation: Literal["tanh", "relu"] = "
     r"""Return the degree of a density: ``density * size``, where that is feasible.
 
     Args:
-        size: Width of the square matrix.
+        size: Width of the square matrix, below 2**31.
         density: Fraction of non-zeros in (0, 1], static. ``density * size`` is compared with
             the degrees to a relative 1e-6, so that ``1 / 3`` rounded to float32 is one third.
         activation: ``"tanh"``, whose degrees are the divisors of ``size`` from 2 on, or ``"relu"``,
@@ -139,7 +140,7 @@ def degree(size: int, density: float, *, activation: Literal["tanh", "relu"] = "
         Esguerra et al., "Sparsity-Aware Orthogonal Initialization of Deep Neural Networks", IEEE
         Access 2023.
     """
-    size = checks.integer(size, low=1, name="size")
+    size = checks.integer(size, low=1, high=2**31 - 1, name="size")
     activation = block_diagonal.check_activation(activation)
     density = block_diagonal.check_density(density)
     return block_diagonal.feasible_degree(density * size, size, activation, density=density)

@@ -95,9 +95,9 @@ def orthogonal(
 
     Raises:
         ValueError: For a density outside its range, fewer than two axes, a dtype that is not real
-            floating, too many elements, a ``scale`` that is not finite, a ``stopping`` of another
-            name, or an angle that is a multiple of π/2 (its rotations only permute, so no density
-            beyond the minimum is reached).
+            floating, too many elements, a ``scale`` that ``dtype`` cannot hold, a ``stopping`` of
+            another name, or an angle that is a multiple of π/2 (its rotations only permute, so no
+            density beyond the minimum is reached).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -115,7 +115,7 @@ def orthogonal(
     shape = checks.shape(shape)
     dtype = checks.float_dtype(dtype)
     column_axis = checks.axis(column_axis, len(shape), "column_axis")
-    scale = checks.number(scale, "scale")
+    scale = checks.scale(scale, dtype)
     angles = drawing.check_angles(angles)
     checks.one_of(
         stopping,

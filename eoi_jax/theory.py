@@ -38,6 +38,10 @@ __all__ = ["expected_density", "min_density", "nonzeros_distribution", "num_rota
 _EXACT_SIZE = 1024
 # The largest number of updated probabilities that one call of the exact chain may cost: seconds.
 _MAX_UPDATES = 2e9
+# The largest size whose distribution is returned: 256 MiB of probabilities.
+_MAX_SIZE = 2**25
+# The largest size of all, below which float64 tells it from its neighbors.
+_MAX_ANY_SIZE = 2**53
 
 
 def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
@@ -52,7 +56,7 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
     after some ``30 * size`` rotations.
 
     Args:
-        size: ``N``, the larger side of the matrix, at least 1.
+        size: ``N``, the larger side of the matrix, in [1, 2**25].
         num_rotations: ``t``, the number of rotations applied, at least 0.
 
     Returns:
@@ -71,7 +75,8 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization", ICML 2024, whose planes these are.
     """
-    size = checks.integer(size, low=1, name="size")
+    remedy = "Use expected_density(size, num_rotations, method='closed_form')."
+    size = checks.integer(size, low=1, high=_MAX_SIZE, name="size", remedy=remedy)
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
     updates = size * min(num_rotations, 30 * size)
     if updates > _MAX_UPDATES:
@@ -79,7 +84,7 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
             "num_rotations",
             num_rotations,
             f"costs {updates:.1e} updates with size={size}, outside [0, {_MAX_UPDATES:.0e}]",
-            "Use expected_density(size, num_rotations, method='closed_form').",
+            remedy,
         )
     # The chain yields one array again and again, so only its last state can be kept.
     return deque(islice(_birth_chain(size), num_rotations + 1), maxlen=1).pop().copy()
@@ -134,7 +139,7 @@ def expected_density(
         Exact Orthogonal Initialization", ICML 2024, from whose algorithm the chain follows; the
         closed form is derived in this library.
     """
-    size = checks.integer(size, low=1, name="size")
+    size = checks.integer(size, low=1, high=_MAX_ANY_SIZE, name="size")
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
     _check_method(method)
     if size == 1:
@@ -142,8 +147,8 @@ def expected_density(
     if method == "closed_form" or (method == "auto" and size > _EXACT_SIZE):
         return _closed_form(size, num_rotations)
     if size > _EXACT_SIZE:
-        zeros = np.arange(size, -1, -1) / size
-        return float(1.0 - nonzeros_distribution(size, num_rotations) @ zeros)
+        distribution = nonzeros_distribution(size, num_rotations)
+        return float(1.0 - distribution @ (np.arange(size, -1, -1) / size))
     curve = _exact_curve(size)
     return float(curve[min(num_rotations, len(curve) - 1)])
 
@@ -188,7 +193,7 @@ def num_rotations(
         Exact Orthogonal Initialization", ICML 2024, whose loop stops at the density closest to the
         wanted one.
     """
-    size = checks.integer(size, low=1, name="size")
+    size = checks.integer(size, low=1, high=_MAX_ANY_SIZE, name="size")
     _check_method(method)
     if checks.is_traced(density):
         raise checks.value_error(

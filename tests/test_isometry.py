@@ -1,5 +1,6 @@
 """Laws of approximated isometry; the oracles are float64 NumPy descents and matchings."""
 
+import functools
 from itertools import permutations
 
 import chex
@@ -7,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import refuses
+from helpers import gram_error, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from eoi_jax import networks
 from eoi_jax.isometry import approximate_isometry, structural_rank
 
 OBJECTIVES = ["frobenius", "log_det"]
@@ -411,3 +413,43 @@ def test_static_values_are_checked_while_tracing_and_traced_ones_left_alone():
     traced = jax.jit(lambda k: approximate_isometry(k, mask, num_steps=2))(WITH_NAN)
     assert np.isnan(traced).any(), "what cannot be checked is not hidden"
     assert not np.asarray(traced)[~mask].any()
+
+
+@pytest.mark.parametrize(("objective", "rate"), [("frobenius", 3.0), ("log_det", 1e4)])
+def test_a_descent_that_diverges_is_no_result(objective, rate):
+    start = jax.random.normal(jax.random.key(3), (2, 8, 8)) / 8**0.5
+    mask = jnp.ones(start.shape, bool)
+    options = {"objective": objective, "num_steps": 40, "batch_axes": 1}
+    descend = functools.partial(approximate_isometry, **options)
+    with refuses(f"learning_rate={rate}", "2 of 2 layers", error=FloatingPointError):
+        descend(start, mask, learning_rate=rate)
+    traced = jax.jit(descend)(start, mask, learning_rate=rate)
+    assert np.isnan(traced).all()
+    # One layer that diverges leaves the others as they are.
+    lone = jax.jit(descend)(start.at[1].multiply(1e18), mask)
+    np.testing.assert_allclose(lone[0], descend(start, mask)[0], atol=1e-5)
+    assert np.isnan(lone[1]).all()
+    with refuses("params[kernel]", f"learning_rate={rate}", error=FloatingPointError):
+        networks.approximate_isometry(
+            {"kernel": start[0]},
+            {"kernel": mask[0]},
+            objective=objective,
+            learning_rate=rate,
+            num_steps=40,
+        )
+
+
+@pytest.mark.parametrize("objective", ["frobenius", "log_det"])
+def test_a_start_that_is_isometric_does_not_count_as_diverging(objective):
+    """The steps of a norm's gradient leave a norm of their own size, above that of the start."""
+    start = jnp.eye(8)
+    for rate in (0.01, 0.1, 0.5):
+        found = approximate_isometry(
+            start, jnp.ones((8, 8), bool), objective=objective, learning_rate=rate, num_steps=31
+        )
+        assert gram_error(found) < 4 * rate * (1 + rate)
+
+
+def test_a_scale_far_from_the_kernel_is_refused():
+    with refuses("scale=1e-25", "kernel"):
+        approximate_isometry(jnp.eye(4), jnp.ones((4, 4), bool), scale=1e-25)

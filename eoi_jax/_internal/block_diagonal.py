@@ -7,6 +7,7 @@ A degree is feasible if it divides the size, and for ReLU if it is even besides:
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -51,7 +52,9 @@ def feasible_degree(
         return nearest
 
     kind = f"its {'' if step == 1 else 'even '}divisors from {minimum} on"
-    degrees = [d for d in range(minimum, size + 1, step) if size % d == 0]
+    small = [d for d in range(1, math.isqrt(size) + 1) if size % d == 0]
+    divisors = sorted({*small, *(size // d for d in small)})
+    degrees = [d for d in divisors if d >= minimum and d % step == 0]
     if not degrees:
         problem = f"is outside the sizes that have degrees, {kind}"
         raise checks.value_error(
@@ -99,6 +102,7 @@ def kernel_matrix(
             "initializers.delta_orthogonal() if it is a convolution.",
         )
     dtype = checks.float_dtype(dtype)
+    scale = checks.scale(scale, dtype)
     if inputs == 0:
         return jnp.zeros((0, 0), dtype)
     degree = feasible_degree(density * inputs, inputs, activation, density=density)

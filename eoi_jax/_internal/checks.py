@@ -49,7 +49,7 @@ def number(
         if isinstance(value, str):  # float("0.5") would pass
             raise TypeError
         real = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise value_error(name, value, f"is not a number in {interval}", remedy) from None
     low, high = map(float, interval[1:-1].split(", "))
     is_above = real >= low if interval[0] == "[" else real > low
@@ -57,6 +57,17 @@ def number(
     if not (is_above and is_below):  # of NaN neither is true
         raise value_error(name, real, f"is outside {interval}", remedy)
     return real
+
+
+def scale(value: Any, *dtypes: Any, interval: str = "(-inf, inf)", name: str = "scale") -> Any:
+    """Accept a factor that the dtypes can hold: neither infinite in them nor rounded to 0."""
+    factor = number(value, name, interval=interval)
+    for dtype in {} if is_traced(factor) else map(jax.dtypes.canonicalize_dtype, dtypes):
+        low, high = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
+        if factor != 0 and not low <= abs(factor) <= high:
+            problem = f"is outside the range of {dtype.name}, [{low:.3g}, {high:.3g}] but for sign"
+            raise value_error(name, factor, problem, "Give another scale, or a wider dtype.")
+    return factor
 
 
 def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "density") -> Any:
@@ -107,12 +118,27 @@ def float_dtype(value: Any, name: str = "dtype") -> Any:
             "is outside the real floating dtypes",
             "Use float32, bfloat16, float16, or float64 with jax_enable_x64.",
         )
+    if float(jnp.finfo(dtype).min) >= 0:
+        problem = "has no negative numbers, outside the real floating dtypes"
+        raise value_error(name, dtype.name, problem, "Use float32, bfloat16 or float16.")
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def compute_dtype(dtype: Any) -> Any:
     """Name the dtype to compute in: float64 for float64, float32 for all narrower ones."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+
+
+def array(value: Any, name: str) -> jax.Array:
+    """Accept what is an array or makes one; a shape without values does not."""
+    try:
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise TypeError
+        return jnp.asarray(native(value))
+    except (TypeError, ValueError):
+        found = type(value).__name__
+        problem = "is outside the arrays of numbers. Give an array with values."
+        raise ValueError(f"{name}={found} {problem}") from None
 
 
 def widened(value: Any) -> jax.Array:
@@ -123,12 +149,12 @@ def widened(value: Any) -> jax.Array:
 
 def real_array(value: Any, name: str) -> jax.Array:
     """Accept a real array, converted to the dtype to compute in."""
-    array = jnp.asarray(native(value))
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+    real = array(value, name)
+    if jnp.issubdtype(real.dtype, jnp.complexfloating):
         raise ValueError(
-            f"{name}.dtype={array.dtype.name} is outside the real dtypes. Use real arrays."
+            f"{name}.dtype={real.dtype.name} is outside the real dtypes. Use real arrays."
         )
-    return widened(array)
+    return widened(real)
 
 
 def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy: str = "") -> int:
@@ -148,7 +174,7 @@ def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy:
 
 def one_of(value: Any, options: Sequence[str], *, name: str, remedy: str) -> None:
     """Require one of the named options."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise value_error(name, value, f"is outside {{{', '.join(map(repr, options))}}}", remedy)
 
 
@@ -157,25 +183,42 @@ def axis(value: Any, ndim: int, name: str = "axis") -> int:
     return integer(value, low=-ndim, high=ndim - 1, name=name) % ndim
 
 
-def rotations(value: Any, size: int) -> None:
-    """Require sequences of one length and planes of two different coordinates below ``size``."""
-    i, j, _ = value
-    shapes = tuple(np.shape(leaf) for leaf in value)
+def rotations(value: Any, size: int) -> tuple[Any, Any, Any]:
+    """Accept planes of two different coordinates below ``size``, and an angle for each.
+
+    They may come as any three arrays; planes are returned in int32.
+    """
+    remedy = "Give givens.Rotations(i, j, theta), or these three arrays."
+    try:
+        i, j, theta = value
+    except (TypeError, ValueError):
+        found = type(value).__name__
+        raise ValueError(f"rotations={found} is outside (i, j, theta). {remedy}") from None
+    i, j = array(i, "rotations.i"), array(j, "rotations.j")
+    theta = array(theta, "rotations.theta")
+    shapes = (i.shape, j.shape, theta.shape)
     if len(shapes[0]) != 1 or len(set(shapes)) != 1:
         raise ValueError(
             f"rotations has leaves of shapes {shapes}, outside (num_rotations,) for all three. "
             "Use jax.vmap over a batch of sequences."
         )
-    if is_traced(i) or is_traced(j):
-        return
-    i, j = np.asarray(i), np.asarray(j)
-    bad = np.flatnonzero((i < 0) | (i >= size) | (j < 0) | (j >= size) | (i == j))
-    if bad.size:
-        raise ValueError(
-            f"rotations[{bad[0]}] has the plane ({i[bad[0]]}, {j[bad[0]]}), outside the pairs of "
-            f"different coordinates in [0, {size}). Use as many coordinates as the planes were "
-            "drawn over."
-        )
+    for name, leaf in (("i", i), ("j", j)):
+        if not jnp.issubdtype(leaf.dtype, jnp.integer):
+            problem = "is outside the integer dtypes"
+            raise value_error(f"rotations.{name}.dtype", leaf.dtype.name, problem, remedy)
+    theta = theta.astype(jnp.float32) if jnp.issubdtype(theta.dtype, jnp.integer) else theta
+    float_dtype(theta.dtype, "rotations.theta.dtype")
+    if not (is_traced(i) or is_traced(j)):
+        planes = np.stack([np.asarray(i), np.asarray(j)])
+        outside = ((planes < 0) | (planes >= size)).any(0)
+        bad = np.flatnonzero(outside | (planes[0] == planes[1]))
+        if bad.size:
+            raise ValueError(
+                f"rotations[{bad[0]}] has the plane ({planes[0, bad[0]]}, {planes[1, bad[0]]}), "
+                f"outside the pairs of different coordinates in [0, {size}). Use as many "
+                "coordinates as the planes were drawn over."
+            )
+    return i.astype(jnp.int32), j.astype(jnp.int32), theta
 
 
 def feature_groups(

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eoi_jax._internal import checks, trees
-from eoi_jax._internal.arrays import native
+from eoi_jax._internal import checks, shardings, trees
 from eoi_jax.typing import Array, Params, Scores, Where
 
 _BIAS_NAMES = ("bias", "b", "offset")
@@ -26,9 +25,10 @@ class KernelTree(NamedTuple):
     @classmethod
     def of(cls, params: Params, where: Where) -> KernelTree:
         """Take a tree apart; ``where`` selects its kernels."""
+        params = trees.arrays(params)
         paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         paths = [path for path, _ in paths_and_leaves]
-        leaves = [native(leaf) for _, leaf in paths_and_leaves]
+        leaves = [leaf for _, leaf in paths_and_leaves]
         return cls(treedef, paths, leaves, jax.tree.leaves(trees.kernels(params, where)))
 
     @property
@@ -47,15 +47,18 @@ class KernelTree(NamedTuple):
     def scores(self, kernel_scores: Sequence[Array], criterion: str) -> Scores:
         """Build a tree of finite scores: ``inf`` for a leaf that is no kernel."""
         rest, leaves = iter(kernel_scores), []
-        for path, is_kernel in zip(self.paths, self.is_kernel, strict=True):
-            score = next(rest) if is_kernel else jnp.array(jnp.inf, jnp.float32)
-            if is_kernel and not checks.is_traced(score) and not jnp.isfinite(score).all():
+        for path, leaf, is_kernel in zip(self.paths, self.leaves, self.is_kernel, strict=True):
+            if not is_kernel:
+                leaves.append(jnp.array(jnp.inf, jnp.float32))
+                continue
+            score = next(rest)
+            if not checks.is_traced(score) and not jnp.isfinite(score).all():
                 raise ValueError(
                     f"{criterion}'s scores of {trees.path_name(path)} are not finite. "
                     "Look for infinite or NaN weights, inputs or losses; scale the loss down if "
                     "its gradient overflows."
                 )
-            leaves.append(checks.widened(score))
+            leaves.append(shardings.like(checks.widened(score), leaf))
         return jax.tree.unflatten(self.treedef, leaves)
 
     def without_biases(self) -> KernelTree:

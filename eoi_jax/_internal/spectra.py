@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax._internal import checks
-from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array
 
 
 def batch_of(x: Any) -> Array:
     """Accept a batch of examples at which a function can be differentiated."""
-    x = jnp.asarray(native(x))
+    x = checks.array(x, "x")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x.dtype={x.dtype.name} is outside the real floating dtypes. "

@@ -89,6 +89,7 @@ def sparsity_aware_orthogonal(
         stack, geometry = layouts.read(path, leaf, layout)
         name = f"densities[{trees.path_name(path)}]"
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        checks.scale(scale, dtype)
         if geometry.inputs != geometry.outputs or geometry.groups > 1:
             draw = _dense_layer(geometry, scale, dtype)
         else:

@@ -129,6 +129,8 @@ def exact_orthogonal(
     )
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
+    pairs = zip(leaves, kernels, strict=True)
+    checks.scale(scale, *(leaf.dtype for leaf, kernel in pairs if kernel is not None))
     groups = _group(key, leaves, kernels, rule)
     masks = [jnp.array(True) for _ in leaves]
     for group, matrices in zip(groups, _draw(groups, drawing.check_angles(angles)), strict=True):

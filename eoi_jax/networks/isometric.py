@@ -53,6 +53,8 @@ def approximate_isometry(
 
     Raises:
         ValueError: If the mask does not fit, or if an option is out of its range.
+        FloatingPointError: Outside of :func:`jax.jit`, if the descent of a kernel diverges; traced,
+            its values are NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -78,16 +80,19 @@ def approximate_isometry(
         layouts.read(path, leaf, layout)  # refuses a shape that may mean several things
         leaf_layout = trees.layout(layout, path, leaf)
         kernel, unstack = _stack_matrices(shardings.unsharded(leaf), leaf_layout)
-        solved = isometry.approximate_isometry(
-            kernel,
-            _stack_matrices(shardings.unsharded(leaf_mask), leaf_layout)[0],
-            scale=scale,
-            objective=objective,
-            num_steps=num_steps,
-            learning_rate=learning_rate,
-            tolerance=tolerance,
-            batch_axes=1,
-        )
+        try:
+            solved = isometry.approximate_isometry(
+                kernel,
+                _stack_matrices(shardings.unsharded(leaf_mask), leaf_layout)[0],
+                scale=scale,
+                objective=objective,
+                num_steps=num_steps,
+                learning_rate=learning_rate,
+                tolerance=tolerance,
+                batch_axes=1,
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"params[{trees.path_name(path)}]: {error}") from None
         return unstack(solved)
 
     solved = jax.tree_util.tree_map_with_path(solve, trees.boxed_as(mask, params), params)

@@ -205,7 +205,8 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
         empty one.
 
     Raises:
-        ValueError: For fewer than two axes, a complex matrix, or a scale that is 0 or not finite.
+        ValueError: For fewer than two axes, a complex matrix, or a scale that is 0 or
+            beyond the matrix's dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -223,7 +224,7 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
             f"matrix.ndim={matrix.ndim} is outside [2, ...). "
             "Give a matrix, or reshape a kernel to one, as kernel.reshape(-1, kernel.shape[-1])."
         )
-    scale = checks.number(scale, "scale")
+    scale = checks.scale(scale, matrix.dtype)
     if not checks.is_traced(scale) and scale == 0.0:
         raise checks.value_error(
             "scale", scale, "is outside the non-zero numbers", "Give the scale of the initializer."

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks, layouts, shardings, spectra, trees
-from eoi_jax._internal.arrays import native
 from eoi_jax.typing import Array, LayoutOf, Params, Shape, Where
 
 __all__ = ["conv_singular_values", "kernel_orthogonality_errors", "kernel_singular_values"]
@@ -65,7 +64,7 @@ def conv_singular_values(
     Reference:
         Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers", ICLR 2019.
     """
-    kernel = jnp.asarray(native(kernel))
+    kernel = checks.array(kernel, "kernel")
     if not 3 <= kernel.ndim <= 5:
         raise ValueError(
             f"kernel.shape={kernel.shape} is outside (*taps, inputs, outputs) with 1 to 3 axes of "
@@ -179,7 +178,7 @@ def _by_name(
     measure: Callable[[Any, Any], Array], params: Params, where: Where
 ) -> dict[str, Array]:
     """Map ``measure(path, leaf)`` over the kernels of a tree."""
-    selected = jax.tree.leaves(trees.kernels(params, where))
+    selected = jax.tree.leaves(trees.kernels(params, where, name_others=False))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {
         trees.path_name(path): measure(path, shardings.unsharded(leaf))

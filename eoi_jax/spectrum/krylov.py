@@ -262,7 +262,7 @@ def _map_examples(
     # All of fn is traced in here, its transpose included: each product takes the precision.
     with jax.default_matmul_precision("highest"):
         output = spectra.one_output(fn, x)
-        dtype = jnp.result_type(x.dtype, output.dtype, jnp.float32)
+        dtype = jnp.result_type(*map(checks.compute_dtype, (x.dtype, output.dtype)))
         inputs, outputs = math.prod(example), math.prod(output.shape)
         smaller, larger = min(inputs, outputs), max(inputs, outputs)
         num_steps = min(num_steps, smaller)
