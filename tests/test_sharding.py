@@ -1,10 +1,14 @@
-"""Two devices: what one device draws, shard_map draws on two."""
+"""Several devices: the values of one device, with the shardings of what is given."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import over_trees
 import pytest
+
+import eoi_jax as eoi
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -36,10 +40,32 @@ for found in (jax.jit(sharded)(keys), batch(placed)):
 """
 
 
+def run_on_devices(number, *arguments):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    command = [sys.executable, "-W", "error", *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_shard_map_draws_what_one_device_draws():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", PROGRAM]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    run_on_devices(2, "-c", PROGRAM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_functions_over_trees_on_four_devices(kind):
+    run_on_devices(4, over_trees.__file__, kind)
+
+
+def test_every_function_over_trees_is_among_them():
+    modules = ("masks", "budgets", "criteria", "networks", "optim", "dynamic")
+    public = {f"{name}.{symbol}" for name in modules for symbol in getattr(eoi, name).__all__}
+    # A predicate of one leaf, a dict, and types.
+    others = {"masks.is_kernel", "budgets.RULES", "networks.SparseInit"}
+    of_state = {name for name in public if name.endswith("State")}
+    kernels = {f"spectrum.{name}" for name in eoi.spectrum.__all__ if name.startswith("kernel_")}
+    assert set(over_trees.FUNCTIONS) == (public - others - of_state) | kernels
