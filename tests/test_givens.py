@@ -87,6 +87,14 @@ def test_float64_angles_use_53_bits():
     assert (theta != theta.astype(jnp.float32)).all()
 
 
+def test_no_random_words_give_a_trivial_angle():
+    """All words 0 or all 1 are the ends of the law, which 100 000 draws do not meet."""
+    for word in (0, 2**32 - 1):
+        theta = float(givens._uniform(jnp.full(2, word, jnp.uint32), jnp.float32))
+        assert 0 < theta < 2 * math.pi
+        assert math.sin(theta) != 0
+
+
 def test_angle_laws():
     constant = givens.sample(KEY, 10, 20, angles=0.25)
     np.testing.assert_array_equal(constant.theta, np.full(20, 0.25, np.float32))

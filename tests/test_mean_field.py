@@ -256,9 +256,13 @@ def test_a_function_without_a_derivative_has_the_laws_of_its_name():
             lambda f: mean_field.predicted_moments(f, 3, 1.2, 0.7),
             lambda f: mean_field.predicted_singular_values(f, 2, 1.2, 0.7).moments(),
             lambda f: mean_field.predicted_singular_values(f, 2, 1.2, 0.7).atom_masses,
-            lambda f: jax.jit(lambda x: x * mean_field.critical_gain(f, 0.7))(1.0),
         ):
             np.testing.assert_allclose(call(function), call(name), rtol=1e-6)
+
+
+def test_a_gain_is_a_constant_of_a_compiled_function():
+    gain = jax.jit(lambda x: x * mean_field.critical_gain(jax.nn.hard_tanh, 0.7))(1.0)
+    assert gain == pytest.approx(mean_field.critical_gain("hard_tanh", 0.7), rel=1e-6)
 
 
 def test_the_fixed_point_of_a_function_whose_kinks_are_far_apart():
