@@ -183,6 +183,15 @@ def main(kind):
             except Exception as error:
                 failed += 1
                 print(f"{name}{' under jit' * is_jitted}: {type(error).__name__}: {error}\n")
+    # Shapes may ask for a sharding, and a mask of one device is brought to the parameters.
+    params, _, mask = on_one
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        divided[0],
+    )
+    check(eoi.masks.random(KEY, shapes, 0.4), eoi.masks.random(KEY, params, 0.4), mesh)
+    bound = jax.device_put(mask, jax.devices()[0])
+    check(eoi.masked(divided[0], bound), eoi.masked(params, mask), mesh)
     print(f"{failed} of {len(FUNCTIONS)} functions failed")
     sys.exit(failed > 0)
 

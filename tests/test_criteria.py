@@ -1,8 +1,10 @@
 """Laws of criteria: scores against NumPy by hand, deep chains, iterated pruning."""
 
 import functools
+import gc
 import itertools
 import warnings
+import weakref
 
 import chex
 import equinox as eqx
@@ -448,6 +450,82 @@ def test_prune_compiles_once_for_all_densities():
     assert first <= 4  # not once a step
     criteria.prune(score_fn, PARAMS, 0.3, num_steps=7)
     assert len(bodies) <= first + 1  # its shapes are looked up; nothing is compiled
+
+
+class Scorer:
+    """A criterion with its batch, as an object that can be called or asked for a method."""
+
+    def __init__(self, x, labels):
+        self.x, self.labels = x, labels
+
+    def __call__(self, params):
+        return criteria.grasp(cross_entropy, params, self.x, self.labels)
+
+    def snip(self, params):
+        return criteria.snip(cross_entropy, params, self.x, self.labels)
+
+
+def partial_snip(x, labels):
+    def loss_fn(x, labels, params):
+        return cross_entropy(params, x, labels)
+
+    return functools.partial(criteria.snip, functools.partial(loss_fn, x, labels))
+
+
+def scored_by_synflow(x, labels):
+    # Not a batch, but as much as one: what the network multiplies its inputs by.
+    return lambda params: criteria.synflow(
+        lambda params, ones: LINEAR(params, ones * jnp.abs(x)), params, x
+    )
+
+
+SCORERS = {
+    "lambda": lambda x, y: lambda params: criteria.snip(cross_entropy, params, x, y),
+    "partial": partial_snip,
+    "method": lambda x, y: Scorer(x, y).snip,
+    "object": Scorer,
+    "synflow": scored_by_synflow,
+    "micro": lambda x, y: (
+        lambda params: criteria.grasp(cross_entropy, params, x, y, micro_batch_size=4)
+    ),
+}
+
+
+def constants(jaxpr):
+    """List the arrays that programs inside a jaxpr hold."""
+    found = []
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=callable):
+            if hasattr(value, "consts"):
+                found += [*value.consts, *constants(value.jaxpr)]
+            elif hasattr(value, "eqns"):
+                found += constants(value)
+    return found
+
+
+@pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
+def test_prune_keeps_nothing_and_takes_batches_as_arguments(scorer):
+    params = mlp_params([5, 7, 3], dtype=np.float32)
+
+    def call():
+        x, labels = (jnp.asarray(array) for array in batch(dtype=np.float32))
+        score_fn = scorer(x, labels)
+        for density in (0.6, 0.5):
+            mask = criteria.prune(score_fn, params, density, num_steps=2)
+            assert masks.density(mask) == pytest.approx(density, abs=0.01)
+        traced = jax.make_jaxpr(lambda params: criteria.prune(score_fn, params, 0.5))(params)
+        assert any(array is x for array in traced.consts)  # an argument of the programs inside
+        assert all(np.size(array) < x.size for array in constants(traced.jaxpr))
+        baked = jax.make_jaxpr(jax.jit(lambda kernel: x @ kernel))(np.ones((5, 2)))
+        assert any(array is x for array in constants(baked.jaxpr))  # so it would be found
+        return weakref.ref(x), weakref.ref(labels)
+
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    references = call()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+    assert sum(array.nbytes for array in jax.live_arrays()) <= before
 
 
 def test_prune_under_jit_and_of_a_traced_density():

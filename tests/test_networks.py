@@ -1,7 +1,9 @@
 """Whole networks: exact counts, exact orthogonality, and nothing else changed."""
 
 import functools
+import gc
 import math
+import weakref
 
 import chex
 import equinox as eqx
@@ -16,7 +18,7 @@ from helpers import compilations, gram_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eoi_jax import budgets, criteria, masks, networks, sao
+from eoi_jax import budgets, criteria, givens, masks, networks, orthogonal, sao
 from eoi_jax.optim import static_sparse
 from eoi_jax.typing import Layout
 from experiments import models
@@ -497,6 +499,44 @@ def test_matrices_of_small_layers_are_drawn_by_one_program():
     first = len(traced)
     draw({"a": {"kernel": jnp.zeros((5, 7))}, "b": {"kernel": jnp.zeros((3, 3, 50, 4))}})
     assert len(traced) == first > 0
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda law: start(0.5, params={"linear": PARAMS["linear"]}, angles=law),
+        lambda law: orthogonal(KEY, (6, 4), 0.6, angles=law),
+        lambda law: givens.sample(KEY, 6, 4, angles=law),
+    ],
+    ids=["network", "matrix", "rotations"],
+)
+def test_a_law_of_angles_goes_with_the_table_that_it_closes_over(draw):
+    def call():
+        table = jnp.linspace(0.1, 0.2, 64)
+
+        def law(key, dtype):
+            return table[jax.random.randint(key, (), 0, 64)].astype(dtype)
+
+        chex.assert_trees_all_equal(draw(law), draw(law))
+        return weakref.ref(law), weakref.ref(table)
+
+    references = call()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+
+
+def test_a_start_is_committed_to_devices_only_where_its_parameters_are():
+    params = {"kernel": jnp.ones((6, 6)), "bias": jnp.ones(6)}
+    for committed in (False, True):
+        if committed:
+            params = jax.device_put(params, jax.devices()[0])
+        for drawn in (
+            networks.exact_orthogonal(KEY, params, 0.5),
+            networks.sparsity_aware_orthogonal(KEY, params, 0.5),
+            networks.masked(params, masks.random(KEY, params, 0.5)),
+        ):
+            kernels = drawn.params["kernel"], drawn.mask["kernel"]
+            assert [leaf.committed for leaf in kernels] == [committed] * 2
 
 
 def test_a_donated_start_leaves_the_others():
