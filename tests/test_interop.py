@@ -4,6 +4,7 @@ Each network has scanned layers, rematerialized, with batch normalization. It is
 step of training, runs through a checkpoint of Orbax, and the laws read what that run has left.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import chex
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from helpers import gram_error
+from jax.tree_util import DictKey
 
 import eoi_jax as eoi
 from eoi_jax.typing import Layout
@@ -338,3 +340,146 @@ def test_convolutions_of_equinox():
     updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     trained = optax.apply_updates(params, updates).weight
     np.testing.assert_array_equal(trained != 0, mask.weight)
+
+
+def of_equinox(build):
+    return lambda: eqx.filter(build(key=KEY), eqx.is_inexact_array)
+
+
+def of_linen(module):
+    return lambda: module.init(KEY, jnp.ones((1, 2, 4)))["params"]
+
+
+def of_nnx(build):
+    return lambda: nnx.state(build(rngs=nnx.Rngs(0)), nnx.Param)
+
+
+def of_haiku(build):
+    def unroll(x):
+        core = build()
+        return hk.dynamic_unroll(core, x, core.initial_state(2))[0]
+
+    return lambda: hk.transform(unroll).init(KEY, jnp.ones((3, 2, 4)))
+
+
+def of_torch(*names):
+    return lambda: {name: jnp.ones((4, 4)) for name in names} | {"rnn.bias_hh_l0": jnp.ones(4)}
+
+
+# Each network, and how many matrices it has.
+RECURRENT = {
+    "equinox-gru": (of_equinox(lambda key: eqx.nn.GRUCell(4, 6, key=key)), 2),
+    "equinox-lstm": (of_equinox(lambda key: eqx.nn.LSTMCell(4, 6, key=key)), 2),
+    "equinox-attention": (of_equinox(lambda key: eqx.nn.MultiheadAttention(2, 4, key=key)), 4),
+    "linen-lstm": (of_linen(nn.RNN(nn.OptimizedLSTMCell(6))), 8),
+    "linen-gru": (of_linen(nn.RNN(nn.GRUCell(6))), 6),
+    "linen-simple": (of_linen(nn.RNN(nn.SimpleCell(6))), 2),
+    "nnx-gru": (of_nnx(lambda rngs: nnx.GRUCell(4, 6, rngs=rngs)), 2),
+    "nnx-lstm": (of_nnx(lambda rngs: nnx.LSTMCell(4, 6, rngs=rngs)), 8),
+    "haiku-gru": (of_haiku(lambda: hk.GRU(6)), 2),
+    "haiku-lstm": (of_haiku(lambda: hk.LSTM(6)), 1),
+    "torch-lstm": (of_torch("rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.weight_hr_l0"), 3),
+    "torch-backwards": (of_torch("weight_ih_l1_reverse", "weight_hh_l1_reverse"), 2),
+    "torch-attention": (of_torch("self_attn.in_proj_weight", "self_attn.out_proj.weight"), 2),
+}
+
+
+@pytest.mark.parametrize(("build", "number"), RECURRENT.values(), ids=RECURRENT)
+def test_a_network_has_the_density_that_was_asked_for(build, number):
+    params = build()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        mask = eoi.masks.random(KEY, params, 0.25)
+    assert seen == []
+    matrices = [leaf for leaf in jax.tree.leaves(eoi.masks.apply(mask, params)) if leaf.ndim == 2]
+    assert len(matrices) == number
+    assert sum(int((leaf != 0).sum()) for leaf in matrices) == sum(m.size // 4 for m in matrices)
+
+
+def test_recurrent_kernels_of_equinox_start_orthogonal():
+    params = RECURRENT["equinox-lstm"][0]()
+    start = eoi.exact_orthogonal(KEY, params, 0.3)
+    assert gram_error(start.params.weight_hh) < 1e-5
+    assert gram_error(start.params.weight_ih) < 1e-5
+
+
+DENSE = {
+    "lora": {"lora_a": jnp.ones((4, 2)), "lora_b": jnp.ones((2, 4))},
+    "hand": {"W1": jnp.ones((4, 4)), "mixing": jnp.ones((2, 4, 4))},
+    "list": [jnp.ones((4, 2)), jnp.ones((2, 2, 4))],
+    "boxed": {"core": nn.Partitioned(jnp.ones((4, 2)), ("in", "out"))},
+}
+MAKERS = {
+    "support": eoi.masks.support,
+    "random": lambda params: eoi.masks.random(KEY, params, 0.5),
+    "adopt": lambda params: eoi.masks.adopt({"layer": {"kernel": np.ones((4, 4))}}, params),
+    "uniform": lambda params: eoi.budgets.uniform(params, 0.5),
+    "magnitude": eoi.criteria.magnitude,
+    "prune": lambda params: eoi.criteria.prune(
+        lambda params: eoi.criteria.magnitude(params), params, 0.5, num_steps=2
+    ),
+    "eoi": lambda params: eoi.exact_orthogonal(KEY, params, 0.5),
+    "sao": lambda params: eoi.sparsity_aware_orthogonal(KEY, params, 0.5),
+    "redraw": lambda params: eoi.networks.redraw(KEY, params, jax.nn.initializers.orthogonal()),
+}
+
+
+@pytest.mark.parametrize(
+    ("maker", "name"),
+    [*((maker, "lora") for maker in MAKERS), *(("support", name) for name in DENSE)],
+)
+def test_one_warning_names_the_matrices_that_stay_dense(maker, name):
+    params = {"layer": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones((2, 2))}, "other": DENSE[name]}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        MAKERS[maker](params)
+    [found] = seen
+    assert found.category is UserWarning
+    assert found.filename == __file__
+    paths = jax.tree_util.tree_leaves_with_path({"other": DENSE[name]})
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        for path, _ in paths
+    ]
+    assert all(name in str(found.message) for name in [*names, "where="])
+    assert "layer" not in str(found.message)
+
+
+def test_a_warning_names_five_and_counts_the_rest():
+    params = {"kernel": jnp.ones((4, 4))} | {f"W{i}": jnp.ones((2, 3)) for i in range(8)}
+    with pytest.warns(UserWarning, match=r"^W0, W1, W2, W3, W4 and 3 more: ") as seen:
+        eoi.budgets.erdos_renyi(params, 0.5)
+    assert len(seen) == 1
+
+
+def test_what_is_dense_by_its_name_its_shape_or_the_users_word_is_not_named():
+    dense = {
+        "embedding": jnp.ones((9, 4)),
+        "embed": {"embeddings": jnp.ones((9, 4)), "pos_embed": jnp.ones((1, 9, 4))},
+        "position": jnp.ones((9, 4)),
+        "norm": {"scale": jnp.ones((3, 4)), "offset": jnp.ones((3, 4)), "scale1": jnp.ones((3, 4))},
+        "bias": jnp.ones((3, 4)),
+        "b": jnp.ones((3, 4)),
+        "b1": jnp.ones((3, 4)),
+        "bias_hh_l0": jnp.ones((3, 4)),
+        "running_mean": jnp.ones((3, 4)),
+        "token": jnp.ones((1, 1, 4)),
+        "u": jnp.ones((1, 4)),
+        "count": jnp.ones((3, 4), jnp.int32),
+        "name": "text",
+    }
+    params = {"kernel": jnp.ones((4, 4)), **dense}
+    mask = eoi.masks.random(KEY, {k: v for k, v in params.items() if k != "name"}, 0.5)
+    assert [path[-1].key for path, m in jax.tree_util.tree_leaves_with_path(mask) if m.ndim] == [
+        "kernel"
+    ]
+    eoi.budgets.uniform(params, 0.5)
+    # Under a rule of the user no leaf is forgotten.
+    named = {"kernel": jnp.ones((4, 4)), "W": jnp.ones((4, 4))}
+    for where in (
+        lambda path, leaf: eoi.masks.is_kernel(path, leaf),
+        lambda path, leaf: path == (DictKey("W"),),
+    ):
+        eoi.masks.support(named, where=where)
+    # Measures name what they have measured.
+    assert [*eoi.spectrum.kernel_orthogonality_errors(named)] == ["kernel"]
