@@ -11,7 +11,9 @@
 ``Densities``   a pytree of the structure of ``Params``: a fraction of non-zeros in (0, 1] for a
                 sparse kernel, ``1.0`` for a leaf that stays dense
 ``Scores``      a pytree of the structure of ``Params``: larger means keep
-``Where``       ``(path, leaf) -> bool``: whether a leaf is a kernel to be made sparse
+``Where``       ``(path, leaf) -> bool``: whether a leaf is a kernel to be made sparse; by default
+                :func:`eoi_jax.masks.is_kernel`, which judges by names, and a warning tells which
+                matrices stay dense
 ``Layout``      how a kernel is a stack of layers, and each layer one of groups
 ``LayoutOf``    ``(path, leaf) -> Layout``
 ``Initializer`` ``(key, shape, dtype, out_sharding) -> Array``, the protocol of

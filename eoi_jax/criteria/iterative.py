@@ -34,7 +34,9 @@ def prune(
     :func:`eoi_jax.masks.top_k`, over all kernels together.
 
     All steps run in one loop, compiled once for a ``score_fn`` and a number of steps, whatever the
-    density or the parameters: keep the function if you call again, a new lambda compiles anew.
+    density or the parameters: keep the function if you call again, a new lambda compiles anew. The
+    program lives as long as the function, and the arrays that the function closes over, such as a
+    batch, are arguments of the program.
 
     Args:
         score_fn: ``(params) -> Scores``, a criterion with its other arguments bound.

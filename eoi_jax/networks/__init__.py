@@ -11,7 +11,9 @@ r"""Sparse starts of whole networks: a parameter tree in, parameters and mask ou
 Each start returns a :class:`SparseInit`, of which the mask goes to
 :func:`eoi_jax.optim.static_sparse`; :func:`redraw` returns parameters alone. The new
 parameters have the structure, shapes and dtypes of those given. Only kernels change; biases, norms
-and all other leaves are copied, so that one start may be donated without the others.
+and all other leaves are copied, so that one start may be donated without the others. Each new
+kernel and its mask have the sharding of the kernel that was given, eagerly and under
+:func:`jax.jit`, along auto and explicit axes of a mesh; they are drawn on one device first.
 
 A kernel of two axes, ``(inputs, outputs)``, is linear; one of more, ``(*taps, inputs, outputs)``,
 is a convolution. Stacks of layers, as a scan stores them, groups of channels and transposed
