@@ -386,9 +386,11 @@ def _angle(words: Array, angles: AngleLaw, dtype: DType) -> Array:
     if not callable(angles):
         return jnp.asarray(angles, dtype)
     angle = jnp.asarray(angles(jax.random.wrap_key_data(words, impl="threefry2x32"), dtype))
-    if angle.ndim or jnp.issubdtype(angle.dtype, jnp.complexfloating):
-        problem = f"returns shape {angle.shape} and dtype {angle.dtype}, outside the real scalars"
-        raise checks.value_error("angles", angles, problem, "Draw one angle per key.")
+    found = f"shape {angle.shape}, outside ()" if angle.ndim else ""
+    if jnp.issubdtype(angle.dtype, jnp.complexfloating):
+        found = f"dtype {angle.dtype}, outside the real dtypes"
+    if found:
+        raise checks.value_error("angles", angles, f"returns {found}", "Draw one angle per key.")
     return angle.astype(dtype)
 
 
