@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -214,3 +215,8 @@ def test_bad_arguments_are_named(call, message):
 def test_a_traced_plane_of_one_coordinate_does_not_hang():
     wave = jax.jit(lambda i: givens.waves(givens.Rotations(i, i, jnp.ones(3)), 4))(jnp.arange(3))
     assert wave.shape == (3,)
+
+
+def test_the_first_pair_that_is_no_plane_is_named():
+    with refuses("pairs[1]", "(2, 2)"):
+        givens.from_pairs(jax.random.key(0), [(0, 1), (2, 2), (1, 0), (3, 3)])

@@ -269,3 +269,8 @@ def test_a_convolution_never_exceeds_the_budget_that_fill_meets():
         kernel = eoi.conv(0.1)(jax.random.key(seed), (1, 1, 32, 64), jnp.float32)
         mask = eoi.masks.fill(KEY, eoi.masks.support({"kernel": kernel}), 0.1)
         assert mask["kernel"].sum() == 205
+
+
+def test_a_dense_convolution_of_one_tap_is_dense():
+    kernel = eoi.conv(1.0)(jax.random.key(0), (1, 1, 6, 6))
+    assert np.all(np.asarray(kernel) != 0)

@@ -117,6 +117,23 @@ def test_copies_are_found_at_every_shape(tx, shape, copies):
         assert np.any(leaf)
 
 
+@pytest.mark.parametrize("longer_first", [True, False])
+def test_axes_in_an_order_of_their_own_are_no_copy(longer_first):
+    """An array that is stored with its longer axis first, or last, of a kernel that is square."""
+
+    def stored(leaf):
+        return jnp.full(sorted(leaf.shape, reverse=longer_first), 7.0)
+
+    def init(params):
+        return jax.tree.map(stored, params)
+
+    inner = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    params, mask, grads = example((6, 6))
+    tx = eoi.static_sparse(inner, mask)
+    _, after = tx.update(grads[0], tx.init(params), params)
+    np.testing.assert_array_equal(after.inner_state["kernel"], 7.0)
+
+
 def test_an_optimizer_for_one_shape_is_judged_by_that_shape():
     def init(params):
         assert params["kernel"].shape == (6, 6)

@@ -879,3 +879,10 @@ def test_shuffles_of_like_kernels_differ_and_so_does_a_random_mask_of_the_same_k
 def test_an_overlap_needs_like_masks_either_way(mask, other):
     with refuses("kernel", "shape"):
         masks.overlap({"kernel": mask}, {"kernel": other})
+
+
+def test_a_message_lists_five_names_and_counts_the_others():
+    others = {f"layer{index}": np.ones((3, 3), bool) for index in range(7)}
+    with refuses("layer4", "2 more") as raised:
+        masks.adopt({"kernel": np.ones((3, 3), bool), **others}, {"kernel": jnp.ones((3, 3))})
+    assert "layer5" not in str(raised.value)
