@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +22,8 @@ import hypothesis
 import jax
 import pytest
 
+# Started in the background by a shell, the tests would ignore the interrupts that some send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 collect_ignore = ["mutants.py"]  # a program, which needs cosmic-ray
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
