@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import gram_error
+from helpers import gram_error, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -274,3 +274,112 @@ def test_a_convolution_never_exceeds_the_budget_that_fill_meets():
 def test_a_dense_convolution_of_one_tap_is_dense():
     kernel = eoi.conv(1.0)(jax.random.key(0), (1, 1, 6, 6))
     assert np.all(np.asarray(kernel) != 0)
+# --- taps and strides -----------------------------------------------------------------------------
+
+TAPS = ["center", "spread", "spread_both"]
+# (taps, inputs of a group, outputs), groups
+KERNELS = [
+    ((3, 3, 6, 9), 1),
+    ((3, 3, 9, 6), 1),
+    ((3, 5, 8), 1),
+    ((4, 4, 8), 2),
+    ((2, 3, 3, 4, 4), 1),
+    ((3, 3, 1, 6), 6),
+    ((1, 1, 5, 5), 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "groups"), KERNELS, ids=str)
+@pytest.mark.parametrize("taps", TAPS)
+def test_every_choice_of_taps_is_exactly_isometric(taps, shape, groups):
+    """All frequencies of a circular grid; the same matrix, each entry at one tap."""
+    key, density = jax.random.key(3), 0.4
+    kernel = eoi.conv(density, taps=taps, feature_group_count=groups)(key, shape)
+    grid = (4,) * (len(shape) - 2)
+    values = eoi.spectrum.conv_singular_values(kernel, grid, feature_group_count=groups)
+    np.testing.assert_allclose(values, 1, atol=1e-5)
+    window = tuple(range(len(shape) - 2))
+    assert ((np.asarray(kernel) != 0).sum(axis=window) <= 1).all()
+    center = eoi.conv(density, feature_group_count=groups)(key, shape)
+    np.testing.assert_array_equal(kernel.sum(axis=window), center.sum(axis=window))
+
+
+def test_input_channels_have_taps_of_their_own():
+    kernel = np.asarray(eoi.conv(0.3, taps="spread")(jax.random.key(0), (3, 3, 64, 64))) != 0
+    used = kernel.any(axis=-1).reshape(9, 64)
+    np.testing.assert_array_equal(used.sum(axis=0), 1)
+    # Uniform over nine taps: 64 draws leave one out once in 240 keys.
+    assert used.any(axis=1).sum() >= 8
+    both = np.asarray(eoi.conv(0.3, taps="spread_both")(jax.random.key(0), (3, 3, 64, 64))) != 0
+    np.testing.assert_array_equal(both.any(axis=(1, 3)).sum(axis=0), 1)  # a row for each input
+    assert set(both.any(axis=(0, 2)).sum(axis=0)) <= {0, 1}  # a column for each output
+    other = np.asarray(eoi.conv(0.3, taps="spread")(jax.random.key(1), (3, 3, 64, 64))) != 0
+    assert (used != other.any(axis=-1).reshape(9, 64)).any()
+
+
+def circular(x, kernel, strides, dilation=1):
+    """Circular convolution of one picture, by indices: no padding, no library."""
+    grid = x.shape[:-1]
+    out = np.zeros((*(n // s for n, s in zip(grid, strides, strict=True)), kernel.shape[-1]))
+    for tap in np.ndindex(*kernel.shape[:-2]):
+        seen = x
+        for axis, (position, step) in enumerate(zip(tap, strides, strict=True)):
+            seen = np.roll(seen, -position * dilation, axis).take(
+                np.arange(0, grid[axis], step), axis
+            )
+        out += seen @ kernel[tap]
+    return out
+
+
+def dense_operator(kernel, grid, strides, dilation=1):
+    size = (*grid, kernel.shape[-2])
+    basis = np.eye(int(np.prod(size))).reshape(-1, *size)
+    return np.stack([circular(x, kernel, strides, dilation).ravel() for x in basis])
+
+
+STRIDED = [
+    ((3, 3, 2, 8), (2, 2), (4, 6)),  # square: four phases of two channels
+    ((3, 3, 2, 5), (2, 2), (4, 4)),
+    ((2, 3, 2, 7), (2, 1), (4, 3)),
+    ((5, 3, 4), (3,), (9,)),
+    ((4, 2, 4), 2, (8,)),
+]
+
+
+@pytest.mark.parametrize(("shape", "strides", "grid"), STRIDED, ids=str)
+@pytest.mark.parametrize("taps", TAPS)
+def test_strided_kernels_see_every_pixel(taps, shape, strides, grid):
+    kernel = eoi.conv(0.4, taps=taps, strides=strides)(jax.random.key(2), shape)
+    kernel = np.asarray(kernel, np.float64)
+    steps = (strides,) * len(grid) if isinstance(strides, int) else strides
+    matrix = dense_operator(kernel, grid, steps)
+    np.testing.assert_allclose(np.linalg.svd(matrix, compute_uv=False), 1, atol=1e-5)
+    if matrix.shape[0] <= matrix.shape[1]:
+        assert (matrix != 0).any(axis=1).all()
+
+
+def test_dilation_changes_nothing():
+    kernel = np.asarray(eoi.conv(0.4, taps="spread")(jax.random.key(2), (3, 3, 4)), np.float64)
+    values = np.linalg.svd(dense_operator(kernel, (8,), (1,), dilation=3), compute_uv=False)
+    np.testing.assert_allclose(values, 1, atol=1e-5)
+
+
+def test_spread_kernels_have_the_non_zeros_of_the_center_and_fill_to_the_budget():
+    shape, density, key = (3, 3, 8, 12), 0.3, jax.random.key(0)
+    kernels = {taps: eoi.conv(density, taps=taps)(key, shape) for taps in TAPS}
+    assert len({int((kernel != 0).sum()) for kernel in kernels.values()}) == 1
+    for kernel in kernels.values():
+        mask = eoi.masks.fill(key, eoi.masks.support({"kernel": kernel}), density)
+        assert int(mask["kernel"].sum()) == int(density * kernel.size + 0.5)
+
+
+def test_what_taps_and_strides_refuse():
+    key = jax.random.key(0)
+    with refuses("taps", "edge"):
+        eoi.conv(0.3, taps="edge")
+    with refuses("strides", "3"):
+        eoi.conv(0.3, strides=3)(key, (2, 2, 4, 4))
+    with refuses("strides", "(2, 2, 2)"):
+        eoi.conv(0.3, strides=(2, 2, 2))(key, (3, 3, 4, 4))
+    with refuses("strides", "transposed"):
+        eoi.conv(0.3, strides=2, transposed=True)(key, (3, 3, 4, 4))

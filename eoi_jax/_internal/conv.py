@@ -1,16 +1,77 @@
-"""Kernels of convolutions with one matrix at their center tap: which tap it is, and how dense."""
+"""Kernels of convolutions made of one matrix: at which taps its entries stand, and how dense."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks
 from eoi_jax.typing import Array, Shape
 
-__all__ = ["at_center", "center_density", "center_tap", "drawn_density"]
+__all__ = [
+    "Taps",
+    "at_center",
+    "center_density",
+    "center_tap",
+    "check_taps",
+    "drawn_density",
+    "place",
+]
+
+Taps: TypeAlias = Literal["center", "spread", "spread_both"]
+_STREAM = 0x74617073  # sets the taps' stream apart: the matrix of a key is that of every choice
+
+
+def check_taps(taps: Any) -> None:
+    """Require one of the choices of taps."""
+    remedy = "'center' is the paper's, 'spread' gives each input channel a tap of its own."
+    checks.one_of(taps, ("center", "spread", "spread_both"), name="taps", remedy=remedy)
+
+
+def place(
+    key: Array,
+    matrix: Array,
+    shape: Shape,
+    taps: Taps,
+    *,
+    strides: Shape | None = None,
+    transposed: bool = False,
+) -> Array:
+    """Return the kernel of ``shape`` that moves the channels of a matrix by whole pixels.
+
+    With strides a matrix has a row for each input channel of each phase, a position of a pixel
+    within a cell of ``strides``. The taps that see a phase are those of one remainder by the
+    strides: a row stands at one of them, and taps that see the same phase differ by whole cells.
+    """
+    *window, inputs, outputs = shape
+    if strides is None and taps == "center":
+        return at_center(matrix, shape, transposed=transposed)
+    steps = [1] * len(window) if strides is None else strides
+    cell, center = math.prod(steps), center_tap(window, transposed=transposed)
+    phases = np.stack([axis.ravel() for axis in np.indices(tuple(steps))], axis=1)
+    row_keys, column_keys = jax.random.split(jax.random.fold_in(key, _STREAM))
+    index: Any = 0
+    for axis, (size, step) in enumerate(zip(window, steps, strict=True)):
+        phase = np.repeat(phases[:, axis], inputs)[:, None]
+        number = (size - 1 - phase) // step + 1  # of the taps that see the phase
+        if taps == "center":
+            nearest = np.clip(np.round((center[axis] - phase) / step), 0, number - 1)
+            cells: Any = nearest.astype(np.int32)
+        elif taps == "spread_both" and axis > 0:
+            axis_key = jax.random.fold_in(column_keys, axis)
+            cells = jax.random.randint(axis_key, (1, outputs), 0, size // step)
+        else:
+            axis_key = jax.random.fold_in(row_keys, axis)
+            cells = jax.random.randint(axis_key, (cell * inputs, 1), 0, number)
+        index = index * size + phase + step * cells
+    channel = np.tile(np.arange(inputs), cell)[:, None]
+    kernel = jnp.zeros((math.prod(window), inputs, outputs), matrix.dtype)
+    places = (index, channel, np.arange(outputs)[None])
+    return kernel.at[places].set(matrix, unique_indices=True).reshape(shape)
 
 
 def center_tap(taps: Shape, *, transposed: bool = False) -> tuple[int, ...]:
@@ -24,7 +85,7 @@ def at_center(tap: Array, shape: Shape, *, transposed: bool = False) -> Array:
     return jnp.zeros(shape, tap.dtype).at[center].set(tap)
 
 
-def center_density(density: Any, num_taps: int, *, step: float = 0.0) -> Any:
+def center_density(density: Any, num_taps: float, *, step: float = 0.0) -> Any:
     """Return ``min(density * num_taps - step, sqrt(density), 1)``, the density of a center tap.
 
     The first term is what the whole kernel's count allows. ``step`` is left free below it where a
@@ -35,7 +96,7 @@ def center_density(density: Any, num_taps: int, *, step: float = 0.0) -> Any:
     return numpy.minimum(numpy.minimum(room, numpy.sqrt(density)), 1.0)
 
 
-def drawn_density(density: Any, num_taps: int, size: int) -> Any:
+def drawn_density(density: Any, num_taps: float, size: int) -> Any:
     """Return the density to draw a center tap of larger side ``size`` at.
 
     The draw ends up to half a step, ``1 / (2 size)``, from its target. That room is left, so that
