@@ -274,6 +274,8 @@ def test_a_convolution_never_exceeds_the_budget_that_fill_meets():
 def test_a_dense_convolution_of_one_tap_is_dense():
     kernel = eoi.conv(1.0)(jax.random.key(0), (1, 1, 6, 6))
     assert np.all(np.asarray(kernel) != 0)
+
+
 # --- taps and strides -----------------------------------------------------------------------------
 
 TAPS = ["center", "spread", "spread_both"]

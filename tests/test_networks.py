@@ -14,11 +14,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import compilations, gram_error
+from helpers import compilations, gram_error, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eoi_jax import budgets, criteria, givens, masks, networks, orthogonal, sao
+from eoi_jax import budgets, criteria, givens, masks, networks, orthogonal, sao, spectrum
 from eoi_jax.optim import static_sparse
 from eoi_jax.typing import Layout
 from experiments import models
@@ -557,3 +557,99 @@ def test_narrow_kernels_of_every_start():
     for tree in (sao_start.params, drawn):
         chex.assert_trees_all_equal_shapes_and_dtypes(tree, params)
         assert gram_error(np.asarray(tree["linear"]["kernel"], np.float64)) < 0.03
+
+
+# --- taps and scales of convolutions ----------------------------------------------------------
+
+CONV = {
+    "conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.ones(8)},
+    "grouped": {"kernel": jnp.zeros((3, 3, 2, 4))},
+    "linear": {"kernel": jnp.zeros((8, 5))},
+    "stack": {"kernel": jnp.zeros((2, 3, 3, 4, 4))},
+}
+
+
+def conv_layout(path, leaf):
+    name = path[0].key
+    return Layout(batch_axes=int(name == "stack"), groups=2 if name == "grouped" else 1)
+
+
+def layers_of(name, kernel):
+    return list(kernel) if name == "stack" else [kernel]
+
+
+@pytest.mark.parametrize("taps", ["spread", "spread_both"])
+def test_spread_taps_are_isometric_and_keep_every_count(taps):
+    key = jax.random.key(0)
+    center = networks.exact_orthogonal(key, CONV, 0.3, layout=conv_layout)
+    start = networks.exact_orthogonal(key, CONV, 0.3, taps=taps, layout=conv_layout)
+    moved = 0
+    for name in CONV:
+        kernel, mask = start.params[name]["kernel"], start.mask[name]["kernel"]
+        assert int(mask.sum()) == int(center.mask[name]["kernel"].sum())
+        assert not np.asarray(kernel)[~np.asarray(mask)].any()
+        if name == "linear":
+            np.testing.assert_array_equal(kernel, center.params[name]["kernel"])
+            continue
+        groups = 2 if name == "grouped" else 1
+        pairs = zip(
+            layers_of(name, kernel), layers_of(name, center.params[name]["kernel"]), strict=True
+        )
+        for layer, of_center in pairs:
+            values = spectrum.conv_singular_values(layer, (4, 4), feature_group_count=groups)
+            np.testing.assert_allclose(values, 1, atol=1e-5)
+            np.testing.assert_allclose(layer.sum(axis=(0, 1)), of_center.sum(axis=(0, 1)))
+            moved += int((layer != of_center).any())
+    assert moved == 4
+
+
+def test_he_scales_have_the_norm_of_masked_he_weights():
+    densities = {"conv": 0.2, "grouped": 0.5, "linear": 0.4, "stack": np.array([0.2, 0.4])}
+    tree = {
+        name: {leaf: densities[name] if leaf == "kernel" else 1.0 for leaf in CONV[name]}
+        for name in CONV
+    }
+    start = networks.exact_orthogonal(
+        jax.random.key(0), CONV, tree, scale="he", taps="spread", layout=conv_layout
+    )
+    for name in CONV:
+        pairs = [
+            layers_of(name, start.params[name]["kernel"]),
+            layers_of(name, start.mask[name]["kernel"]),
+        ]
+        for layer, mask in zip(*pairs, strict=True):
+            expected = 2 * float(mask.mean()) * layer.shape[-1]
+            np.testing.assert_allclose((np.asarray(layer) ** 2).sum(), expected, rtol=1e-5)
+
+
+def test_a_function_gives_each_layer_its_scale():
+    seen = []
+
+    def scale(path, shape, density):
+        seen.append((path[0].key, shape, density))
+        return 1.0 + density
+
+    start = networks.exact_orthogonal(jax.random.key(0), CONV, 0.3, scale=scale, layout=conv_layout)
+    plain = networks.exact_orthogonal(jax.random.key(0), CONV, 0.3, layout=conv_layout)
+    assert [name for name, _, _ in seen] == ["conv", "grouped", "linear", "stack", "stack"]
+    assert seen[3][1] == (3, 3, 4, 4)
+    factors = [1.0 + density for _, _, density in seen]
+    for name, factor in zip(["conv", "grouped", "linear"], factors, strict=False):
+        np.testing.assert_allclose(
+            start.params[name]["kernel"], factor * plain.params[name]["kernel"], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"taps": "edge"}, ("taps", "edge")),
+        ({"taps": "spread", "variant": "eis"}, ("taps", "spread")),
+        ({"scale": "xavier"}, ("scale", "xavier")),
+        ({"scale": lambda *_: 1e39}, ("scale(conv/kernel)", "1e+39")),
+        ({"scale": lambda *_: None}, ("scale(conv/kernel)", "None")),
+    ],
+)
+def test_taps_and_scales_out_of_range_are_refused(options, named):
+    with refuses(*named):
+        networks.exact_orthogonal(jax.random.key(0), CONV, 0.3, layout=conv_layout, **options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from eoi_jax import givens
 from eoi_jax._internal import checks, drawing, layouts, selection, trees
 from eoi_jax._internal.arrays import nonzero
-from eoi_jax._internal.conv import center_density
+from eoi_jax._internal.conv import Taps, center_density, check_taps, place
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.vmap import map_on_cpu
 from eoi_jax.givens import AngleLaw
@@ -26,13 +26,16 @@ __all__ = ["exact_orthogonal"]
 # Smaller matrices are drawn in this shape: padding costs them microseconds, and a program a second.
 _SMALL = 64
 
+_ScaleOf: TypeAlias = Callable[[tuple[Any, ...], tuple[int, ...], float], float]
+
 
 def exact_orthogonal(
     key: Array,
     params: Params,
     densities: Densities,
     *,
-    scale: float | Array = 1.0,
+    scale: float | Array | Literal["he"] | _ScaleOf = 1.0,
+    taps: Taps = "center",
     center_density: float | Literal["density"] | None = None,
     infeasible: Literal["raise", "redistribute"] = "raise",
     variant: Literal["eoi", "eis"] = "eoi",
@@ -50,8 +53,9 @@ def exact_orthogonal(
       the first rotation that would exceed the budget. Uniformly random further weights, zero at
       the start, are unmasked up to it.
     * A convolution of :math:`k` taps has such a matrix of density
-      :math:`d_H = \min(d k, \sqrt{d}, 1)` at its center tap and zeros elsewhere; random weights of
-      the whole kernel are unmasked up to the budget. Each group has a matrix of its own.
+      :math:`d_H = \min(d k, \sqrt{d}, 1)`, each entry at one tap (``taps``), and zeros elsewhere;
+      random weights of the whole kernel are unmasked up to the budget. Each group has a matrix of
+      its own.
 
     So the weights are orthogonal whatever the method that chose the densities, and the count is
     that method's to the last weight.
@@ -63,7 +67,14 @@ def exact_orthogonal(
             densities of any method's mask (:func:`eoi_jax.masks.densities`, with ``layout=`` for
             stacks) or of :mod:`eoi_jax.budgets`. A single number for a stack of layers is shared
             among them evenly. Static: budgets are computed on the host.
-        scale: The singular value of every layer.
+        scale: The singular value of every layer; or ``"he"``, for layers before a normalization:
+            each kernel's :math:`\lVert W \rVert_F^2` is :math:`2 d\, c_\text{out}`, as that of
+            masked He weights, of which the normalization divides the learning rate; or a function
+            ``(path, kernel shape, density) -> number``, called on the host for each layer of each
+            kernel with the shape of one layer and the density of its mask.
+        taps: Where the entries of a convolution's matrix stand: ``"center"`` (the paper's),
+            ``"spread"`` or ``"spread_both"``, all exactly isometric under circular padding; see
+            :func:`eoi_jax.initializers.conv`.
         center_density: Density of a convolution's center tap, in [1/max(inputs, outputs), 1], or
             ``"density"``, each layer's own, the paper's choice for its network of 1000 layers;
             default by the rule above. A layer whose budget it exceeds gets what the budget allows.
@@ -98,10 +109,11 @@ def exact_orthogonal(
         True
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4. Spread taps and the
+        scale ``"he"`` are of this library.
     """
     key = threefry_key(key)
-    scale = checks.number(scale, "scale")
+    check_taps(taps)
     params = trees.arrays(params)
     checks.one_of(
         infeasible,
@@ -119,6 +131,9 @@ def exact_orthogonal(
             'does not go with variant="eis"',
             "The density at the center of that variant is the layer's: leave center_density out.",
         )
+    if taps != "center" and variant == "eis":
+        remedy = "That variant unmasks all taps of a connection at the center: leave taps out."
+        raise checks.value_error("taps", taps, 'does not go with variant="eis"', remedy)
     if center_density is not None and center_density != "density":
         center_density = checks.density(center_density, name="center_density")
     rule = _CenterRule(center_density, every_tap=variant == "eis")
@@ -128,10 +143,9 @@ def exact_orthogonal(
         redistribute=infeasible == "redistribute",
     )
     treedef: Any
-    leaves, treedef = jax.tree.flatten(params)
-    pairs = zip(leaves, kernels, strict=True)
-    checks.scale(scale, *(leaf.dtype for leaf, kernel in pairs if kernel is not None))
-    groups = _group(key, leaves, kernels, rule)
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [leaf for _, leaf in paths_and_leaves]
+    groups = _group(key, leaves, kernels, rule, _scales(scale, paths_and_leaves, kernels))
     masks = [jnp.array(True) for _ in leaves]
     for group, matrices in zip(groups, _draw(groups, drawing.check_angles(angles)), strict=True):
         placed = _place(
@@ -139,17 +153,48 @@ def exact_orthogonal(
             matrices,
             group.mask_keys,
             jnp.asarray(group.counts, jnp.int32),
-            scale,
+            group.scales,
             geometry=group.geometry,
             shapes=tuple(leaves[index].shape for index in group.indices),
             permute=permute,
             every_tap=rule.every_tap,
+            taps=taps if group.geometry.taps else "center",
         )
         for index, kernel, mask in zip(group.indices, *placed, strict=True):
             dtype = jax.dtypes.canonicalize_dtype(leaves[index].dtype)
             leaves[index], masks[index] = kernel.astype(dtype), mask
     mask_tree = treedef.unflatten(masks)
     return SparseInit(*layouts.place(treedef.unflatten(leaves), mask_tree, params))
+
+
+def _scales(
+    scale: Any, paths_and_leaves: Sequence[Any], kernels: Sequence[layouts.Kernel | None]
+) -> list[Any]:
+    """Return the factor of each layer of each kernel; None for dense leaves."""
+    if not callable(scale) and scale != "he":
+        remedy = "Give a number, 'he', or a function (path, kernel shape, density) -> number."
+        scale = checks.number(scale, "scale", remedy=remedy)
+    found: list[Any] = []
+    for (path, leaf), kernel in zip(paths_and_leaves, kernels, strict=True):
+        if kernel is None:
+            found.append(None)
+            continue
+        geometry, layers = kernel.geometry, len(kernel.counts)
+        densities, name = kernel.counts / geometry.size, "scale"
+        values: Any = [scale] * layers
+        if callable(scale):
+            name = f"scale({kernel.name})"
+            values = [scale(tuple(path), geometry.shape, float(density)) for density in densities]
+        elif isinstance(scale, str):
+            # At scale 1 the squared norm is the number of rows or columns that are orthonormal.
+            values = np.sqrt(2 * densities * geometry.shape[-1] / geometry.minimum)
+        values = [checks.scale(value, leaf.dtype, name=name) for value in values]
+        dtype = checks.compute_dtype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if checks.is_traced(scale):
+            found.append(jnp.broadcast_to(jnp.asarray(scale, dtype), (layers,)))
+        else:
+            found.append(jnp.asarray(np.array(values, dtype)))
+    return found
 
 
 class _CenterRule(NamedTuple):
@@ -189,10 +234,15 @@ class _Group(NamedTuple):
     matrix_counts: layouts.Counts  # of non-zeros, one for each matrix
     keys: Array  # one for each matrix
     mask_keys: Array  # one for each layer
+    scales: Array  # one for each layer
 
 
 def _group(
-    key: Array, leaves: Sequence[Any], kernels: Sequence[layouts.Kernel | None], rule: _CenterRule
+    key: Array,
+    leaves: Sequence[Any],
+    kernels: Sequence[layouts.Kernel | None],
+    rule: _CenterRule,
+    scales: Sequence[Any],
 ) -> list[_Group]:
     """Put the kernels of one geometry and dtype together."""
     alike: dict[tuple[layouts.Geometry, Any], list[int]] = {}
@@ -209,8 +259,11 @@ def _group(
         matrix_keys, mask_keys = _split(jnp.concatenate(keys), geometry.groups)
         counts = np.concatenate(layer_counts)
         matrix_counts = np.repeat(rule.counts(geometry, counts), geometry.groups)
+        of_layers = jnp.concatenate([scales[index] for index in indices])
         groups.append(
-            _Group(geometry, dtype, indices, counts, matrix_counts, matrix_keys, mask_keys)
+            _Group(
+                geometry, dtype, indices, counts, matrix_counts, matrix_keys, mask_keys, of_layers
+            )
         )
     return groups
 
@@ -256,33 +309,39 @@ def _draw(groups: Sequence[_Group], angles: AngleLaw) -> list[Array]:
     return [drawn[index] for index in range(len(groups))]
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "shapes", "permute", "every_tap"))
+@functools.partial(jax.jit, static_argnames=("geometry", "shapes", "permute", "every_tap", "taps"))
 def _place(
     keys: Array,
     matrices: Array,
     mask_keys: Array,
     counts: Array,
-    scale: Any,
+    scales: Array,
     *,
     geometry: layouts.Geometry,
     shapes: tuple[tuple[int, ...], ...],
     permute: bool,
     every_tap: bool,
+    taps: Taps,
 ) -> tuple[list[Array], list[Array]]:
     """Make the leaves and masks of layers of one geometry from their matrices."""
-    taps, inputs, outputs, groups, _ = geometry
+    window, inputs, outputs, groups, _ = geometry
     layers = len(counts)
     if permute:
         permuted = map_on_cpu(drawing.permuted)
         matrices = jax.vmap(permuted)(keys, matrices)
     if inputs < outputs:
         matrices = matrices.swapaxes(1, 2)
-    matrices = matrices * jnp.asarray(scale, matrices.dtype)
-    matrices = matrices.reshape(layers, groups, inputs, outputs)
+    matrices = matrices.reshape(layers, groups, inputs, outputs) * scales[:, None, None, None]
     tap = jnp.moveaxis(matrices, 1, 2).reshape(layers, inputs, groups * outputs)
-    kernels = jnp.zeros((layers, *geometry.shape), tap.dtype).at[:, *geometry.center].set(tap)
+    if taps == "center":
+        kernels = jnp.zeros((layers, *geometry.shape), tap.dtype).at[:, *geometry.center].set(tap)
+    else:
+        of_group = functools.partial(place, shape=(*window, inputs, outputs), taps=taps)
+        group_keys = keys.reshape(layers, groups, *keys.shape[1:])
+        placed = jax.vmap(jax.vmap(of_group))(group_keys, matrices)
+        kernels = jnp.moveaxis(placed, 1, -2).reshape(layers, *geometry.shape)
     # The support of what is drawn: a cast to fewer bits may round entries to zero.
-    spread = tap.reshape(layers, *(1 for _ in taps), inputs, groups * outputs)
+    spread = tap.reshape(layers, *(1 for _ in window), inputs, groups * outputs)
     support = jnp.broadcast_to(nonzero(spread), kernels.shape) if every_tap else nonzero(kernels)
     masks = selection.unmask_layers(mask_keys, support, counts)
     ends = np.cumsum([math.prod(shape) // geometry.size for shape in shapes])[:-1]
