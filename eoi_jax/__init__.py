@@ -8,9 +8,10 @@ initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogona
 ====================== =========================================================================
 ``initializers``       ``dense``, ``conv``, and dense baselines, for what takes those of JAX
 ``sparse_orthogonal``  ``orthogonal``
-``networks``           ``exact_orthogonal``, ``masked``, ``approximate_isometry``,
+``networks``           ``exact_orthogonal``, ``masked``, ``rescaled``, ``approximate_isometry``,
                        ``sparsity_aware_orthogonal``: from a tree a ``SparseInit``
-``optim``              ``static_sparse``, ``mask_updates``: masks that hold while a network trains
+``optim``              ``static_sparse``, ``mask_updates``: masks that hold while a network trains;
+                       ``scale_by_density``: learning rates for sparse kernels
 ``dynamic``            ``sparse_evolutionary_training``, ``rigl``: masks that change meanwhile
 ``masks``, ``budgets`` masks as trees; one density shared among layers
 ``criteria``           scores to prune by: magnitude, SNIP, GraSP, SynFlow
@@ -51,9 +52,10 @@ from eoi_jax.networks import (
     approximate_isometry,
     exact_orthogonal,
     masked,
+    rescaled,
     sparsity_aware_orthogonal,
 )
-from eoi_jax.optim import mask_updates, static_sparse
+from eoi_jax.optim import mask_updates, scale_by_density, static_sparse
 from eoi_jax.serialization import SavedNetwork, load, save
 from eoi_jax.sparse_orthogonal import orthogonal
 
@@ -79,10 +81,12 @@ __all__ = [
     "networks",
     "optim",
     "orthogonal",
+    "rescaled",
     "rigl",
     "rotation",
     "sao",
     "save",
+    "scale_by_density",
     "serialization",
     "sparse_evolutionary_training",
     "sparse_orthogonal",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eoi_jax import masks
@@ -26,9 +27,16 @@ from eoi_jax._internal.masked_state import (
     with_masked_arguments,
     zero_masked_params,
 )
-from eoi_jax.typing import Mask, MaskOf, Params
+from eoi_jax.typing import Array, LayoutOf, Mask, MaskOf, Params
 
-__all__ = ["MaskUpdatesState", "StaticSparseState", "mask_updates", "static_sparse"]
+__all__ = [
+    "MaskUpdatesState",
+    "ScaleByDensityState",
+    "StaticSparseState",
+    "mask_updates",
+    "scale_by_density",
+    "static_sparse",
+]
 
 
 class MaskUpdatesState(NamedTuple):
@@ -42,6 +50,12 @@ class StaticSparseState(NamedTuple):
 
     mask: Mask
     inner_state: optax.OptState
+
+
+class ScaleByDensityState(NamedTuple):
+    """The state of :func:`scale_by_density`: its factors, an array for each leaf."""
+
+    factors: Params
 
 
 def mask_updates(mask: Mask | MaskOf) -> optax.GradientTransformation:
@@ -208,6 +222,82 @@ def static_sparse(
         return new_updates, StaticSparseState(mask, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_by_density(
+    mask: Mask | MaskOf, power: float = 1.0, *, layout: LayoutOf | None = None
+) -> optax.GradientTransformation:
+    r"""Multiply the updates of each sparse kernel by a power of its density.
+
+    :math:`u \leftarrow d^{-p} u` for a kernel of density :math:`d`; dense leaves, of a scalar mask,
+    stay. A unit sums :math:`d n` changes of weights, so steps of one size change it by :math:`d`
+    times as much as those of a dense kernel. For Adam and others that normalize the gradient
+    :math:`p = 1` makes up for that; together with starts of the variance
+    :math:`1 / (d n)`, which :func:`eoi_jax.networks.rescaled` and
+    :func:`eoi_jax.networks.exact_orthogonal` have, that is the parametrization SμPar, in which one
+    learning rate suits all densities.
+
+    It scales and does not mask: place it last in the chain inside :func:`static_sparse`, behind the
+    learning rate and weight decay alike.
+
+    Args:
+        mask: A mask of the parameters' structure, or a function that makes one of the parameters,
+            such as :func:`eoi_jax.masks.support`. Of masks that change the counts do not, so the
+            factors are those of the start.
+        power: The exponent :math:`p`, finite.
+        layout: ``(path, leaf) -> Layout``: each layer of a stack has a density of its own.
+
+    Returns:
+        A transformation whose state is a :class:`ScaleByDensityState`.
+
+    Raises:
+        ValueError: For a power that is not finite; from ``init`` if the mask or the layout does
+            not fit the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from eoi_jax import masks
+        >>> params = {"kernel": jnp.array([[0.0, 2.0], [0.0, 0.0]]), "bias": jnp.zeros(2)}
+        >>> inner = optax.chain(optax.sgd(0.5), scale_by_density(masks.support))
+        >>> tx = static_sparse(inner, masks.support)
+        >>> grads = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+        >>> updates, _ = tx.update(grads, tx.init(params), params)
+        >>> float(updates["kernel"][0, 1]), updates["bias"].tolist()
+        (-2.0, [-0.5, -0.5])
+
+    Reference:
+        Dey, Bergsma and Hestness, "Sparse maximal update parameterization: A holistic approach to
+        sparse training dynamics", NeurIPS 2024.
+    """
+    power = checks.number(power, "power")
+
+    def init(params: Params) -> ScaleByDensityState:
+        if _is_placeholder(params):
+            return ScaleByDensityState(params)
+
+        def factor(path: Any, leaf_mask: Any, leaf: Any) -> Array:
+            if np.ndim(leaf_mask) == 0:
+                return jnp.ones((), jnp.float32)
+            axes = tuple(range(trees.layout(layout, path, leaf).batch_axes, np.ndim(leaf_mask)))
+            density = jnp.mean(leaf_mask, axis=axes, keepdims=True, dtype=jnp.float32)
+            return jnp.where(density > 0, density, 1) ** -jnp.float32(power)
+
+        boxed = trees.boxed_as(_mask_of(mask, params), params)
+        factors = jax.tree_util.tree_map_with_path(factor, boxed, params)
+        return ScaleByDensityState(trees.without_axis_names(factors))
+
+    def update(
+        updates: optax.Updates, state: ScaleByDensityState, params: Params | None = None
+    ) -> tuple[optax.Updates, ScaleByDensityState]:
+        del params
+        factors = trees.boxed_as(state.factors, updates)
+        scaled = jax.tree.map(
+            lambda update, factor: update * factor.astype(jnp.result_type(update)), updates, factors
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _mask_of(mask: Mask | MaskOf, params: Params) -> Mask:

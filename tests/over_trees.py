@@ -117,6 +117,7 @@ FUNCTIONS = {
         lambda p: eoi.criteria.snip(loss_fn, p, X), of_mlp(p), 0.5, num_steps=2
     ),
     "networks.masked": lambda p, g, m: eoi.networks.masked(p, m),
+    "networks.rescaled": lambda p, g, m: eoi.networks.rescaled(p, m, per="unit"),
     "networks.redraw": lambda p, g, m: eoi.networks.redraw(
         KEY, p, jax.nn.initializers.orthogonal()
     ),

@@ -653,3 +653,42 @@ def test_a_function_gives_each_layer_its_scale():
 def test_taps_and_scales_out_of_range_are_refused(options, named):
     with refuses(*named):
         networks.exact_orthogonal(jax.random.key(0), CONV, 0.3, layout=conv_layout, **options)
+
+
+@pytest.mark.parametrize("per", ["layer", "unit"])
+def test_rescaled_weights_keep_the_second_moment_of_dense_ones(per):
+    """Over its fan-in: of each layer as a whole, or of each unit."""
+    key = jax.random.key(0)
+    params = {
+        "linear": {"kernel": jnp.ones((40, 30)), "bias": jnp.ones(30)},
+        "stack": {"kernel": jnp.ones((2, 3, 3, 8, 6))},
+    }
+    density = {
+        "linear": {"kernel": 0.2, "bias": 1.0},
+        "stack": {"kernel": np.array([0.1, 0.5])},
+    }
+    mask = masks.random(key, params, density)
+
+    def layout(path, leaf):
+        return Layout(batch_axes=int(path[0].key == "stack"))
+
+    start = networks.rescaled(params, mask, per=per, layout=layout)
+    chex.assert_trees_all_equal(start.mask, mask)
+    np.testing.assert_array_equal(start.params["linear"]["bias"], 1.0)
+    layers = [start.params["linear"]["kernel"], *start.params["stack"]["kernel"]]
+    kept = [mask["linear"]["kernel"], *mask["stack"]["kernel"]]
+    for layer, layer_mask in zip(layers, kept, strict=True):
+        flat = np.asarray(layer).reshape(-1, layer.shape[-1])
+        alive = np.asarray(layer_mask).reshape(flat.shape)
+        assert not flat[~alive].any()
+        if per == "layer":
+            np.testing.assert_allclose((flat**2).mean(), 1, rtol=1e-5)
+            np.testing.assert_allclose(flat[alive], alive.mean() ** -0.5, rtol=1e-5)
+        else:
+            expected = alive.any(axis=0).astype(float)  # a unit without weights stays zero
+            np.testing.assert_allclose((flat**2).mean(axis=0), expected, rtol=1e-5)
+
+
+def test_rescaling_refuses_another_unit():
+    with refuses("per", "row"):
+        networks.rescaled({"kernel": jnp.ones((2, 2))}, {"kernel": jnp.eye(2) > 0}, per="row")

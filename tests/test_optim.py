@@ -5,6 +5,7 @@ are dirty off the mask, and in which another mask is swapped in halfway. The law
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -21,7 +22,8 @@ from flax.core import freeze
 from flax.training.train_state import TrainState
 from helpers import refuses
 
-from eoi_jax import dynamic, masks, optim
+from eoi_jax import dynamic, masks, networks, optim
+from eoi_jax.typing import Layout
 
 STEPS = 6
 SWAP = 3  # the second mask rules from this step on
@@ -780,3 +782,107 @@ def test_numbers_of_python_are_parameters(name):
         params = optax.apply_updates(params, updates)
     assert float(params["dense"]["temperature"]) < 0.5
     assert int(optax.tree.get(state, "mask")["dense"]["kernel"].sum()) == 4
+
+
+# --- learning rates for sparse kernels ------------------------------------------------------------
+
+
+def test_updates_are_scaled_by_a_power_of_the_density_of_each_layer():
+    mask = masks.random(jax.random.key(0), PARAMS, {**SCALED, "norm": {"scale": 1.0}})
+    by_layer = optim.scale_by_density(mask, 0.5, layout=stacked)
+    whole = optim.scale_by_density(mask, 0.5)
+    grads = at(GRADS, 0)
+    scaled, _ = by_layer.update(grads, by_layer.init(PARAMS))
+    stack, _ = whole.update(grads, whole.init(PARAMS))
+    density = masks.densities(mask, layout=stacked)
+    kernel, layers = grads["dense"]["kernel"], grads["layers"]["kernel"]
+    np.testing.assert_allclose(
+        scaled["dense"]["kernel"], kernel * density["dense"]["kernel"] ** -0.5, rtol=1e-6
+    )
+    factors = density["layers"]["kernel"].reshape(2, 1, 1) ** -0.5
+    np.testing.assert_allclose(scaled["layers"]["kernel"], layers * factors, rtol=1e-6)
+    mean = density["layers"]["kernel"].mean() ** -0.5
+    np.testing.assert_allclose(stack["layers"]["kernel"], layers * mean, rtol=1e-6)
+    for name in ("dense", "layers"):
+        chex.assert_trees_all_equal(scaled[name]["bias"], grads[name]["bias"])
+
+
+SCALED = {
+    "dense": {"bias": 1.0, "kernel": 0.4},
+    "layers": {"bias": 1.0, "kernel": np.array([0.2, 0.6])},
+}
+
+
+def stacked(path, leaf):
+    return Layout(batch_axes=int(path[0].key == "layers"))
+
+
+def test_masks_hold_under_scaled_updates():
+    params = masks.apply(MASK, PARAMS)
+    inner = optax.chain(optax.adamw(0.1), optim.scale_by_density(masks.support))
+    params, state = three_steps(optim.static_sparse(inner, masks.support), params)
+    chex.assert_trees_all_equal(masks.apply(MASK, params), params)
+    chex.assert_trees_all_equal(optax.tree.get(state, "mask"), masks.support(params))
+
+
+@pytest.mark.parametrize("power", [np.nan, np.inf, "1"])
+def test_a_power_that_is_no_number_is_refused(power):
+    with refuses("power", power):
+        optim.scale_by_density(MASK, power)
+
+
+def test_one_learning_rate_suits_all_densities():
+    """Coordinate check: how far five steps of Adam move the outputs of a wide ReLU network.
+
+    Rescaled weights and scaled updates (SμPar) move them as far at every density; masked weights
+    with updates as they are move them less and less.
+    """
+    width, names = 256, ("first", "second", "third", "out")
+    sizes = dict(zip(names, itertools.pairwise((64, width, width, width, 8)), strict=True))
+    x = jax.random.normal(jax.random.key(5), (128, 64))
+    target = jnp.sin(2 * x[:, :8])
+
+    def outputs(params):
+        hidden = x
+        for name in names[:-1]:
+            hidden = jax.nn.relu(hidden @ params[name]["kernel"])
+        return hidden @ params["out"]["kernel"]
+
+    def middle(path, leaf):
+        return path[0].key in ("second", "third")
+
+    def support(params):
+        return masks.support(params, where=middle)
+
+    def distance(make_start, power):
+        inner = optax.chain(optax.adam(1e-3), optim.scale_by_density(support, power))
+        tx = optim.static_sparse(inner, support)
+
+        @jax.jit
+        def train(params, state):
+            def step(carry, _):
+                params, state = carry
+                grads = jax.grad(lambda p: jnp.mean((outputs(p) - target) ** 2))(params)
+                updates, state = tx.update(grads, state, params)
+                return (optax.apply_updates(params, updates), state), None
+
+            (trained, _), _ = jax.lax.scan(step, (params, state), None, length=5)
+            return jnp.sqrt(jnp.mean((outputs(trained) - outputs(params)) ** 2))
+
+        found = []
+        for density in (1.0, 0.25, 0.0625):
+            of_seeds = []
+            for key in jax.random.split(jax.random.key(0), 3):
+                keys = dict(zip(names, jax.random.split(key, 4), strict=True))
+                params = {
+                    name: {"kernel": (2 / size[0]) ** 0.5 * jax.random.normal(keys[name], size)}
+                    for name, size in sizes.items()
+                }
+                mask = masks.random(key, params, density, where=middle)
+                params = make_start(params, mask).params
+                of_seeds.append(float(train(params, tx.init(params))))
+            found.append(np.mean(of_seeds))
+        return np.array(found) / found[0]
+
+    np.testing.assert_allclose(distance(networks.rescaled, 1.0), 1, atol=0.25)
+    assert (distance(networks.masked, 0.0)[1:] < (0.4, 0.1)).all()

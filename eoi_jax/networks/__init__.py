@@ -2,6 +2,7 @@ r"""Sparse starts of whole networks: a parameter tree in, parameters and mask ou
 
 =================================== ===============================================================
 :func:`masked`                      weights of a dense start on a given mask, the usual baseline
+:func:`rescaled`                    the same weights, rescaled to the mask's fan-in
 :func:`redraw`                      kernels drawn anew from an initializer, for :func:`masked`
 :func:`approximate_isometry`        values on a given mask brought close to orthogonal (AI)
 :func:`exact_orthogonal`            mask and values, exactly orthogonal, from layer densities (EOI)
@@ -23,7 +24,7 @@ it. Kernels in another order of axes, such as Equinox's ``(outputs, inputs, *tap
 attention, are to be brought to this one first.
 """
 
-from eoi_jax.networks.base import SparseInit, masked, redraw
+from eoi_jax.networks.base import SparseInit, masked, redraw, rescaled
 from eoi_jax.networks.block_diagonal import sparsity_aware_orthogonal
 from eoi_jax.networks.exact import exact_orthogonal
 from eoi_jax.networks.isometric import approximate_isometry
@@ -34,5 +35,6 @@ __all__ = [
     "exact_orthogonal",
     "masked",
     "redraw",
+    "rescaled",
     "sparsity_aware_orthogonal",
 ]

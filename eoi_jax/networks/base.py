@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from eoi_jax import masks
 from eoi_jax._internal import checks, layouts, shardings, trees
@@ -14,7 +16,7 @@ from eoi_jax._internal.arrays import native
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
 
-__all__ = ["SparseInit", "masked", "redraw"]
+__all__ = ["SparseInit", "masked", "redraw", "rescaled"]
 
 _REDRAW = 0x72656472  # sets the weights' stream apart from that of a mask of the same key
 
@@ -58,6 +60,73 @@ def masked(params: Params, mask: Mask) -> SparseInit:
     trees.mask_fits(mask, params)
     mask = layouts.place_mask(mask, params)
     return SparseInit(*layouts.place(masks.apply(mask, params), mask, params))
+
+
+def rescaled(
+    params: Params,
+    mask: Mask,
+    *,
+    per: Literal["layer", "unit"] = "layer",
+    layout: LayoutOf | None = None,
+) -> SparseInit:
+    r"""Keep the weights of a dense start on a mask, rescaled to the mask's fan-in.
+
+    A dense start of variance :math:`c / n` for a fan-in of :math:`n` has the variance
+    :math:`c / n` on a mask too, though only :math:`k` of the :math:`n` weights of a unit are left:
+    signals shrink by :math:`k / n` at each layer. Here
+
+    .. math:: W \leftarrow M \odot W \sqrt{n / k},
+
+    which is the sparse form of He's, LeCun's and Glorot's starts. With ``per="layer"`` :math:`k`
+    is the mean over the units, and the factor :math:`1 / \sqrt{d}` of the layer's density
+    :math:`d`; with ``per="unit"`` each unit has its own :math:`k`. It is the baseline that
+    orthogonal sparse starts are to be held against; :func:`masked` leaves the weights as they are.
+
+    Args:
+        params: A pytree of arrays, drawn as for a dense network.
+        mask: A mask of its structure.
+        per: ``"layer"`` or ``"unit"``: an entry of the last axis, as Flax stores kernels.
+        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers, each with a density
+            of its own.
+
+    Returns:
+        The parameters, and the mask. A unit without weights, or a layer, stays zero.
+
+    Raises:
+        ValueError: If the mask does not fit the parameters, or for another ``per``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import eoi_jax as eoi
+        >>> params = {"kernel": jax.random.normal(jax.random.key(0), (400, 100)) / 20}
+        >>> mask = eoi.masks.random(jax.random.key(1), params, 0.1)
+        >>> start = eoi.rescaled(params, mask)
+        >>> x = jax.random.normal(jax.random.key(2), (50, 400))
+        >>> float(jnp.std(x @ start.params["kernel"])).__round__(1)
+        1.0
+
+    Reference:
+        Evci, Ioannou, Keskin and Dauphin, "Gradient Flow in Sparse Neural Networks and How Lottery
+        Tickets Win", AAAI 2022.
+    """
+    remedy = "'layer' is one factor a layer, 'unit' one for each output."
+    checks.one_of(per, ("layer", "unit"), name="per", remedy=remedy)
+    start = masked(params, mask)
+
+    def rescale(path: Any, leaf: Any, leaf_mask: Any) -> Any:
+        if np.ndim(leaf_mask) == 0:
+            return leaf
+        first = trees.layout(layout, path, leaf).batch_axes
+        axes = tuple(range(first, leaf.ndim - (per == "unit")))
+        dtype = checks.compute_dtype(leaf.dtype)
+        density = jnp.mean(leaf_mask, axis=axes, keepdims=True, dtype=dtype)
+        factor = jnp.where(density > 0, density, 1) ** -0.5
+        return shardings.like((leaf * factor).astype(leaf.dtype), leaf)
+
+    params = jax.tree_util.tree_map_with_path(
+        rescale, start.params, trees.boxed_as(mask, start.params)
+    )
+    return SparseInit(params, start.mask)
 
 
 def redraw(
