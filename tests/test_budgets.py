@@ -209,3 +209,16 @@ KERNEL = {"kernel": jnp.ones((4, 5))}
 def test_errors_name_the_argument(rule, named, call):
     with refuses(named):
         call(getattr(budgets, rule))
+
+
+@pytest.mark.parametrize("rule", budgets.RULES)
+def test_kernels_without_entries_are_dense(rule):
+    params = {"empty": {"kernel": jnp.ones((0, 4))}, "also": {"kernel": jnp.ones((3, 0))}}
+    assert jax.tree.leaves(budgets.RULES[rule](params, 0.5)) == [1.0, 1.0]
+
+
+def test_the_message_of_a_density_that_keeps_nothing_names_the_smallest_that_keeps_one():
+    params = {"kernel": jnp.ones((10, 10))}
+    with refuses("density", "0.004", "[0.005, 1]"):
+        budgets.uniform(params, 0.004)
+    assert budgets.uniform(params, 0.005) == {"kernel": 0.01}
