@@ -127,11 +127,15 @@ def test_axes_in_an_order_of_their_own_are_no_copy(longer_first):
     def init(params):
         return jax.tree.map(stored, params)
 
-    inner = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    def update(updates, state, params=None):
+        del params
+        return updates, jax.tree.map(lambda leaf: leaf + 1, state)
+
+    inner = optax.GradientTransformation(init, update)
     params, mask, grads = example((6, 6))
     tx = eoi.static_sparse(inner, mask)
     _, after = tx.update(grads[0], tx.init(params), params)
-    np.testing.assert_array_equal(after.inner_state["kernel"], 7.0)
+    np.testing.assert_array_equal(after.inner_state["kernel"], 8.0)
 
 
 def test_an_optimizer_for_one_shape_is_judged_by_that_shape():
