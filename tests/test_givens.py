@@ -220,3 +220,10 @@ def test_a_traced_plane_of_one_coordinate_does_not_hang():
 def test_the_first_pair_that_is_no_plane_is_named():
     with refuses("pairs[1]", "(2, 2)"):
         givens.from_pairs(jax.random.key(0), [(0, 1), (2, 2), (1, 0), (3, 3)])
+
+
+def test_pairs_reach_to_the_last_coordinate_of_int32():
+    rotations = givens.from_pairs(jax.random.key(0), np.array([(0, 2**31 - 1)]))
+    assert int(rotations.j[0]) == 2**31 - 1
+    with refuses("pairs[0]", str(2**31)):
+        givens.from_pairs(jax.random.key(0), np.array([(0, 2**31)]))

@@ -886,3 +886,19 @@ def test_a_message_lists_five_names_and_counts_the_others():
     with refuses("layer4", "2 more") as raised:
         masks.adopt({"kernel": np.ones((3, 3), bool), **others}, {"kernel": jnp.ones((3, 3))})
     assert "layer5" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "remedy"),
+    [
+        ((3, 2), "torch", 'order="jax"'),
+        ((2, 3), "jax", 'order="torch"'),
+        ((5, 5), "torch", "split or stack"),
+        ((5, 5), "jax", "split or stack"),
+    ],
+)
+def test_a_shape_that_fits_in_the_other_order_says_so(shape, order, remedy):
+    params = {"kernel": jnp.ones((3, 2))}
+    with refuses("tree[kernel]", shape, remedy) as raised:
+        masks.adopt({"kernel": np.ones(shape, bool)}, params, order=order)
+    assert ("fits" in str(raised.value)) == (shape != (5, 5))

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-from jax.experimental.shard_alike import shard_alike
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eoi_jax._internal import checks
 from eoi_jax.typing import Array
+
+_shard_alike: Any = None  # JAX 0.12 has it no longer
+with contextlib.suppress(ImportError):
+    from jax.experimental.shard_alike import shard_alike as _shard_alike
 
 __all__ = ["auto", "explicit_mesh", "like", "replicated", "unsharded"]
 
@@ -40,8 +44,20 @@ def like(array: Array, leaf: Any) -> Array:
             array = jax.sharding.reshard(array, sharding)
         # Also along explicit axes, or a leaf of which nothing else is used would be dropped, and
         # its devices with it.
-        return shard_alike(array, leaf)[0]
+        return _tied(array, leaf)
     return jax.device_put(array, leaf.sharding) if leaf.committed else array
+
+
+def _tied(array: Array, leaf: Array) -> Array:
+    """Tell the compiler to shard an array as it shards the leaf.
+
+    Without JAX's own function a choice that is never made ties the two. It is a wish and no demand:
+    where products shape an array, the compiler may prefer to divide it as they are divided.
+    """
+    if _shard_alike is not None:
+        tied: Array = _shard_alike(array, leaf)[0]
+        return tied
+    return jnp.where(False, leaf.astype(array.dtype), array)
 
 
 def unsharded(array: Any) -> Any:
