@@ -319,3 +319,8 @@ def test_both_methods_invert_alike(size):
     for density in (2 / size, 0.1, 0.5, 0.95):
         exact = theory.num_rotations(size, density, method="exact")
         assert abs(theory.num_rotations(size, density, method="closed_form") - exact) <= 1
+
+
+def test_a_distribution_of_more_entries_than_it_returns_is_refused():
+    with refuses("size", 2**25 + 1):
+        theory.nonzeros_distribution(2**25 + 1, 0)
