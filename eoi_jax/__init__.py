@@ -20,6 +20,7 @@ initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogona
 ``mean_field``         critical gains, and the spectra that theory predicts
 ``theory``             density and number of rotations, one from the other
 ``givens``             sequences of Givens rotations; ``rotation`` applies them
+``planes``             what planes they have: independent ones, or matchings in rounds
 ``isometry``, ``sao``  one matrix with approximated isometry, one with SAO
 ``typing``             the types of the signatures
 ====================== =========================================================================
@@ -36,6 +37,7 @@ from eoi_jax import (
     mean_field,
     networks,
     optim,
+    planes,
     rotation,
     sao,
     serialization,
@@ -81,6 +83,7 @@ __all__ = [
     "networks",
     "optim",
     "orthogonal",
+    "planes",
     "rescaled",
     "rigl",
     "rotation",

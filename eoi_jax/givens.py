@@ -31,6 +31,7 @@ import numpy as np
 from eoi_jax._internal import checks, programs
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.waves import assign_waves, eye_support, grow_support, unpack_support
+from eoi_jax.planes import PlaneLaw, check, independent
 from eoi_jax.typing import Array, DType, Shape
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Rotations",
     "continuous",
     "from_pairs",
+    "hadamard_angle",
     "num_nonzeros",
     "sample",
     "support",
@@ -125,6 +127,35 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
     return _uniform(words, checks.float_dtype(dtype))
 
 
+def hadamard_angle(key: Array, dtype: DType = jnp.float32) -> Array:
+    r"""Draw one of the angles :math:`\pm 45°` and :math:`\pm 135°`, each with probability 1/4.
+
+    Such a rotation multiplies by :math:`\pm 1/\sqrt 2`, so after :math:`r` full rounds of
+    :data:`eoi_jax.planes.matching` the matrix is :math:`2^{-r/2}` times one of integers, and these
+    are 0 and :math:`\pm 1` wherever no two supports have met: non-zeros of one size, as in a
+    Hadamard matrix. Where supports meet, entries double or cancel; what cancels is an exact zero,
+    and non-zeros are counted without it.
+
+    Args:
+        key: A PRNG key.
+        dtype: A real floating dtype; narrower ones than float32 are drawn as float32.
+
+    Returns:
+        A scalar, in radians.
+
+    Example:
+        >>> import jax
+        >>> import eoi_jax as eoi
+        >>> options = dict(angles=eoi.givens.hadamard_angle, planes=eoi.planes.matching)
+        >>> w = eoi.orthogonal(jax.random.key(0), (512, 512), 4 / 512, **options)
+        >>> sorted(set(abs(w).round(3).ravel().tolist()))
+        [0.0, 0.5]
+    """
+    quarter = jax.random.bits(threefry_key(key), (), jnp.uint32) >> np.uint32(30)
+    dtype = checks.compute_dtype(checks.float_dtype(dtype))
+    return (quarter.astype(dtype) - 1.5) * jnp.asarray(math.pi / 2, dtype)
+
+
 def sample(
     key: Array,
     size: int | Array,
@@ -133,13 +164,15 @@ def sample(
     angles: AngleLaw = uniform_angle,
     dtype: DType = jnp.float32,
     first: int | Array = 0,
+    planes: PlaneLaw = independent,
+    capacity: int | None = None,
 ) -> Rotations:
-    r"""Draw independent rotations: planes uniform over the pairs of coordinates, angles of a law.
+    r"""Draw random rotations: planes of a law, independent angles of another.
 
     Rotation ``t`` depends on ``key`` and ``t`` alone, so a longer sequence begins with the shorter
-    one and ``first`` continues it. Planes are uniform over ordered pairs up to a relative bias of
-    ``size / 2**32``. Keys of every PRNG implementation are accepted and seed a Threefry stream,
-    so the batched result equals the looped one for all of them.
+    one and ``first`` continues it. Independent planes are uniform over ordered pairs up to a
+    relative bias of ``size / 2**32``. Keys of every PRNG implementation are accepted and seed a
+    Threefry stream, so the batched result equals the looped one for all of them.
 
     Args:
         key: A PRNG key.
@@ -148,13 +181,17 @@ def sample(
         angles: The law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
         dtype: Real floating dtype of the angles; a narrower one than float32 becomes float32.
         first: Index of the first rotation to return, in [0, 2**32 - num_rotations]; may be traced.
+        planes: The law of the planes, of :mod:`eoi_jax.planes`.
+        capacity: A number that a traced ``size`` does not exceed; it changes no plane. Needed for
+            matchings of a traced size only.
 
     Returns:
         :class:`Rotations` of ``num_rotations`` planes and angles.
 
     Raises:
         ValueError: If ``size``, ``num_rotations`` or ``first`` is out of range, if ``angles`` is
-            no finite number and no law, or if ``dtype`` is not floating.
+            no finite number and no law, if ``dtype`` is not floating, if ``planes`` is no law of
+            planes, or if ``capacity`` is below ``size`` or missing.
 
     Example:
         >>> import jax
@@ -169,11 +206,20 @@ def sample(
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
     key = threefry_key(key)
+    check(planes)
     angles = angles if callable(angles) else checks.number(angles, "angles")
+    if capacity is not None:
+        capacity = checks.integer(capacity, low=2, high=2**31 - 1, name="capacity")
     if not isinstance(size, jax.core.Tracer):
         size = checks.integer(
             size, low=2, high=2**31 - 1, name="size", remedy="A plane takes two coordinates."
         )
+        if capacity is not None and capacity < size:
+            raise checks.value_error(
+                "capacity", capacity, f"is below size={size}", "Leave it out: size is static."
+            )
+        # One program for each size of matchings, one for all sizes of independent planes.
+        capacity = None if planes is independent else size
     elif not jnp.issubdtype(size.dtype, jnp.integer):
         raise checks.value_error("size", size, "is no integer", "Convert it to int32.")
     num_rotations = checks.integer(num_rotations, low=0, high=2**31 - 1, name="num_rotations")
@@ -185,8 +231,8 @@ def sample(
         first = checks.integer(first, low=0, high=high, name="first", remedy=remedy)
         first %= 2**32  # 2**32 itself begins no rotation
     first, size = jnp.asarray(first, jnp.uint32), jnp.asarray(size, jnp.uint32)
-    program = programs.of_function(_sample, angles, static_argnums=(3, 4))
-    rotations: Rotations = program(key, first, size, num_rotations, dtype)
+    program = programs.of_function(_sample, angles, static_argnums=(3, 4, 5, 6))
+    rotations: Rotations = program(key, first, size, num_rotations, dtype, planes, capacity)
     return rotations
 
 
@@ -339,14 +385,19 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
 
 
 def _sample(
-    angles: AngleLaw, key: Array, first: Array, size: Array, num_rotations: int, dtype: DType
+    angles: AngleLaw,
+    key: Array,
+    first: Array,
+    size: Array,
+    num_rotations: int,
+    dtype: DType,
+    planes: PlaneLaw,
+    capacity: int | None,
 ) -> Rotations:
-    def one(row: Array) -> Rotations:
-        i = _below(row[0], size)
-        j = _below(row[1], size - 1)
-        return Rotations(i, jnp.where(j >= i, j + 1, j), _angle(row[2:], angles, dtype))
-
-    return jax.vmap(one)(_words(key, first + jnp.arange(num_rotations, dtype=jnp.uint32)))
+    words = _words(key, first + jnp.arange(num_rotations, dtype=jnp.uint32))
+    i, j = planes.sample(key, first, words[:, :2], size, capacity)
+    theta = jax.vmap(lambda row: _angle(row, angles, dtype))(words[:, 2:])
+    return Rotations(i, j, theta)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "columns"))
@@ -403,12 +454,3 @@ def _uniform(words: Array, dtype: DType) -> Array:
         number, places = words[0] >> np.uint32(8), 24
     angle = (number.astype(dtype) + 0.5) * jnp.asarray(2 * math.pi / 2**places, dtype)
     return jnp.minimum(angle, np.nextafter(dtype.type(2 * math.pi), dtype.type(0)))
-
-
-def _below(bits: Array, bound: int | Array) -> Array:
-    """Map 32 random bits to an integer below ``bound``: the high word of their product."""
-    low, high = bits & 0xFFFF, bits >> 16
-    bound_low, bound_high = jnp.uint32(bound & 0xFFFF), jnp.uint32(bound >> 16)
-    middle = high * bound_low + ((low * bound_low) >> 16)
-    carry = (low * bound_high + (middle & 0xFFFF)) >> 16
-    return (high * bound_high + (middle >> 16) + carry).astype(jnp.int32)

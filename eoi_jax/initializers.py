@@ -21,6 +21,7 @@ from eoi_jax._internal.conv import Taps, at_center, check_taps, drawn_density, p
 from eoi_jax._internal.haar import haar
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.givens import AngleLaw
+from eoi_jax.planes import PlaneLaw, check, independent
 from eoi_jax.sparse_orthogonal import orthogonal
 from eoi_jax.typing import Array, DType, Initializer, Shape
 
@@ -35,6 +36,7 @@ def dense(
     scale: float | Array = 1.0,
     column_axis: int = -1,
     angles: AngleLaw = givens.uniform_angle,
+    planes: PlaneLaw = independent,
     permute: bool = False,
     stopping: Literal["closest", "at_most"] = "closest",
     dtype: DType = jnp.float32,
@@ -50,6 +52,7 @@ def dense(
             signal of a nonlinear network (1.0247 for deep tanh networks).
         column_axis: The axis of outputs; all other axes together are the inputs.
         angles: Law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
+        planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`.
         permute: Permute rows and columns at random and draw their signs.
         stopping: ``"closest"``, the paper's rule, or ``"at_most"``, which never exceeds the budget
             and so leaves room for :func:`eoi_jax.masks.fill` to make the count exact.
@@ -59,8 +62,9 @@ def dense(
         ``init(key, shape, dtype=dtype, out_sharding=None)``.
 
     Raises:
-        ValueError: Here for a density outside (0, 1] or a bad ``scale`` or ``dtype``; from ``init``
-            for a density below the shape's minimum or a shape with fewer than two axes.
+        ValueError: Here for a density outside (0, 1] or a bad ``scale``, ``dtype`` or
+            ``planes``; from ``init`` for a density below the shape's minimum or a shape with fewer
+            than two axes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -76,6 +80,7 @@ def dense(
     """
     checks.density(density)
     checks.number(scale, "scale")
+    check(planes)
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         return orthogonal(
@@ -86,6 +91,7 @@ def dense(
             dtype=dtype,
             column_axis=column_axis,
             angles=angles,
+            planes=planes,
             permute=permute,
             stopping=stopping,
         )
@@ -103,6 +109,7 @@ def conv(
     feature_group_count: int = 1,
     transposed: bool = False,
     angles: AngleLaw = givens.uniform_angle,
+    planes: PlaneLaw = independent,
     permute: bool = False,
     dtype: DType = jnp.float32,
 ) -> Initializer:
@@ -156,6 +163,7 @@ def conv(
             (:class:`flax.linen.ConvTranspose` with its default ``transpose_kernel=False``): the
             aligned tap of an even size ``k`` is then ``k // 2`` and not ``(k - 1) // 2``.
         angles: Law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
+        planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`.
         permute: Permute channels at random and draw signs.
         dtype: The dtype if ``init`` is called without one.
 
@@ -164,9 +172,9 @@ def conv(
         ``(*spatial, inputs / groups, outputs)``.
 
     Raises:
-        ValueError: Here for a density outside (0, 1]; from ``init`` for a shape with fewer than
-            three axes, outputs that the groups do not divide, strides that the window does not
-            cover, a ``density`` too small for :math:`H`, or a ``center_density`` with more weights
+        ValueError: Here for a density outside (0, 1] or bad ``planes``; from ``init`` for a shape
+            with fewer than three axes, outputs that the groups do not divide, strides that the
+            window does not cover, a ``density`` too small for :math:`H`, or a ``center_density`` with more weights
             than ``density`` allows.
 
     Example:
@@ -189,6 +197,7 @@ def conv(
     checks.density(density)
     checks.number(scale, "scale")
     check_taps(taps)
+    check(planes)
     groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
     if center_density is not None:
         checks.density(center_density, name="center_density")
@@ -207,6 +216,7 @@ def conv(
             scale=scale,
             dtype=dtype,
             angles=angles,
+            planes=planes,
             permute=permute,
         )
         return place(key, matrix, shape, taps, strides=steps, transposed=transposed)

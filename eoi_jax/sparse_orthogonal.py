@@ -34,6 +34,7 @@ from eoi_jax import givens, theory
 from eoi_jax._internal import checks, drawing, selection
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.givens import AngleLaw
+from eoi_jax.planes import PlaneLaw, check, independent
 from eoi_jax.typing import Array, DType, Shape
 
 __all__ = ["orthogonal"]
@@ -50,6 +51,7 @@ def orthogonal(
     angles: AngleLaw = givens.uniform_angle,
     permute: bool = False,
     stopping: Literal["closest", "at_most"] = "closest",
+    planes: PlaneLaw = independent,
 ) -> Array:
     r"""Draw a sparse, exactly orthogonal matrix: Exact Orthogonal Initialization (EOI).
 
@@ -89,6 +91,9 @@ def orthogonal(
             the budget of :func:`eoi_jax.masks.fill`, the target count rounded half up, so that
             further weights can be unmasked up to it exactly (a traced density is multiplied in
             its own precision).
+        planes: Law of the planes: :data:`eoi_jax.planes.independent`, the paper's, or
+            :data:`eoi_jax.planes.matching`, whose rows and columns have about as many non-zeros
+            each.
 
     Returns:
         An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
@@ -96,8 +101,8 @@ def orthogonal(
     Raises:
         ValueError: For a density outside its range, fewer than two axes, a dtype that is not real
             floating, too many elements, a ``scale`` that ``dtype`` cannot hold, a ``stopping`` of
-            another name, or an angle that is a multiple of π/2 (its rotations only permute, so no
-            density beyond the minimum is reached).
+            another name, ``planes`` that are no law of planes, or an angle that is a multiple of
+            π/2 (its rotations only permute, so no density beyond the minimum is reached).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -117,6 +122,7 @@ def orthogonal(
     column_axis = checks.axis(column_axis, len(shape), "column_axis")
     scale = checks.scale(scale, dtype)
     angles = drawing.check_angles(angles)
+    check(planes)
     checks.one_of(
         stopping,
         ("closest", "at_most"),
@@ -151,7 +157,8 @@ def orthogonal(
     factor = jnp.asarray(scale, compute_dtype) if checks.is_traced(scale) else None
     inside = jnp.asarray(scale if factor is None else 1.0, compute_dtype)
     tall = (size, min(rows, columns))
-    law = drawing.Law(tall, _segment_length(size, density), angles, at_most, bool(permute))
+    segment = _segment_length(size, density, planes)
+    law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes)
     matrix = drawing.draw(key, target, inside, law)
     if factor is not None:
         matrix = matrix * factor
@@ -161,11 +168,11 @@ def orthogonal(
 
 
 @functools.lru_cache(maxsize=4096)
-def _expected_rotations(size: int, density: float) -> int:
-    return theory.num_rotations(size, density, method="closed_form")
+def _expected_rotations(size: int, density: float, planes: PlaneLaw) -> int:
+    return theory.num_rotations(size, density, method="closed_form", planes=planes)
 
 
-def _segment_length(size: int, density: Any) -> int:
+def _segment_length(size: int, density: Any, planes: PlaneLaw = independent) -> int:
     """Choose the rotations of a segment: 1 to 4 per coordinate, so that few programs are compiled.
 
     It changes the speed and not the matrix. A static density gets one segment that nearly always
@@ -174,5 +181,7 @@ def _segment_length(size: int, density: Any) -> int:
     unit = max(size, 32)
     if checks.is_traced(density):
         return min(4 * unit, drawing.MAX_SEGMENT)
-    needed = _expected_rotations(size, float(density)) + size // 4
-    return min(min(max(-(-needed // unit), 1), 4) * unit, drawing.MAX_SEGMENT)
+    needed = _expected_rotations(size, float(density), planes) + size // 4
+    # A round of matchings doubles where as many independent planes grow by e: they take more.
+    most = 4 if planes is independent else 6
+    return min(min(max(-(-needed // unit), 1), most) * unit, drawing.MAX_SEGMENT)

@@ -9,7 +9,7 @@ from helpers import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eoi_jax import givens, rotation
+from eoi_jax import givens, planes, rotation
 from eoi_jax._internal import waves
 
 KEY = jax.random.key(7)
@@ -78,7 +78,7 @@ def test_angles_are_uniform_and_never_trivial():
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 2**31 - 1))
 def test_high_word_of_a_product(bits, bound):
-    assert int(givens._below(jnp.uint32(bits), bound)) == bits * bound >> 32
+    assert int(planes._below(jnp.uint32(bits), bound)) == bits * bound >> 32
 
 
 @pytest.mark.usefixtures("x64")

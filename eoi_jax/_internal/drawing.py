@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from eoi_jax import givens
 from eoi_jax._internal import checks, programs, waves
 from eoi_jax._internal.vmap import map_on_cpu, varying_as
-from eoi_jax.givens import AngleLaw
+from eoi_jax.givens import AngleLaw, PlaneLaw
 from eoi_jax.typing import Array
 
 __all__ = ["MAX_SEGMENT", "Law", "check_angles", "draw", "draw_padded", "permuted"]
@@ -37,6 +37,7 @@ class Law(NamedTuple):
         angles: The law of the angles, or None where a program is given it apart.
         at_most: Whether to stop before a target is exceeded, and not at the closest count.
         permute: Whether rows and columns are permuted and signs drawn at the end.
+        planes: The law of the planes.
     """
 
     shape: tuple[int, int]
@@ -44,6 +45,7 @@ class Law(NamedTuple):
     angles: Any
     at_most: bool
     permute: bool = False
+    planes: PlaneLaw = givens.independent
 
 
 class _Target(NamedTuple):
@@ -158,7 +160,14 @@ def _rotate_to_target(
     def extend(state: State) -> State:
         first, nonzeros, packed, matrix = state
         rotations = givens.sample(
-            key, rows, law.segment, angles=law.angles, dtype=matrix.dtype, first=first
+            key,
+            rows,
+            law.segment,
+            angles=law.angles,
+            dtype=matrix.dtype,
+            first=first,
+            planes=law.planes,
+            capacity=law.shape[0],
         )
         wave = givens.waves(rotations, law.shape[0])
         if count_on_integers:

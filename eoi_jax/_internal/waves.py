@@ -19,6 +19,7 @@ from eoi_jax.typing import Array
 
 _Carry = TypeVar("_Carry")
 _WORD = 32  # bits of a packed support's word
+_NOISE = 32  # rounding errors of one product of rotations, in units of the precision
 
 
 class Block(NamedTuple):
@@ -188,6 +189,10 @@ def _turn(rows: Array, block: Block, round_products: bool) -> tuple[Array, Array
         tiny = jnp.finfo(rows.dtype).tiny
         same = jnp.where(jnp.abs(same) < tiny, 0, same)
         others = jnp.where(jnp.abs(others) < tiny, 0, others)
+        # Equal angles give entries that are equal up to rounding: what they cancel to is a zero.
+        total = same + others
+        noise = _NOISE * jnp.finfo(rows.dtype).eps * jnp.abs(same)
+        return both, jnp.where(jnp.abs(total) <= noise, 0, total)
     return both, same + others
 
 

@@ -19,6 +19,7 @@ from eoi_jax._internal.keys import threefry_key
 from eoi_jax._internal.vmap import map_on_cpu
 from eoi_jax.givens import AngleLaw
 from eoi_jax.networks.base import SparseInit
+from eoi_jax.planes import PlaneLaw, check, independent
 from eoi_jax.typing import Array, Densities, LayoutOf, Params, Where
 
 __all__ = ["exact_orthogonal"]
@@ -40,6 +41,7 @@ def exact_orthogonal(
     infeasible: Literal["raise", "redistribute"] = "raise",
     variant: Literal["eoi", "eis"] = "eoi",
     angles: AngleLaw = givens.uniform_angle,
+    planes: PlaneLaw = independent,
     permute: bool = False,
     where: Where = trees.is_kernel,
     layout: LayoutOf | None = None,
@@ -86,6 +88,7 @@ def exact_orthogonal(
             are unmasked wherever :math:`H` is not zero (the few weights that then are left of
             the budget anywhere). It needs :math:`k` times the non-zeros.
         angles: Law of the rotation angles.
+        planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`.
         permute: Permute channels at random and draw signs.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or grouped.
@@ -95,8 +98,8 @@ def exact_orthogonal(
 
     Raises:
         ValueError: If ``where`` selects no leaf, if a density is out of range or
-            traced, if a layout does not fit its leaf, or if budgets are below what orthogonal
-            matrices need: the message lists the layers.
+            traced, if a layout does not fit its leaf, if ``planes`` is no law of planes,
+            or if budgets are below what orthogonal matrices need: the message lists the layers.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -114,6 +117,7 @@ def exact_orthogonal(
     """
     key = threefry_key(key)
     check_taps(taps)
+    check(planes)
     params = trees.arrays(params)
     checks.one_of(
         infeasible,
@@ -147,7 +151,8 @@ def exact_orthogonal(
     leaves = [leaf for _, leaf in paths_and_leaves]
     groups = _group(key, leaves, kernels, rule, _scales(scale, paths_and_leaves, kernels))
     masks = [jnp.array(True) for _ in leaves]
-    for group, matrices in zip(groups, _draw(groups, drawing.check_angles(angles)), strict=True):
+    drawn = _draw(groups, drawing.check_angles(angles), planes)
+    for group, matrices in zip(groups, drawn, strict=True):
         placed = _place(
             group.keys,
             matrices,
@@ -276,7 +281,7 @@ def _split(keys: Array, groups: int) -> tuple[Array, Array]:
     return for_matrices.reshape(-1, *for_matrices.shape[2:]), for_masks
 
 
-def _draw(groups: Sequence[_Group], angles: AngleLaw) -> list[Array]:
+def _draw(groups: Sequence[_Group], angles: AngleLaw, planes: PlaneLaw) -> list[Array]:
     """Draw the matrices ``(number, rows, columns)``, tall or square, of each group.
 
     Small ones of whatever shape are drawn by one program.
@@ -299,7 +304,7 @@ def _draw(groups: Sequence[_Group], angles: AngleLaw) -> list[Array]:
             keys = keys[np.minimum(np.arange(len(keys) + more), len(keys) - 1)]
             numbers = np.pad(numbers, ((0, 0), (0, more)), constant_values=1)
         # The segment is the same for all densities, so that they share a program.
-        law = drawing.Law(padded, 2 * max(padded[0], 32), angles, at_most=True)
+        law = drawing.Law(padded, 2 * max(padded[0], 32), angles, at_most=True, planes=planes)
         each = jnp.asarray(numbers, jnp.int32)  # count, rows, columns
         matrices = drawing.draw_padded(keys, each[0], each[1], each[2], law, dtype)
         ends = np.cumsum(lengths)
