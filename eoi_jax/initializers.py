@@ -174,8 +174,8 @@ def conv(
     Raises:
         ValueError: Here for a density outside (0, 1] or bad ``planes``; from ``init`` for a shape
             with fewer than three axes, outputs that the groups do not divide, strides that the
-            window does not cover, a ``density`` too small for :math:`H`, or a ``center_density`` with more weights
-            than ``density`` allows.
+            window does not cover, a ``density`` too small for :math:`H`, or a ``center_density``
+            with more weights than ``density`` allows.
 
     Example:
         >>> import jax, jax.numpy as jnp

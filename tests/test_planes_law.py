@@ -10,7 +10,7 @@ import pytest
 from helpers import gram_error, refuses
 
 import eoi_jax as eoi
-from eoi_jax import givens, planes, theory
+from eoi_jax import givens, planes, rotation, theory
 from eoi_jax.planes import independent, matching
 
 KEY = jax.random.key(17)
@@ -154,7 +154,7 @@ def test_hadamard_angles_make_non_zeros_of_one_size():
     rotations = givens.sample(
         KEY, size, rounds * size // 2, planes=matching, angles=givens.hadamard_angle
     )
-    matrix = np.asarray(ROTATE(rotations, jnp.eye(size)))
+    matrix = np.asarray(rotation.as_matrix(rotations, size))
     multiples = matrix * np.sqrt(2) ** rounds
     np.testing.assert_allclose(multiples, multiples.round(), atol=1e-5)
     assert set(abs(multiples).round().ravel().tolist()) <= {0, 1, 2}
