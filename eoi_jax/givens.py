@@ -144,12 +144,13 @@ def hadamard_angle(key: Array, dtype: DType = jnp.float32) -> Array:
         A scalar, in radians.
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> import eoi_jax as eoi
         >>> options = dict(angles=eoi.givens.hadamard_angle, planes=eoi.planes.matching)
-        >>> w = eoi.orthogonal(jax.random.key(0), (512, 512), 4 / 512, **options)
-        >>> sorted(set(abs(w).round(3).ravel().tolist()))
-        [0.0, 0.5]
+        >>> one_round = eoi.givens.sample(jax.random.key(0), 64, 32, **options)
+        >>> w = abs(eoi.rotation.as_matrix(one_round, 64))
+        >>> bool(((w == 0) | jnp.isclose(w, 0.5**0.5)).all())
+        True
     """
     quarter = jax.random.bits(threefry_key(key), (), jnp.uint32) >> np.uint32(30)
     dtype = checks.compute_dtype(checks.float_dtype(dtype))
