@@ -141,10 +141,6 @@ so a round is one wave, and every row and column of a square matrix has at most 
 non-zeros after :math:`r` rounds and, for even :math:`N`, at least two after one. A density between
 those of two rounds takes a part of the next round. Matchings are uniform up to ties among
 :math:`N` words of 32 bits.
-
-At 1000 layers and density .12 (16 non-zeros a row) the largest singular value of the Jacobian was
-.65 and the training loss 1.31, where independent planes had .94 and 1.38 (measured with this
-library, one start).
 """
 
 
