@@ -204,7 +204,7 @@ def static_sparse(
         masked_params = masks.apply(mask, params)
         extra_args = {
             name: with_masked_arguments(mask, params, value)
-            if callable(value) and jax.tree_util.all_leaves([value])
+            if _is_function(value)
             else mask_copies(mask, params, value)
             for name, value in extra_args.items()
         }
@@ -317,9 +317,9 @@ def _mask_of(mask: Mask | MaskOf, params: Params) -> Mask:
     return trees.without_axis_names(copy)
 
 
-def _is_function(mask: Any) -> bool:
-    """Whether a mask is a function of the parameters; modules of Equinox are trees with a call."""
-    return callable(mask) and jax.tree_util.all_leaves([mask])
+def _is_function(value: Any) -> bool:
+    """Whether a value is a function and no tree: modules of Equinox are trees with a call."""
+    return callable(value) and jax.tree_util.all_leaves([value])
 
 
 def _is_placeholder(params: Params) -> bool:
