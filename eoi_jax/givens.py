@@ -192,7 +192,7 @@ def sample(
     Raises:
         ValueError: If ``size``, ``num_rotations`` or ``first`` is out of range, if ``angles`` is
             no finite number and no law, if ``dtype`` is not floating, if ``planes`` is no law of
-            planes, or if ``capacity`` is below ``size`` or missing.
+            planes or one of another size, or if ``capacity`` is below ``size`` or missing.
 
     Example:
         >>> import jax
@@ -219,10 +219,11 @@ def sample(
             raise checks.value_error(
                 "capacity", capacity, f"is below size={size}", "Leave it out: size is static."
             )
-        # One program for each size of matchings, one for all sizes of independent planes.
+        # One program for each size of other laws, one for all sizes of independent planes.
         capacity = None if planes is independent else size
     elif not jnp.issubdtype(size.dtype, jnp.integer):
         raise checks.value_error("size", size, "is no integer", "Convert it to int32.")
+    planes = planes.of_size(size)
     num_rotations = checks.integer(num_rotations, low=0, high=2**31 - 1, name="num_rotations")
     dtype = checks.compute_dtype(checks.float_dtype(dtype))
     if not checks.is_traced(first):
@@ -246,8 +247,8 @@ def from_pairs(
 ) -> Rotations:
     """Rotate in the given planes, in their order, by angles of a law.
 
-    This guides the support: only coordinates that the pairs connect are ever mixed (a banded
-    pattern from neighbouring pairs, a butterfly from pairs that differ in one bit).
+    This guides the support: only coordinates that the pairs connect are ever mixed. For random
+    pairs inside a pattern see :func:`eoi_jax.planes.within`.
 
     Args:
         key: A PRNG key, for the angles.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -17,7 +17,14 @@ import jax.numpy as jnp
 
 from eoi_jax import givens
 from eoi_jax._internal import block_diagonal, checks
-from eoi_jax._internal.conv import Taps, at_center, check_taps, drawn_density, place
+from eoi_jax._internal.conv import (
+    Taps,
+    at_center,
+    check_strides,
+    check_taps,
+    drawn_density,
+    place,
+)
 from eoi_jax._internal.haar import haar
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.givens import AngleLaw
@@ -39,6 +46,7 @@ def dense(
     planes: PlaneLaw = independent,
     permute: bool = False,
     stopping: Literal["closest", "at_most"] = "closest",
+    balance_outputs: bool | Array = False,
     dtype: DType = jnp.float32,
 ) -> Initializer:
     r"""Sparse, exactly orthogonal kernels for dense layers: EOI as a ``kernel_init``.
@@ -56,15 +64,18 @@ def dense(
         permute: Permute rows and columns at random and draw their signs.
         stopping: ``"closest"``, the paper's rule, or ``"at_most"``, which never exceeds the budget
             and so leaves room for :func:`eoi_jax.masks.fill` to make the count exact.
+        balance_outputs: Whether, with more outputs than inputs, each output has a norm of at least
+            half of its fair share, :math:`\sqrt{n/m}` times ``scale``: no dead units before a
+            normalization. It takes a density of :math:`1/n`.
         dtype: The dtype if ``init`` is called without one.
 
     Returns:
         ``init(key, shape, dtype=dtype, out_sharding=None)``.
 
     Raises:
-        ValueError: Here for a density outside (0, 1] or a bad ``scale``, ``dtype`` or
-            ``planes``; from ``init`` for a density below the shape's minimum or a shape with fewer
-            than two axes.
+        ValueError: Here for a density outside (0, 1] or a bad ``scale``, ``dtype``,
+            ``planes`` or ``balance_outputs``; from ``init`` for a density below the shape's minimum
+            or a shape with fewer than two axes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -81,6 +92,7 @@ def dense(
     checks.density(density)
     checks.number(scale, "scale")
     check(planes)
+    balance_outputs = checks.balance(balance_outputs, planes)
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         return orthogonal(
@@ -94,6 +106,7 @@ def dense(
             planes=planes,
             permute=permute,
             stopping=stopping,
+            balance_outputs=balance_outputs,
         )
 
     return _initializer(draw, dtype)
@@ -111,6 +124,7 @@ def conv(
     angles: AngleLaw = givens.uniform_angle,
     planes: PlaneLaw = independent,
     permute: bool = False,
+    balance_outputs: bool | None = None,
     dtype: DType = jnp.float32,
 ) -> Initializer:
     r"""Sparse, exactly orthogonal kernels for convolutions of any number of spatial axes.
@@ -138,6 +152,12 @@ def conv(
     :func:`eoi_jax.masks.fill` opens further weights, which are zero now and may learn, up to
     ``density``.
 
+    Where :math:`H` has more columns than rows, some outputs of the paper's law are zero or nearly
+    so, and a normalization multiplies their gradients by as much as it does their values. With
+    ``balance_outputs`` no output has a norm below half of its fair share, :math:`\sqrt{\text{rows}
+    / \text{outputs}}`, by the law of :func:`eoi_jax.sparse_orthogonal.orthogonal`, and :math:`d_H`
+    is at least one non-zero for each output.
+
     Padding by zeros moves what is spread over the border out of the picture: a 3 x 3 layer loses
     about 4 % of the energy of white noise at 32 x 32 pixels, and 8 % at 16 x 16; at the center it
     loses nothing. VALID padding crops.
@@ -147,7 +167,17 @@ def conv(
     outputs)``, of density :math:`\min(\text{density} \cdot k / S, \sqrt{\text{density}}, 1)`. Every
     pixel is seen, and the layer is an exact isometry or co-isometry from all pixels, under
     circular padding of sizes that the strides divide. A kernel for stride 1 in such a layer
-    subsamples.
+    subsamples. Of the energy of white noise a 3 x 3 layer of 16 channels at stride 2, 32 x 32
+    pixels, keeps, under circular padding and under zeros around the picture:
+
+    ================================ ============ ===================================
+    layer                            circular     zeros: center, spread, spread_both
+    ================================ ============ ===================================
+    16 to 32, kernels for stride 1   25 %         25, 24, 24 %
+    16 to 32, ``strides=2``          50 %         47, 48, 48 %
+    16 to 64, kernels for stride 1   25 %         25, 24, 24 %
+    16 to 64, ``strides=2``          100 %        94, 97, 95 %
+    ================================ ============ ===================================
 
     Args:
         density: Fraction of weights of the whole kernel to keep, in (0, 1]; may be traced.
@@ -165,6 +195,10 @@ def conv(
         angles: Law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
         planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`.
         permute: Permute channels at random and draw signs.
+        balance_outputs: Whether, with more outputs than rows of :math:`H`, each output has a norm
+            of at least half of its fair share; see above. Default: with spread taps, where the
+            density leaves every output a non-zero; never at the center. ``True`` refuses a density
+            too small for it; ``False`` reproduces the paper.
         dtype: The dtype if ``init`` is called without one.
 
     Returns:
@@ -198,17 +232,22 @@ def conv(
     checks.number(scale, "scale")
     check_taps(taps)
     check(planes)
+    balance_outputs = checks.balance(balance_outputs, planes, optional=True)
     groups = checks.integer(feature_group_count, low=1, name="feature_group_count")
     if center_density is not None:
         checks.density(center_density, name="center_density")
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         *window, inputs, outputs = shape
-        steps = _strides(strides, window, transposed)
+        steps = check_strides(strides, window, transposed=transposed)
         cell = 1 if steps is None else math.prod(steps)
         rows = cell * inputs
         num_taps = math.prod(window) / cell
-        matrix_density = _tap_density(density, center_density, num_taps, max(rows, outputs))
+        most = density * num_taps if center_density is None else center_density
+        balanced = _is_balanced(balance_outputs, taps != "center", most, rows, outputs)
+        matrix_density = _tap_density(
+            density, center_density, num_taps, max(rows, outputs), 1 / rows, balanced
+        )
         matrix = orthogonal(
             key,
             (rows, outputs),
@@ -218,6 +257,7 @@ def conv(
             angles=angles,
             planes=planes,
             permute=permute,
+            balance_outputs=balanced,
         )
         return place(key, matrix, shape, taps, strides=steps, transposed=transposed)
 
@@ -536,50 +576,48 @@ def _matmul(left: Array, right: Array) -> Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def _strides(strides: int | Shape, window: Shape, transposed: bool) -> tuple[int, ...] | None:
-    """Accept strides, one for each axis of a window that covers them; None if all are 1."""
-    steps: tuple[int, ...] = (
-        tuple(strides) if isinstance(strides, Sequence) else (strides,) * len(window)
-    )
-    if len(steps) != len(window):
-        raise checks.value_error(
-            "strides", steps, f"has {len(steps)} entries, not {len(window)}", "Give one an axis."
-        )
-    for size, step in zip(window, steps, strict=True):
-        remedy = "A smaller window leaves pixels unseen: enlarge it."
-        checks.integer(step, low=1, high=size, name="strides", remedy=remedy)
-    if all(step == 1 for step in steps):
-        return None
-    if transposed:
-        raise checks.value_error(
-            "strides",
-            steps,
-            "is not 1 with transposed=True",
-            "Draw transposed kernels at stride 1.",
-        )
-    return steps
+def _is_balanced(
+    balance: bool | None, is_spread: bool, most: Any, rows: int, outputs: int
+) -> bool | Array:
+    """Whether outputs are balanced: by default where taps are spread and the density allows it.
+
+    ``most`` is the density that a matrix of ``rows`` by ``outputs`` may have.
+    """
+    if rows >= outputs or balance is False:
+        return False
+    if balance is None:
+        suffices = most * rows >= 1 - 1e-6  # a non-zero for each output
+        return is_spread and (suffices if checks.is_traced(suffices) else bool(suffices))
+    return balance
 
 
-def _tap_density(density: Any, center_density: Any, num_taps: float, size: int) -> Any:
-    """Density of the center tap, between what a matrix of that size needs and what is allowed."""
+def _tap_density(
+    density: Any, center_density: Any, num_taps: float, size: int, least: float, balanced: Any
+) -> Any:
+    """Density of the center tap, between what a matrix of that size needs and what is allowed.
+
+    ``least`` is what balanced outputs need.
+    """
     minimum = 1 / size
+    need = f"holds orthogonal matrices whose larger side is {size}, which take"
+    why = f"An orthogonal matrix with a larger side of {size} has no fewer non-zeros."
+    if balanced is True:
+        minimum = least
+        need = "has a non-zero for each output (balance_outputs=True), which takes"
+        why = "With balance_outputs=True each output has a non-zero."
+    lowest = jnp.where(balanced, least, minimum) if checks.is_traced(balanced) else minimum
     remedy = (
-        f"The kernel of {num_taps:g} taps holds orthogonal matrices whose larger side is {size}, "
-        f"which take a density of at least {minimum / num_taps:.6g} of the whole kernel: raise "
-        "the density, or leave this layer dense."
+        f"The kernel of {num_taps:g} taps {need} a density of at least {minimum / num_taps:.6g} of "
+        f"the whole kernel: raise the density, or leave "
+        f"{'balance_outputs out' if balanced is True else 'this layer dense'}."
     )
     density = checks.density(density, minimum=minimum / num_taps, why=remedy)
     if center_density is None:
-        wanted = drawn_density(density, num_taps, size)
+        wanted = drawn_density(density, num_taps, size, lowest)
         if not checks.is_traced(density):
             return wanted
     else:
-        wanted = checks.density(
-            center_density,
-            name="center_density",
-            minimum=minimum,
-            why=f"An orthogonal matrix with a larger side of {size} has no fewer non-zeros.",
-        )
+        wanted = checks.density(center_density, name="center_density", minimum=minimum, why=why)
     allowed = (density <= 1) & (wanted <= density * num_taps * (1 + 1e-6))
     if checks.is_traced(allowed):
         return jnp.where(allowed, wanted, jnp.nan)  # a matrix of NaN, so that the excess shows

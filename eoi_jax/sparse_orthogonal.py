@@ -52,6 +52,7 @@ def orthogonal(
     permute: bool = False,
     stopping: Literal["closest", "at_most"] = "closest",
     planes: PlaneLaw = independent,
+    balance_outputs: bool | Array = False,
 ) -> Array:
     r"""Draw a sparse, exactly orthogonal matrix: Exact Orthogonal Initialization (EOI).
 
@@ -67,6 +68,14 @@ def orthogonal(
     the density ends within :math:`1/(2N)` of the target. With ``stopping="at_most"`` they stop
     before the first rotation that would exceed the target instead, and the density ends at most
     :math:`1/N` below it.
+
+    With more columns than rows, the outputs of a wide layer, columns share norms of mean square
+    :math:`n/m`, and at low density some are zero or nearly so: under a normalization such an output
+    gets a gradient too large by as much. With ``balance_outputs`` every column has a norm of at
+    least :math:`\tfrac12 \sqrt{n/m}` times ``scale``. The start is then the identity repeated side
+    by side, with a sign for each copy and its rows scaled to norm 1. Where some angle would leave a
+    norm below the bound, angles are squeezed into those that do not (of a uniform law: uniform
+    among them). Orthogonality is as exact, and the same rule stops the rotations.
 
     One key makes one matrix, whether the call is eager, jitted or vmapped. The density may be
     traced: nothing is compiled anew for another density under :func:`jax.jit`.
@@ -91,18 +100,23 @@ def orthogonal(
             the budget of :func:`eoi_jax.masks.fill`, the target count rounded half up, so that
             further weights can be unmasked up to it exactly (a traced density is multiplied in
             its own precision).
-        planes: Law of the planes: :data:`eoi_jax.planes.independent`, the paper's, or
+        planes: Law of the planes: :data:`eoi_jax.planes.independent`, the paper's;
             :data:`eoi_jax.planes.matching`, whose rows and columns have about as many non-zeros
-            each.
+            each; or :func:`eoi_jax.planes.within` a pattern, which may bound the density.
+        balance_outputs: Whether no column is zero or much smaller than others. It takes a density
+            of :math:`1/n` or more where :math:`n < m`, and changes nothing where :math:`n \ge m`,
+            whose columns all have norm ``scale``. May be traced. Not for planes in a pattern.
 
     Returns:
         An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
 
     Raises:
-        ValueError: For a density outside its range, fewer than two axes, a dtype that is not real
-            floating, too many elements, a ``scale`` that ``dtype`` cannot hold, a ``stopping`` of
-            another name, ``planes`` that are no law of planes, or an angle that is a multiple of
-            π/2 (its rotations only permute, so no density beyond the minimum is reached).
+        ValueError: For a density outside its range, above that of ``planes`` or below what
+            ``balance_outputs`` takes, fewer than two axes, a dtype that is not real floating, too
+            many elements, a ``scale`` that ``dtype`` cannot hold, a ``stopping`` of another name,
+            ``planes`` that are no law of planes, one of another size, or a pattern whose outputs
+            are to be balanced, or an angle that is a multiple of π/2 (its rotations only permute,
+            so no density beyond the minimum is reached).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -123,6 +137,7 @@ def orthogonal(
     scale = checks.scale(scale, dtype)
     angles = drawing.check_angles(angles)
     check(planes)
+    balance_outputs = checks.balance(balance_outputs, planes)
     checks.one_of(
         stopping,
         ("closest", "at_most"),
@@ -139,27 +154,41 @@ def orthogonal(
             "shape", shape, "is outside the shapes of fewer than 2**31 elements", "Split the layer."
         )
     size = max(rows, columns)
-    density = checks.density(
-        density,
-        minimum=1 / size,
-        why=f"An orthogonal {rows} x {columns} matrix has at least one non-zero in each vector "
-        "of its smaller side.",
+    balanced = None
+    if balance_outputs is not False and rows < columns:
+        balanced = jnp.asarray(balance_outputs)
+    minimum = 1 / size
+    why = (
+        f"An orthogonal {rows} x {columns} matrix has at least one non-zero in each vector "
+        "of its smaller side."
     )
+    if balanced is not None and not checks.is_traced(balanced):
+        minimum = 1 / rows
+        why = (
+            f"With balance_outputs=True each of the {columns} columns has a non-zero: raise the "
+            "density, or leave balance_outputs out."
+        )
+    density = checks.density(density, minimum=minimum, why=why)
+    planes = planes.of_size(size)
+    checks.reachable(density, planes.max_nonzeros(size, min(rows, columns)), (rows, columns))
     at_most = stopping == "at_most"
     if at_most and not checks.is_traced(density):
         # The integer that masks.fill has: float32 may round to the one above.
         count = selection.target_count(density, rows * columns)
-        target = jnp.asarray(max(int(count), min(rows, columns)), jnp.int32)
+        least = round(minimum * rows * columns)
+        target = jnp.asarray(max(int(count), least), jnp.int32)
     else:
         target = jax.lax.stop_gradient(jnp.asarray(density, jnp.result_type(float)))
     compute_dtype = checks.compute_dtype(dtype)
     # A loop of unknown length has no reverse mode, so a scale that may be differentiated stays out.
-    factor = jnp.asarray(scale, compute_dtype) if checks.is_traced(scale) else None
+    # The squares of a factor, which norms are compared with, may leave the range of its dtype.
+    is_apart = checks.is_traced(scale) or balanced is not None
+    factor = jnp.asarray(scale, compute_dtype) if is_apart else None
     inside = jnp.asarray(scale if factor is None else 1.0, compute_dtype)
     tall = (size, min(rows, columns))
-    segment = _segment_length(size, density, planes)
-    law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes)
-    matrix = drawing.draw(key, target, inside, law)
+    segment, rounds = _lengths(tall, density, planes)
+    law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes, rounds)
+    matrix = drawing.draw(key, target, inside, law, balanced)
     if factor is not None:
         matrix = matrix * factor
     matrix = (matrix if rows >= columns else matrix.T).astype(dtype)
@@ -172,16 +201,26 @@ def _expected_rotations(size: int, density: float, planes: PlaneLaw) -> int:
     return theory.num_rotations(size, density, method="closed_form", planes=planes)
 
 
-def _segment_length(size: int, density: Any, planes: PlaneLaw = independent) -> int:
-    """Choose the rotations of a segment: 1 to 4 per coordinate, so that few programs are compiled.
+def _lengths(shape: tuple[int, int], density: Any, planes: PlaneLaw) -> tuple[int, int]:
+    """Choose the rotations of a segment, and the rounds of matchings applied before the first.
 
-    It changes the speed and not the matrix. A static density gets one segment that nearly always
-    suffices; for a traced one the four rotations per coordinate reach a density of about 0.4.
+    It changes the speed and not the matrix. A segment has 1 to 4 rotations per coordinate, so that
+    few programs are compiled. A static density gets one segment that nearly always suffices; for a
+    traced one the four rotations per coordinate reach a density of about 0.4. How many rotations a
+    pattern takes has no theory.
     """
+    size = shape[0]
     unit = max(size, 32)
-    if checks.is_traced(density):
-        return min(4 * unit, drawing.MAX_SEGMENT)
-    needed = _expected_rotations(size, float(density), planes) + size // 4
-    # A round of matchings doubles where as many independent planes grow by e: they take more.
-    most = 4 if planes is independent else 6
-    return min(min(max(-(-needed // unit), 1), most) * unit, drawing.MAX_SEGMENT)
+    needed = None
+    if planes.size is not None:
+        segment = 2 * unit
+    elif checks.is_traced(density):
+        segment = 4 * unit
+    else:
+        needed = _expected_rotations(size, float(density), planes)
+        needed += size // 4 if needed else 0
+    rounds = drawing.rounds_at_once(shape, planes, needed)
+    if needed is not None:
+        left = max(needed - rounds * (size // 2), 1)
+        segment = min(-(-left // unit), 4) * unit
+    return min(segment, drawing.MAX_SEGMENT), rounds

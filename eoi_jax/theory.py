@@ -55,7 +55,9 @@ _MAX_SIZE = 2**25
 _MAX_ANY_SIZE = 2**53
 
 
-def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
+def nonzeros_distribution(
+    size: int, num_rotations: int, *, planes: PlaneLaw = independent
+) -> NDArray[np.float64]:
     r"""Distribution of the number of non-zeros of one vector after so many rotations.
 
     With :math:`b_k = 2k(N-k) / (N(N-1))` and :math:`p_0(k) = [k = 1]`,
@@ -66,21 +68,30 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
     chain stops where it is absorbed, with less than 1e-17 outside of ``k = size``, which is
     after some ``30 * size`` rotations.
 
+    For :data:`eoi_jax.planes.matching` it is the chain by rounds (see the module), ended by a part
+    of a round: its planes cover uniform coordinates, so the non-zeros among these are
+    hypergeometric, and then follow the law of a whole round of so many coordinates.
+
     Args:
         size: ``N``, the larger side of the matrix, in [1, 2**25].
         num_rotations: ``t``, the number of rotations applied, at least 0.
+        planes: The law of the planes.
 
     Returns:
         A float64 array of ``size + 1`` probabilities: entry ``k`` is the probability of exactly
         ``k`` non-zeros among ``size`` coordinates.
 
     Raises:
-        ValueError: For a size or a number outside its range, or for more than 2e9 updates.
+        ValueError: For a size or a number outside its range, for planes that have no theory, or for
+            more than 2e9 updates.
 
     Example:
         >>> from eoi_jax import theory
         >>> theory.nonzeros_distribution(3, 1).round(3)
         array([0.   , 0.333, 0.667, 0.   ])
+        >>> from eoi_jax.planes import matching
+        >>> theory.nonzeros_distribution(8, 8, planes=matching).round(3)[:5]
+        array([0.   , 0.   , 0.143, 0.   , 0.857])
 
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
@@ -89,6 +100,9 @@ def nonzeros_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
     remedy = "Use expected_density(size, num_rotations, method='closed_form')."
     size = checks.integer(size, low=1, high=_MAX_SIZE, name="size", remedy=remedy)
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
+    if _check_planes(planes) is matching:
+        _check_round_cost(size, remedy[:-2] + ", planes=matching).")
+        return _matching_distribution(size, num_rotations)
     updates = size * min(num_rotations, 30 * size)
     if updates > _MAX_UPDATES:
         raise checks.value_error(
@@ -305,10 +319,21 @@ def _check_method(method: str) -> None:
     checks.one_of(method, ("auto", "exact", "closed_form"), name="method", remedy=remedy)
 
 
-def _check_planes(planes: PlaneLaw) -> None:
+def _check_planes(planes: PlaneLaw) -> PlaneLaw:
     if check(planes) is not independent and planes is not matching:
         remedy = "Count those of a simulation, by eoi_jax.givens.num_nonzeros."
         raise checks.value_error("planes", planes, "has no theory of its density", remedy)
+    return planes
+
+
+def _check_round_cost(size: int, remedy: str) -> None:
+    if size**2 * 10 > _MAX_UPDATES:
+        raise checks.value_error(
+            "size",
+            size,
+            f"costs {10 * size**2:.1e} updates of the exact chain, outside [0, {_MAX_UPDATES:.0e}]",
+            remedy,
+        )
 
 
 def _is_exact(method: str, size: int) -> bool:
@@ -319,7 +344,7 @@ def _is_exact(method: str, size: int) -> bool:
 def _round_curve(size: int, exact: bool) -> tuple[NDArray[np.float64], int]:
     """Expected density after 0, 1, 2, … rounds of matchings; and rotations until a row is full."""
     densities, until_full = [1.0 / size], 0.0
-    for density, full in _round_chain(size) if exact else _round_moments(size):
+    for density, full in _round_law(size) if exact else _round_moments(size):
         until_full += 1.0 - full
         if densities[-1] >= 1.0 - 1e-15 or len(densities) > 200:
             break
@@ -328,6 +353,19 @@ def _round_curve(size: int, exact: bool) -> tuple[NDArray[np.float64], int]:
     curve = np.array(densities)
     curve.flags.writeable = False
     return curve, round((1.0 + until_full) * (size // 2))
+
+
+def _matching_distribution(size: int, num_rotations: int) -> NDArray[np.float64]:
+    if size == 1:
+        return np.array([0.0, 1.0])
+    whole, part = divmod(num_rotations, size // 2)
+    probability = np.zeros(size + 1)
+    probability[1] = 1.0
+    for after in islice(_round_chain(size), whole):
+        probability = after
+        if probability[:-1].sum() < 1e-17:
+            return probability
+    return _after_pairs(probability, part) if part else probability
 
 
 def _within_round(curve: NDArray[np.float64], size: int, num_rotations: int) -> float:
@@ -347,56 +385,68 @@ def _invert_rounds(curve: NDArray[np.float64], size: int, target: float) -> int:
     return whole * pairs + min(max(part, 0), pairs)
 
 
-def _round_chain(size: int) -> Iterator[tuple[float, float]]:
+def _round_law(size: int) -> Iterator[tuple[float, float]]:
     """Yield the expected density, and the probability to be full, after 1, 2, … rounds."""
-    if size**2 * 10 > _MAX_UPDATES:
-        raise checks.value_error(
-            "size",
-            size,
-            f"costs {10 * size**2:.1e} updates of the exact chain, outside [0, {_MAX_UPDATES:.0e}]",
-            "Use method='closed_form'.",
-        )
-    nonzeros = np.arange(size + 1)
-    log_factorial = special.gammaln(nonzeros + 1.0)
+    zeros = np.arange(size, -1, -1) / size
+    for probability in _round_chain(size):
+        yield 1.0 - float(probability @ zeros), float(probability[-1])
+
+
+def _round_chain(size: int) -> Iterator[NDArray[np.float64]]:
+    """Yield the distribution after 1, 2, … rounds of matchings."""
+    _check_round_cost(size, "Use method='closed_form'.")
     probability = np.zeros(size + 1)
     probability[1] = 1.0
-    covered = size - size % 2
     while True:
-        after = np.zeros(size + 1)
-        # Of an odd size one coordinate sits out: a zero, or a non-zero.
-        for sits_out in (0, 1)[: 1 + size % 2]:
-            weights = probability
-            if size % 2:
-                weights = probability * (nonzeros if sits_out else size - nonzeros) / size
-            live = np.flatnonzero(weights > 1e-30)
-            for chunk in np.array_split(live, -(-len(live) * covered // 2**21) or 1):
-                k = chunk[:, None] - sits_out
-                full = np.arange(covered // 2 + 1)[None, :]
-                mixed = k - 2 * full
-                empty = covered // 2 - full - mixed
-                possible = (mixed >= 0) & (empty >= 0)
-                mixed, empty = np.where(possible, mixed, 0), np.where(possible, empty, 0)
-                log_p = (
-                    mixed * math.log(2.0)
-                    + log_factorial[covered // 2]
-                    - log_factorial[mixed]
-                    - log_factorial[full]
-                    - log_factorial[empty]
-                    - (log_factorial[covered] - log_factorial[k] - log_factorial[covered - k])
-                )
-                flow = np.exp(np.where(possible, log_p, -np.inf)) * weights[chunk][:, None]
-                after += np.bincount(
-                    (chunk[:, None] + mixed).ravel(), flow.ravel(), minlength=size + 1
-                )
-        probability = after / after.sum()
-        zeros = float(probability @ (np.arange(size, -1, -1) / size))
-        yield 1.0 - zeros, float(probability[-1])
+        probability = _after_pairs(probability, size // 2)
+        yield probability
+
+
+def _after_pairs(probability: NDArray[np.float64], pairs: int) -> NDArray[np.float64]:
+    """Distribution after so many uniform disjoint planes, from that before them."""
+    size, covered = len(probability) - 1, 2 * pairs
+    nonzeros = np.arange(size + 1)
+    log_factorial = special.gammaln(nonzeros + 1.0)
+
+    def log_binomial(n: int, k: NDArray[np.int64]) -> NDArray[np.float64]:
+        return log_factorial[n] - log_factorial[k] - log_factorial[n - k]
+
+    after = np.zeros(size + 1)
+    likely = np.flatnonzero(probability > 1e-30)
+    # Of the coordinates that no plane covers, so many are non-zeros.
+    for outside in range(min(size - covered, likely[-1]) + 1):
+        inside = likely - outside
+        possible = (inside >= 0) & (inside <= covered)
+        log_share = log_binomial(covered, np.clip(inside, 0, covered)) - log_binomial(size, likely)
+        log_share += log_binomial(size - covered, np.array(outside))
+        weights = np.zeros(size + 1)
+        weights[likely] = probability[likely] * np.exp(np.where(possible, log_share, -np.inf))
+        live = np.flatnonzero(weights > 1e-30)
+        for chunk in np.array_split(live, -(-len(live) * covered // 2**21) or 1):
+            k = chunk[:, None] - outside
+            full = np.arange(pairs + 1)[None, :]
+            mixed = k - 2 * full
+            empty = pairs - full - mixed
+            possible = (mixed >= 0) & (empty >= 0)
+            mixed, empty = np.where(possible, mixed, 0), np.where(possible, empty, 0)
+            log_p = (
+                mixed * math.log(2.0)
+                + log_factorial[pairs]
+                - log_factorial[mixed]
+                - log_factorial[full]
+                - log_factorial[empty]
+                - log_binomial(covered, k)
+            )
+            flow = np.exp(np.where(possible, log_p, -np.inf)) * weights[chunk][:, None]
+            after += np.bincount((chunk[:, None] + mixed).ravel(), flow.ravel(), size + 1)
+    normalized: NDArray[np.float64] = after / after.sum()
+    return normalized
 
 
 def _round_moments(size: int) -> Iterator[tuple[float, float]]:
-    """Yield what :func:`_round_chain` does, from the mean and the variance alone."""
+    """Yield what :func:`_round_law` does, from the mean and the variance alone."""
     if size <= 3:
-        yield from _round_chain(size)
+        yield from _round_law(size)
     odd = size % 2
     covered = size - odd
 

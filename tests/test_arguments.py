@@ -23,6 +23,9 @@ def params(dtype):
 SCALED = {
     "orthogonal": lambda s, d: eoi.orthogonal(KEY, (8, 8), 0.5, scale=s, dtype=d),
     "sao.orthogonal": lambda s, d: sao.orthogonal(KEY, 8, 4, scale=s, dtype=d),
+    "blocks.orthogonal": lambda s, d: eoi.blocks.orthogonal(
+        KEY, (8, 8), 0.5, block_size=2, scale=s, dtype=d
+    ),
     "dense": lambda s, d: initializers.dense(0.5, scale=s)(KEY, (8, 8), d),
     "conv": lambda s, d: initializers.conv(0.5, scale=s)(KEY, (3, 8, 8), d),
     "delta_orthogonal": lambda s, d: initializers.delta_orthogonal(scale=s)(KEY, (3, 4, 4), d),

@@ -302,7 +302,9 @@ def test_every_choice_of_taps_is_exactly_isometric(taps, shape, groups):
     np.testing.assert_allclose(values, 1, atol=1e-5)
     window = tuple(range(len(shape) - 2))
     assert ((np.asarray(kernel) != 0).sum(axis=window) <= 1).all()
-    center = eoi.conv(density, feature_group_count=groups)(key, shape)
+    balance = taps != "center"  # the default of each
+    options = {"feature_group_count": groups, "balance_outputs": balance}
+    center = eoi.conv(density, **options)(key, shape)
     np.testing.assert_array_equal(kernel.sum(axis=window), center.sum(axis=window))
 
 
@@ -343,6 +345,7 @@ STRIDED = [
     ((3, 3, 2, 8), (2, 2), (4, 6)),  # square: four phases of two channels
     ((3, 3, 2, 5), (2, 2), (4, 4)),
     ((2, 3, 2, 7), (2, 1), (4, 3)),
+    ((3, 3, 2, 11), (2, 2), (4, 4)),
     ((5, 3, 4), (3,), (9,)),
     ((4, 2, 4), 2, (8,)),
 ]
@@ -366,9 +369,12 @@ def test_dilation_changes_nothing():
     np.testing.assert_allclose(values, 1, atol=1e-5)
 
 
-def test_spread_kernels_have_the_non_zeros_of_the_center_and_fill_to_the_budget():
+@pytest.mark.parametrize("balance", [False, True])
+def test_spread_kernels_have_the_non_zeros_of_the_center_and_fill_to_the_budget(balance):
     shape, density, key = (3, 3, 8, 12), 0.3, jax.random.key(0)
-    kernels = {taps: eoi.conv(density, taps=taps)(key, shape) for taps in TAPS}
+    kernels = {
+        taps: eoi.conv(density, taps=taps, balance_outputs=balance)(key, shape) for taps in TAPS
+    }
     assert len({int((kernel != 0).sum()) for kernel in kernels.values()}) == 1
     for kernel in kernels.values():
         mask = eoi.masks.fill(key, eoi.masks.support({"kernel": kernel}), density)
@@ -385,3 +391,75 @@ def test_what_taps_and_strides_refuse():
         eoi.conv(0.3, strides=(2, 2, 2))(key, (3, 3, 4, 4))
     with refuses("strides", "transposed"):
         eoi.conv(0.3, strides=2, transposed=True)(key, (3, 3, 4, 4))
+
+
+# --- balanced outputs ----------------------------------------------------------------------------
+
+
+def output_norms(kernel, fair=True):
+    """Norms of the outputs, by default over the fair share of one group and one phase."""
+    norms = np.linalg.norm(np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1]), axis=0)
+    return norms / math.sqrt(kernel.shape[-2] / kernel.shape[-1]) if fair else norms
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from(TAPS[1:]))
+def test_no_filter_of_a_spread_kernel_is_dead(seed, density, taps):
+    shape = (3, 3, 3, 16)
+    kernel = eoi.conv(density, taps=taps)(jax.random.key(seed), shape)
+    assert output_norms(kernel).min() >= 0.5
+    assert 16 <= jnp.count_nonzero(kernel) <= max(density * kernel.size, 16)
+    values = eoi.spectrum.conv_singular_values(kernel, (4, 4))
+    np.testing.assert_allclose(values, 1, atol=1e-5)
+
+
+def test_balance_is_by_default_where_taps_are_spread_and_the_density_has_a_non_zero_an_output():
+    """Of the 432 weights 13 are too few for 16 outputs, and 22 are not."""
+    shape, draw = (3, 3, 3, 16), eoi.conv
+    few, enough = 13 / 432, 22 / 432
+    default, plain = draw(few, taps="spread"), draw(few, taps="spread", balance_outputs=False)
+    np.testing.assert_array_equal(default(KEY, shape), plain(KEY, shape))
+    assert output_norms(default(KEY, shape)).min() == 0
+    with refuses("density", "0.03009", "0.037037", "balance_outputs"):
+        draw(few, taps="spread", balance_outputs=True)(KEY, shape)
+    with refuses("center_density", 0.3, "0.333333", "balance_outputs"):
+        draw(0.1, center_density=0.3, balance_outputs=True)(KEY, shape)
+    assert output_norms(draw(enough)(KEY, shape)).min() == 0
+    assert output_norms(draw(enough, balance_outputs=True)(KEY, shape)).min() >= 0.5
+    traced = jax.jit(lambda density: draw(density, taps="spread")(KEY, shape))
+    for density in (few, 0.2):
+        expected = draw(density, taps="spread")(KEY, shape)
+        np.testing.assert_allclose(traced(density), expected, atol=1e-6)
+
+
+def test_groups_and_phases_have_fair_shares_of_their_own():
+    options = {"taps": "spread", "feature_group_count": 2}
+    kernel = eoi.conv(0.2, **options)(KEY, (3, 3, 3, 10))
+    for group in jnp.split(kernel, 2, axis=-1):
+        assert output_norms(group).min() >= 0.5
+    strided = eoi.conv(0.2, taps="spread", strides=2)(KEY, (3, 3, 2, 11))
+    assert output_norms(strided, fair=False).min() >= 0.5 * math.sqrt(8 / 11)
+
+
+def test_wide_linear_kernels_are_balanced_on_request():
+    balanced = eoi.dense(0.15, balance_outputs=True)(KEY, (8, 40))
+    assert output_norms(balanced).min() >= 0.5
+    assert output_norms(eoi.dense(0.15)(KEY, (8, 40))).min() == 0
+    assert gram_error(balanced) <= 1e-5
+
+
+@pytest.mark.parametrize("init", [eoi.dense, eoi.conv])
+def test_balance_is_a_truth_value_and_not_for_patterns(init):
+    with refuses("balance_outputs", "'yes'"):
+        init(0.3, balance_outputs="yes")
+    band = eoi.planes.within(lambda size: np.ones((size, size), bool))
+    with refuses("balance_outputs", True, "within"):
+        init(0.3, balance_outputs=True, planes=band)
+
+
+def test_spread_kernels_of_planes_in_a_pattern_stay_inside_it():
+    """What balances outputs would start outside: by default such planes do without."""
+    blocks = eoi.planes.within(lambda size: np.kron(np.eye(2), np.ones((size // 2,) * 2)) > 0)
+    kernel = eoi.conv(0.1, taps="spread", planes=blocks)(KEY, (3, 3, 3, 16))
+    connected = np.asarray(kernel).any(axis=(0, 1))
+    assert connected[:, :8].any(axis=0).sum() >= 3
+    assert not connected[:, 8:].any()

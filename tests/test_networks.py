@@ -581,7 +581,7 @@ def layers_of(name, kernel):
 @pytest.mark.parametrize("taps", ["spread", "spread_both"])
 def test_spread_taps_are_isometric_and_keep_every_count(taps):
     key = jax.random.key(0)
-    center = networks.exact_orthogonal(key, CONV, 0.3, layout=conv_layout)
+    center = networks.exact_orthogonal(key, CONV, 0.3, layout=conv_layout, balance_outputs=True)
     start = networks.exact_orthogonal(key, CONV, 0.3, taps=taps, layout=conv_layout)
     moved = 0
     for name in CONV:
@@ -692,3 +692,203 @@ def test_rescaled_weights_keep_the_second_moment_of_dense_ones(per):
 def test_rescaling_refuses_another_unit():
     with refuses("per", "row"):
         networks.rescaled({"kernel": jnp.ones((2, 2))}, {"kernel": jnp.eye(2) > 0}, per="row")
+
+
+# --- balanced outputs and strides -------------------------------------------------------------
+
+BALANCE_LAYERS = {
+    "first": {"kernel": jnp.zeros((3, 3, 3, 16))},
+    "grouped": {"kernel": jnp.zeros((3, 3, 2, 10))},
+    "linear": {"kernel": jnp.zeros((6, 20))},
+    "narrow": {"kernel": jnp.zeros((3, 3, 16, 3))},
+    "stack": {"kernel": jnp.zeros((2, 3, 3, 3, 16))},
+}
+# One layer of the stack has a weight for each of its 16 outputs, and one has 12.
+BALANCE_DENSITIES = {
+    name: {"kernel": np.array([0.05, 12 / 432]) if name == "stack" else 0.2}
+    for name in BALANCE_LAYERS
+}
+
+
+def shares(kernel, groups=1):
+    """Norms of the outputs over their fair share."""
+    norms = np.linalg.norm(np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1]), axis=0)
+    return norms / math.sqrt(min(kernel.shape[-2] * groups / kernel.shape[-1], 1))
+
+
+def test_filters_are_balanced_where_taps_are_spread_and_the_budget_allows_it():
+    draw = functools.partial(
+        networks.exact_orthogonal, KEY, BALANCE_LAYERS, BALANCE_DENSITIES, layout=conv_layout
+    )
+    start, paper, every = (
+        draw(taps="spread"),
+        draw(taps="spread", balance_outputs=False),
+        draw(balance_outputs=True, infeasible="redistribute"),
+    )
+    for mask in (start.mask, paper.mask):
+        for name, leaf in BALANCE_LAYERS.items():
+            density = np.mean(BALANCE_DENSITIES[name]["kernel"])
+            assert int(mask[name]["kernel"].sum()) == round(density * leaf["kernel"].size)
+    kernels = {name: start.params[name]["kernel"] for name in BALANCE_LAYERS}
+    assert shares(kernels["first"]).min() >= 0.5
+    assert shares(kernels["grouped"], groups=2).min() >= 0.5
+    assert shares(kernels["stack"][0]).min() >= 0.5
+    assert shares(kernels["stack"][1]).min() == 0  # 12 weights for 16 outputs
+    for name in ("first", "stack"):
+        for layer in layers_of(name, kernels[name]):
+            values = spectrum.conv_singular_values(layer, (3, 3))
+            np.testing.assert_allclose(values, 1, atol=1e-5)
+    # Linear layers are as before, and so is all without the option.
+    np.testing.assert_allclose(kernels["linear"], paper.params["linear"]["kernel"], atol=1e-6)
+    assert shares(paper.params["first"]["kernel"]).min() < 0.3
+    center = draw()
+    for name in ("first", "grouped"):
+        total = paper.params[name]["kernel"].sum(axis=(0, 1))
+        np.testing.assert_array_equal(total, center.params[name]["kernel"].sum(axis=(0, 1)))
+    # On request it holds of every layer; the second layer of the stack takes four weights.
+    assert int(every.mask["stack"]["kernel"][1].sum()) == 16
+    assert masks.density(every.mask) == masks.density(start.mask)
+    assert shares(every.params["linear"]["kernel"]).min() >= 0.5
+    assert shares(every.params["stack"]["kernel"][1]).min() >= 0.5
+
+
+def test_what_balance_refuses_in_networks():
+    draw = functools.partial(
+        networks.exact_orthogonal, KEY, BALANCE_LAYERS, BALANCE_DENSITIES, layout=conv_layout
+    )
+    with refuses("stack/kernel", "12 of 432", "needs 16", "balanced outputs"):
+        draw(balance_outputs=True)
+    with refuses("balance_outputs", 1):
+        draw(balance_outputs=1)
+    with refuses("center_density", 0.3, "0.333333", "balance_outputs"):
+        networks.exact_orthogonal(
+            KEY, BALANCE_LAYERS["first"], 0.2, balance_outputs=True, center_density=0.3
+        )
+
+
+def test_tiny_filters_blow_up_under_batch_normalization_and_balanced_ones_do_not():
+    """Ten steps of the first layer of 19, on pictures of noise, with the paper's optimizer."""
+    images = jax.random.normal(jax.random.key(0), (64, 8, 8, 3))
+    labels = jnp.arange(64) % 10
+    deep = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (18, 16, 16)))[0]
+    head = jax.random.normal(jax.random.key(5), (16, 10)) / 4
+
+    def normalized(x):
+        return nn.relu((x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5))
+
+    def loss(params):
+        axes = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            images, params["kernel"], (1, 1), "SAME", dimension_numbers=axes
+        )
+        x, _ = jax.lax.scan(lambda x, w: (normalized(x @ w), None), normalized(x), deep)
+        logits = x.mean((1, 2)) @ head
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def squared_norm_after_ten_steps(params, mask):
+        tx = static_sparse(optax.sgd(0.1, momentum=0.9, nesterov=True), mask)
+
+        def step(state, _):
+            params, state = state
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), None, 10)
+        return (params["kernel"] ** 2).sum()
+
+    shape = {"kernel": jnp.zeros((3, 3, 3, 16))}
+    for seed in (6, 11):
+        grown = [
+            squared_norm_after_ten_steps(
+                *networks.exact_orthogonal(
+                    jax.random.key(seed), shape, 0.05, taps="spread", balance_outputs=balance
+                )
+            )
+            for balance in (False, None)
+        ]
+        assert grown[0] > 300, seed  # from 3
+        assert grown[1] < 6, seed
+
+
+def strided_operator(kernel, grid, strides, groups=1):
+    """The circular convolution as a matrix, by the definition in NumPy."""
+    kernel = np.asarray(kernel, np.float64)
+    inputs, outputs = kernel.shape[-2] * groups, kernel.shape[-1]
+    rows = []
+    for place in np.ndindex(*grid, inputs):
+        x = np.zeros((*grid, inputs))
+        x[place] = 1
+        y = 0
+        for tap in np.ndindex(*kernel.shape[:-2]):
+            seen = np.roll(x, [-t for t in tap], range(len(grid)))
+            seen = seen[tuple(slice(None, None, step) for step in strides)]
+            parts = zip(
+                np.split(seen, groups, axis=-1),
+                np.split(kernel[tap], groups, axis=-1),
+                strict=True,
+            )
+            y = y + np.concatenate([part @ weights for part, weights in parts], axis=-1)
+        rows.append(y.ravel())
+    assert rows[0].size == math.prod(grid) // math.prod(strides) * outputs
+    return np.stack(rows)
+
+
+STRIDES = {
+    "first": 2,
+    "grouped": (2, 1),
+    "linear": 1,
+    "narrow": (1, 2),
+    "stack": 2,
+}
+
+
+@pytest.mark.parametrize("taps", ["center", "spread", "spread_both"])
+def test_strided_layers_of_a_network_are_isometric_from_all_pixels(taps):
+    """Wide, square, narrow, grouped and stacked; and every count is the budget."""
+    densities = jax.tree.map(lambda leaf: 0.2, BALANCE_LAYERS)
+    start = networks.exact_orthogonal(
+        KEY,
+        BALANCE_LAYERS,
+        densities,
+        taps=taps,
+        strides=lambda path, leaf: STRIDES[path[0].key],
+        layout=conv_layout,
+    )
+    plain = networks.exact_orthogonal(KEY, BALANCE_LAYERS, densities, layout=conv_layout)
+    for name, leaf in BALANCE_LAYERS.items():
+        kernel, mask = start.params[name]["kernel"], start.mask[name]["kernel"]
+        assert int(mask.sum()) == round(0.2 * leaf["kernel"].size)
+        assert not np.asarray(kernel)[~np.asarray(mask)].any()
+        if name == "linear":
+            np.testing.assert_allclose(kernel, plain.params[name]["kernel"], atol=1e-6)
+            continue
+        strides = STRIDES[name]
+        strides = strides if isinstance(strides, tuple) else (strides, strides)
+        groups = 2 if name == "grouped" else 1
+        for layer in layers_of(name, kernel):
+            matrix = strided_operator(layer, (4, 4), strides, groups)
+            values = np.linalg.svd(matrix, compute_uv=False)
+            np.testing.assert_allclose(values, 1, atol=1e-5)
+    if taps != "center":
+        assert shares(start.params["first"]["kernel"]).min() >= 0.5  # 12 rows of four phases
+
+
+def test_the_scale_he_of_strided_layers():
+    params = {"kernel": jnp.zeros((3, 3, 4, 8))}
+    start = networks.exact_orthogonal(KEY, params, 0.2, scale="he", strides=lambda *_: 2)
+    squared = float((start.params["kernel"] ** 2).sum())
+    assert squared == pytest.approx(2 * float(start.mask["kernel"].mean()) * 8, rel=1e-5)
+
+
+def test_what_strides_refuse_in_networks():
+    draw = functools.partial(networks.exact_orthogonal, KEY)
+    params = {"kernel": jnp.zeros((1, 1, 4, 8))}
+    with refuses("strides(kernel)", "2"):
+        draw(params, 0.5, strides=lambda *_: 2)
+    with refuses("strides(kernel)", "2"):
+        draw({"kernel": jnp.zeros((4, 8))}, 0.5, strides=lambda *_: 2)
+    with refuses("strides(kernel)", "(1, 1, 1)"):
+        draw(params, 0.5, strides=lambda *_: (1, 1, 1))
+    with refuses("strides", "eis"):
+        draw(params, 0.5, strides=lambda *_: 1, variant="eis")

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,22 @@ from helpers import gram_error, refuses
 
 import eoi_jax as eoi
 from eoi_jax import givens, planes, rotation, theory
-from eoi_jax.planes import independent, matching
+from eoi_jax._internal import drawing
+from eoi_jax.planes import independent, matching, within
 
 KEY = jax.random.key(17)
 
 
-@pytest.mark.parametrize("size", [2, 3, 8, 9, 50])
+def band(size, width=1):
+    i, j = np.indices((size, size))
+    return abs(i - j) <= width
+
+
+def blocks(size, number):
+    return np.kron(np.eye(number), np.ones((size // number,) * 2)).astype(bool)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 9, 50, 4097])
 def test_each_round_is_a_perfect_matching(size):
     pairs, rounds = size // 2, 6
     drawn = givens.sample(KEY, size, pairs * rounds, planes=matching)
@@ -63,7 +74,8 @@ def test_a_traced_size_and_its_capacity_change_nothing():
     def draw(size, first, capacity):
         return givens.sample(KEY, size, 30, planes=matching, first=first, capacity=capacity)
 
-    for size, capacity in itertools.product([2, 5, 12], [12, 21]):
+    # Above 4096 coordinates are sorted in another way.
+    for size, capacity in [*itertools.product([2, 5, 12], [12, 21]), (12, 5000)]:
         wanted = givens.sample(KEY, size, 30, planes=matching, first=2)
         for got, value in zip(draw(size, 2, capacity), wanted, strict=True):
             np.testing.assert_array_equal(got, value)
@@ -79,6 +91,20 @@ def test_orthogonal_at_the_density_asked_for(shape):
     eager = eoi.orthogonal(KEY, shape, 0.2, planes=matching)
     np.testing.assert_allclose(eager, draw(0.2), atol=1e-6)
     np.testing.assert_array_equal(eager != 0, draw(0.2) != 0)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (41, 33)])
+def test_rounds_applied_at_once_are_those_of_the_loop(shape):
+    """Ended within them, after them, and before the first rotation."""
+
+    def draw(rounds, target):
+        law = drawing.Law(shape, 64, givens.uniform_angle, True, planes=matching, rounds=rounds)
+        return drawing.draw(KEY, jnp.int32(target), jnp.float32(2), law)
+
+    for target in (shape[1], 5 * shape[1], 20 * shape[1], math.prod(shape)):
+        looped, at_once = draw(0, target), draw(4, target)
+        np.testing.assert_array_equal(at_once != 0, looped != 0)
+        np.testing.assert_allclose(at_once, looped, atol=2e-6)
 
 
 def test_a_batch_is_the_loop():
@@ -117,6 +143,27 @@ def test_theory_is_the_mean_of_simulations(size):
     mean, error = counts.mean(axis=0), counts.std(axis=0) / np.sqrt(number)
     expected = [theory.expected_density(size, t, planes=matching) for t in range(length + 1)]
     assert (abs(mean - expected) <= 4 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 9])
+def test_the_distribution_is_that_of_simulations(size):
+    """Of the first vector, at every number of rotations of three rounds."""
+    number, length = 4000, 3 * (size // 2)
+
+    def count(key):
+        rotations = givens.sample(key, size, length, planes=matching)
+        return givens.num_nonzeros(rotations, (size, 1))
+
+    counts = np.asarray(jax.vmap(count)(jax.random.split(KEY, number)))
+    for t in range(length + 1):
+        law = theory.nonzeros_distribution(size, t, planes=matching)
+        found = np.bincount(counts[:, t], minlength=size + 1) / number
+        assert (abs(found - law) <= 4 * np.sqrt(law * (1 - law) / number) + 1e-9).all()
+        mean = law @ np.arange(size + 1) / size
+        assert mean == pytest.approx(theory.expected_density(size, t, planes=matching), abs=1e-12)
+    assert theory.nonzeros_distribution(size, 10**6, planes=matching)[-1] == pytest.approx(1)
+    with refuses("size=20000", "closed_form"):
+        theory.nonzeros_distribution(20_000, 3, planes=matching)
 
 
 @pytest.mark.parametrize("size", [64, 101, 500, 999])
@@ -196,6 +243,122 @@ def test_initializers_take_the_law():
     assert (np.count_nonzero(kernel[1, 1], axis=1) >= 2).all()
 
 
+def test_planes_within_a_pattern_are_uniform_over_its_pairs():
+    pattern = np.zeros((7, 7), bool)
+    allowed = [(0, 1), (5, 2), (2, 3), (6, 0), (3, 6)]
+    pattern[tuple(np.transpose(allowed))] = True
+    np.fill_diagonal(pattern, [True, False] * 3 + [True])  # which says nothing
+    number = 4000
+    drawn = givens.sample(KEY, 7, number, planes=within(pattern))
+    ordered, counts = np.unique(np.stack([drawn.i, drawn.j]), axis=1, return_counts=True)
+    both = {*allowed, *((j, i) for i, j in allowed)}
+    assert {tuple(pair) for pair in ordered.T.tolist()} == both
+    assert abs(counts - number / 10).max() < 4 * np.sqrt(number * 0.09)
+    later = givens.sample(KEY, 7, 40, planes=within(pattern), first=30)
+    np.testing.assert_array_equal(later.j[:20], drawn.j[30:50])
+    np.testing.assert_array_equal(drawn.theta, givens.sample(KEY, 7, number).theta)
+
+
+def test_patterns_of_the_same_planes_are_one_law():
+    pattern = band(9)
+    law = within(pattern)
+    upper = np.triu(pattern, 1)
+    assert law == within(jnp.asarray(upper)) == within(upper.T.tolist()) == within(band).of_size(9)
+    assert hash(law) == hash(within(upper.T))
+    assert law != within(band(9, 2))
+    assert law != within(band(10))
+    assert within(band) == within(band) != within(lambda size: band(size, 2))
+    pattern[:] = False  # the law keeps what was given
+    assert law == within(band(9))
+
+
+# Tall, wide, and blocks of which some meet no column.
+@pytest.mark.parametrize(
+    ("pattern", "shape", "most"),
+    [
+        (blocks(24, 4), (24, 24), 4 * 36),
+        (blocks(24, 4), (24, 9), 6 * 6 + 6 * 3),
+        (blocks(24, 4), (9, 24), 6 * 6 + 6 * 3),
+        (np.pad(band(3), (3, 18)), (24, 20), 9 + 17),
+        (band(24), (24, 24), 24**2),
+        (band(24), (24, 5), 24 * 5),
+    ],
+)
+def test_densities_inside_a_pattern(pattern, shape, most):
+    """Each is reached as closely as anywhere, up to that of full components; none beyond."""
+    law, total = within(pattern), math.prod(shape)
+    connected = np.linalg.matrix_power(pattern | pattern.T | np.eye(24, dtype=bool), 24) > 0
+    n, m = shape
+    assert connected[:n, :m].sum() == most
+    draw = jax.jit(lambda density: eoi.orthogonal(KEY, shape, density, planes=law))
+    for density in (1 / 24, (most / total + 1 / 24) / 2, most / total):
+        matrix = np.asarray(draw(density))
+        assert gram_error(matrix) < 1e-5
+        assert not matrix[~connected[:n, :m]].any()
+        assert abs(np.count_nonzero(matrix) - density * total) <= 0.5001 * min(shape)
+    assert np.count_nonzero(matrix) == most
+    assert np.isnan(draw(1.01 * most / total)).any()
+    if most < total:
+        with refuses("density=", 1.01 * most / total, f"{most / total:.6g}"):
+            eoi.orthogonal(KEY, shape, 1.01 * most / total, planes=law)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "columns"), [(300, 300), (300, 7)])
+def test_a_line_of_coordinates_is_filled_too(size, columns):
+    """It takes more than 64 rotations a coordinate, after which independent planes are given up."""
+    law = within(band)
+    matrix = eoi.orthogonal(KEY, (size, columns), 1.0, planes=law)
+    assert np.count_nonzero(matrix) == matrix.size
+    assert gram_error(matrix) < 1e-5
+
+
+def test_networks_within_patterns():
+    shapes = {"a": (80, 30), "b": (3, 3, 8, 16), "c": (16, 80), "d": (1, 1)}
+    params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    law = within(lambda size: blocks(size, 4))
+    densities = {"a": 0.2, "b": 0.05, "c": 0.1, "d": 1.0}
+    densities = {name: {"kernel": density} for name, density in densities.items()}
+    start = eoi.exact_orthogonal(KEY, params, densities, planes=law)
+    for name, shape in shapes.items():
+        kernel, mask = start.params[name]["kernel"], start.mask[name]["kernel"]
+        budget = int(densities[name]["kernel"] * np.prod(shape) + 0.5)
+        assert int(mask.sum()) == budget
+        matrix = np.asarray(kernel[1, 1] if name == "b" else kernel)
+        n, m = matrix.shape
+        assert gram_error(matrix) < 1e-5
+        if max(n, m) > 1:
+            assert not matrix[~blocks(max(n, m), 4)[:n, :m]].any()
+    densities["a"]["kernel"] = 0.5
+    with refuses("a/kernel=0.5", f"{(20 * 20 + 20 * 10) / 2400:.6g}"):
+        eoi.exact_orthogonal(KEY, params, densities, planes=law)
+    with refuses("planes=", "80", "16"):
+        eoi.exact_orthogonal(KEY, params, 0.1, planes=within(band(80)), infeasible="redistribute")
+
+
+def test_what_is_no_pattern_is_refused():
+    for wrong, name in [
+        (np.ones((3, 4), bool), "pattern.shape=(3, 4)"),
+        (np.ones(4, bool), "pattern.shape=(4,)"),
+        (np.ones((0, 0), bool), "pattern.shape=(0, 0)"),
+        (np.ones((3, 3)), "pattern.dtype='float64'"),
+        (np.eye(3, dtype=bool), "pattern='3 x 3'"),
+    ]:
+        with refuses(name):
+            within(wrong)
+    with refuses("pattern="):
+        jax.jit(lambda pattern: within(pattern).size)(band(4))
+    with refuses("planes=", "size=8", "9"):
+        givens.sample(KEY, 8, 3, planes=within(band(9)))
+    with refuses("planes=", "size=8", "9"):
+        eoi.dense(0.5, planes=within(lambda size: band(size + 1)))(KEY, (8, 8))
+    for law in (within(band), within(band(9))):
+        with refuses("size="):
+            jax.jit(lambda size, law=law: givens.sample(KEY, size, 3, planes=law, capacity=9))(9)
+        with refuses("planes="):
+            theory.expected_density(9, 3, planes=law)
+
+
 @pytest.mark.parametrize("wrong", ["matching", None, 3, lambda *args: args])
 def test_what_is_no_law_of_planes_is_refused(wrong):
     params = {"kernel": jnp.ones((4, 4))}
@@ -207,6 +370,7 @@ def test_what_is_no_law_of_planes_is_refused(wrong):
         lambda: eoi.exact_orthogonal(KEY, params, 0.5, planes=wrong),
         lambda: theory.expected_density(8, 3, planes=wrong),
         lambda: theory.num_rotations(8, 0.5, planes=wrong),
+        lambda: theory.nonzeros_distribution(8, 3, planes=wrong),
         lambda: planes.check(wrong),
     ):
         with refuses("planes="):

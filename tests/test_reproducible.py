@@ -28,12 +28,39 @@ def test_rotations():
     assert late.i.tolist() == [1, 0, 6, 7]
 
 
+def test_matchings():
+    rotations = eoi.givens.sample(KEY, 8, 8, planes=eoi.planes.matching)
+    assert rotations.i.tolist() == [4, 2, 6, 3, 1, 0, 6, 3]
+    assert rotations.j.tolist() == [5, 1, 7, 0, 2, 4, 5, 7]
+    late = eoi.givens.sample(KEY, 7, 4, planes=eoi.planes.matching, first=2**31)
+    assert late.i.tolist() == [5, 0, 4, 2]
+    assert late.j.tolist() == [4, 1, 5, 3]
+    large = eoi.givens.sample(KEY, 4097, 3, planes=eoi.planes.matching)
+    assert large.i.tolist() == [2093, 2340, 631]
+    assert large.j.tolist() == [3841, 3505, 1324]
+
+
+def test_planes_within_a_pattern():
+    pattern = np.kron(np.eye(2), np.ones((4, 4))) > 0
+    rotations = eoi.givens.sample(KEY, 8, 4, planes=eoi.planes.within(pattern))
+    assert rotations.i.tolist() == [6, 3, 0, 2]
+    assert rotations.j.tolist() == [5, 1, 2, 1]
+
+
 def test_orthogonal_matrices():
     matrix = [[1, 0, 0], [0, 0.523628, 0.789994], [0, 0.674692, -0.613114], [0, -0.520197, 0]]
     np.testing.assert_allclose(eoi.orthogonal(KEY, (4, 3), 0.6), matrix, atol=1e-6)
     permuted = [matrix[row] for row in (0, 2, 1, 3)]
     drawn = eoi.orthogonal(KEY, (4, 3), 0.6, permute=True)
     np.testing.assert_allclose(drawn, permuted, atol=1e-6)
+
+
+def test_blocks():
+    w = eoi.blocks.orthogonal(KEY, (8, 8), 0.5, block_size=2)
+    assert w.rows.tolist() == [[1, 2], [0, 3], [1, 2], [0, 3]]
+    np.testing.assert_allclose(
+        w.values[0, 0], [[0.754947, 0.057954], [0.057954, -0.754947]], atol=1e-6
+    )
 
 
 def test_networks():

@@ -11,8 +11,8 @@ from helpers import gram_error, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eoi_jax import givens
-from eoi_jax._internal import drawing
+from eoi_jax import givens, planes
+from eoi_jax._internal import drawing, waves
 from eoi_jax.sparse_orthogonal import orthogonal
 
 KEY = jax.random.key(5)
@@ -445,3 +445,106 @@ def test_a_constant_angle_may_be_an_array():
 def test_a_traced_scale_is_a_scalar():
     with pytest.raises(ValueError, match=r"scale=.*"):
         jax.jit(lambda scale: orthogonal(KEY, (4, 4), 0.5, scale=scale))(jnp.ones(4))
+
+
+# --- balanced outputs ----------------------------------------------------------------------------
+
+
+@functools.cache
+def balanced_draw(shape, law):
+    return jax.jit(functools.partial(orthogonal, shape=shape, planes=law, balance_outputs=True))
+
+
+@given(
+    st.integers(0, 2**31 - 1),
+    st.sampled_from([(3, 16), (16, 17)]),
+    st.floats(0, 1),
+    st.sampled_from([planes.independent, planes.matching]),
+)
+def test_balanced_columns_have_half_of_their_fair_share_or_more(seed, shape, position, law):
+    n, m = shape
+    density = 1 / n + position * (1 - 1 / n)
+    w = np.asarray(balanced_draw(shape, law)(jax.random.key(seed), density=density), np.float64)
+    assert np.linalg.norm(w, axis=0).min() >= 0.5 * math.sqrt(n / m)
+    assert gram_error(w) <= 1e-5
+    assert abs(density_of(w) - density) <= 0.5 / m + 1e-6
+
+
+def test_the_balanced_start_is_the_identity_side_by_side():
+    """Two columns for each of the first two rows, and one for the third."""
+    w = orthogonal(KEY, (3, 5), 1 / 3, balance_outputs=True)
+    half = math.sqrt(0.5)
+    expected = [[half, 0, 0, -half, 0], [0, half, 0, 0, -half], [0, 0, 1, 0, 0]]
+    np.testing.assert_allclose(w, expected, atol=1e-6)
+
+
+def test_balance_changes_nothing_where_columns_are_orthonormal():
+    draw = functools.partial(orthogonal, KEY, (40, 15), 0.1)
+    np.testing.assert_array_equal(draw(balance_outputs=True), draw())
+
+
+def test_whether_to_balance_may_be_traced():
+    draw = functools.partial(orthogonal, KEY, (6, 20))
+    traced = jax.jit(lambda density, balance: draw(density, balance_outputs=balance))
+    for density, balance in ((0.1, False), (0.3, False), (0.3, True)):
+        w = draw(density, balance_outputs=balance)
+        np.testing.assert_allclose(traced(density, balance), w, atol=1e-6)
+    assert jnp.isnan(traced(0.1, True)).any()
+    with refuses("density", 0.1, "0.166667", "balance_outputs"):
+        draw(0.1, balance_outputs=True)
+
+
+def test_a_batch_of_balanced_matrices_is_the_loop():
+    keys = jax.random.split(KEY, 3)
+    draw = functools.partial(orthogonal, shape=(6, 20), density=0.3, balance_outputs=True)
+    batch = jax.vmap(draw)(keys)
+    np.testing.assert_allclose(batch, jnp.stack([draw(key) for key in keys]), atol=1e-6)
+
+
+@pytest.mark.parametrize("angles", [givens.hadamard_angle, 0.7], ids=["hadamard", "constant"])
+def test_balance_holds_for_laws_that_are_counted_on_the_floats(angles):
+    w = orthogonal(KEY, (7, 40), 0.5, angles=angles, balance_outputs=True)
+    assert np.linalg.norm(w, axis=0).min() >= 0.5 * math.sqrt(7 / 40)
+    assert gram_error(w) <= 1e-5
+    assert abs(density_of(w) - 0.5) <= 0.5 / 40 + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_bound_scales_with_the_matrix(scale):
+    w = orthogonal(KEY, (7, 40), 0.5, scale=scale, balance_outputs=True)
+    expected = orthogonal(KEY, (7, 40), 0.5, balance_outputs=True)
+    np.testing.assert_allclose(w / scale, expected, rtol=1e-5)
+
+
+def test_rounding_to_bfloat16_keeps_the_bound():
+    draw = functools.partial(orthogonal, shape=(3, 16), density=0.9, balance_outputs=True)
+    ws = jax.vmap(functools.partial(draw, dtype=jnp.bfloat16))(jax.random.split(KEY, 100))
+    norms = np.linalg.norm(np.asarray(ws, np.float64), axis=1)
+    assert norms.min() >= 0.5 * math.sqrt(3 / 16)
+
+
+def test_squeezed_angles_are_uniform_among_those_that_keep_the_floor():
+    """And no angle moves where all of them keep it, as for orthogonal rows of one norm."""
+    generator = np.random.default_rng(0)
+    theta = jnp.asarray(generator.uniform(0, 2 * math.pi, 20_000), jnp.float32)
+    a, b, floor = np.array([1.0, 0.2]), np.array([0.9, -0.3]), 0.4
+
+    def norms(angles):
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        return np.stack([((cos * a + sin * b) ** 2).sum(1), ((cos * b - sin * a) ** 2).sum(1)])
+
+    def squeezed(left, right):
+        rows = [jnp.tile(jnp.asarray(row, jnp.float32), (len(theta), 1)) for row in (left, right)]
+        return np.asarray(waves.squeeze_angles(theta, *rows, jnp.float32(floor)))
+
+    found = squeezed(a, b)
+    assert norms(found).min() >= floor - 1e-5
+    grid = np.linspace(0, 2 * math.pi, 100_001)
+    allowed = norms(grid).min(axis=0) >= floor
+    assert 0.2 < allowed.mean() < 0.8
+    # The distribution functions, by Kolmogorov and Smirnov's distance: 1.95 is exceeded by 0.1 %.
+    expected = np.cumsum(allowed) / allowed.sum()
+    at = np.interp(np.sort(found % (2 * math.pi)), grid, expected)
+    distance = np.abs(at - (np.arange(len(at)) + 0.5) / len(at)).max()
+    assert distance * math.sqrt(len(at)) < 1.95
+    np.testing.assert_array_equal(squeezed([1, 0], [0, 1]), theta)

@@ -16,6 +16,12 @@ def step_under_a_mask():
     return tx.update(KERNEL, tx.init(KERNEL), KERNEL)
 
 
+def products_of_blocks():
+    w = eoi.blocks.orthogonal(KEY, (6, 8), 0.5, block_size=2)
+    y, pull = jax.vjp(lambda x, w: x @ w, jnp.ones((3, 6)), w)
+    return pull(y), w.T.to_dense(), eoi.blocks.from_dense(w.to_dense(), 2)
+
+
 CALLS = {
     "orthogonal": lambda: eoi.orthogonal(KEY, (10, 20), 0.2),
     "traced density": lambda: jax.jit(lambda d: eoi.orthogonal(KEY, (10, 20), d))(0.2),
@@ -26,6 +32,7 @@ CALLS = {
     "rotate": lambda: eoi.rotation.rotate(jnp.ones((3, 10)), eoi.givens.sample(KEY, 10, 5)),
     "fill": lambda: eoi.masks.fill(KEY, eoi.masks.support(KERNEL), 0.5),
     "static_sparse": step_under_a_mask,
+    "blocks": products_of_blocks,
 }
 
 
@@ -35,7 +42,7 @@ def test_no_implicit_promotion(name):
         CALLS[name]()
 
 
-@pytest.mark.parametrize("name", ["orthogonal", "options", "conv", "static_sparse"])
+@pytest.mark.parametrize("name", ["orthogonal", "options", "conv", "static_sparse", "blocks"])
 def test_no_nan_on_the_way(name):
     with jax.debug_nans(True):
         CALLS[name]()

@@ -83,6 +83,19 @@ def density(value: Any, *, minimum: float = 0.0, why: str = "", name: str = "den
     return fraction
 
 
+def reachable(fraction: Any, most: int, shape: tuple[int, int], name: str = "density") -> None:
+    """Require a density of at most ``most`` non-zeros in a matrix, with the same slack."""
+    rows, columns = shape
+    highest = most / (rows * columns)
+    if not is_traced(fraction) and fraction > highest * (1.0 + 1e-6):
+        problem = f"is outside [{1 / max(shape):.6g}, {highest:.6g}]"
+        remedy = (
+            f"The planes connect coordinates for at most {most} non-zeros of a {rows} x {columns} "
+            "matrix: lower the density, or let the pattern connect more."
+        )
+        raise value_error(name, fraction, problem, remedy)
+
+
 def shape(value: Any, *, min_ndim: int = 2, name: str = "shape") -> tuple[int, ...]:
     """Accept a sequence of at least ``min_ndim`` non-negative ints."""
     try:
@@ -170,6 +183,27 @@ def integer(value: Any, *, low: int, name: str, high: int | None = None, remedy:
             name, number, f"is outside {bounds}", remedy or f"Give a value in {bounds}."
         )
     return number
+
+
+def balance(value: Any, planes: Any, *, optional: bool = False) -> Any:
+    """Accept whether outputs are balanced, which planes inside a pattern cannot do.
+
+    Where it is ``optional``, None leaves it to the caller, but for a pattern.
+    """
+    name, remedy = "balance_outputs", "Give True or False."
+    if value is None and optional:
+        return False if planes.is_pattern else None
+    if is_traced(value):
+        if value.ndim != 0 or value.dtype != jnp.bool_:
+            raise value_error(name, value, "is not a scalar truth value", remedy)
+    elif not isinstance(value, bool | np.bool_):
+        raise value_error(name, value, "is not a truth value", remedy)
+    else:
+        value = bool(value)
+    if value is not False and planes.is_pattern:
+        remedy = "The start has non-zeros outside of a pattern: use other planes, or give False."
+        raise value_error(name, value, f"does not go with planes={planes!r}", remedy)
+    return value
 
 
 def one_of(value: Any, options: Sequence[str], *, name: str, remedy: str) -> None:

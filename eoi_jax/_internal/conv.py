@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -17,6 +18,7 @@ __all__ = [
     "at_center",
     "center_density",
     "center_tap",
+    "check_strides",
     "check_taps",
     "drawn_density",
     "place",
@@ -96,13 +98,34 @@ def center_density(density: Any, num_taps: float, *, step: float = 0.0) -> Any:
     return numpy.minimum(numpy.minimum(room, numpy.sqrt(density)), 1.0)
 
 
-def drawn_density(density: Any, num_taps: float, size: int) -> Any:
+def drawn_density(density: Any, num_taps: float, size: int, minimum: Any = None) -> Any:
     """Return the density to draw a center tap of larger side ``size`` at.
 
     The draw ends up to half a step, ``1 / (2 size)``, from its target. That room is left, so that
-    the count of the whole kernel is never exceeded, to which no support could be trimmed. An
-    orthogonal matrix has at least the density ``1 / size``.
+    the count of the whole kernel is never exceeded, to which no support could be trimmed. It is at
+    least ``minimum``: by default the ``1 / size`` of an orthogonal matrix.
     """
-    minimum = 1 / size
-    rule = center_density(density, num_taps, step=minimum / 2)
+    minimum = 1 / size if minimum is None else minimum
+    rule = center_density(density, num_taps, step=1 / (2 * size))
     return jnp.maximum(rule, minimum) if checks.is_traced(density) else max(float(rule), minimum)
+
+
+def check_strides(
+    strides: Any, window: Shape, *, transposed: bool = False, name: str = "strides"
+) -> tuple[int, ...] | None:
+    """Accept strides, one for each axis of a window that covers them; None if all are 1."""
+    steps: tuple[int, ...] = (
+        tuple(strides) if isinstance(strides, Sequence) else (strides,) * len(window)
+    )
+    if len(steps) != len(window):
+        problem = f"has {len(steps)} entries, not {len(window)}"
+        raise checks.value_error(name, steps, problem, "Give one an axis.")
+    for size, step in zip(window, steps, strict=True):
+        remedy = "A smaller window leaves pixels unseen: enlarge it."
+        checks.integer(step, low=1, high=size, name=name, remedy=remedy)
+    if all(step == 1 for step in steps):
+        return None
+    if transposed:
+        remedy = "Draw transposed kernels at stride 1."
+        raise checks.value_error(name, steps, "is not 1 with transposed=True", remedy)
+    return steps

@@ -6,6 +6,7 @@ here, and from here it is one step down to the rotations of a wave.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -18,12 +19,19 @@ from eoi_jax._internal.vmap import map_on_cpu, varying_as
 from eoi_jax.givens import AngleLaw, PlaneLaw
 from eoi_jax.typing import Array
 
-__all__ = ["MAX_SEGMENT", "Law", "check_angles", "draw", "draw_padded", "permuted"]
+__all__ = [
+    "MAX_SEGMENT",
+    "Law",
+    "check_angles",
+    "draw",
+    "draw_padded",
+    "permuted",
+    "rounds_at_once",
+]
 
-# A sequence is given up after this many rotations per coordinate. Every row of a 4096 x 4096
-# matrix is full after about 9 and the chance that one is not after 64 is below 1e-45, so only an
-# angle law that undoes its own work gets here (and then returns NaN).
-_LIMIT = 64
+# The least squared norm of a row of a balanced matrix, over the mean of all rows: a norm of half
+# of the fair share, and what rounding to bfloat16 may take. Rows start at half of the mean or more.
+_LEAST_SHARE = 0.2525
 # Longer segments would have more touched coordinates than an index can count.
 MAX_SEGMENT = 2**24
 
@@ -37,7 +45,10 @@ class Law(NamedTuple):
         angles: The law of the angles, or None where a program is given it apart.
         at_most: Whether to stop before a target is exceeded, and not at the closest count.
         permute: Whether rows and columns are permuted and signs drawn at the end.
-        planes: The law of the planes.
+        planes: The law of the planes, of the size of the array or of any.
+        rounds: How many rounds of matchings to apply to the partial identity at once, before the
+            segments; it changes the speed, and the matrix by rounding errors. 0 for other planes,
+            and for angles whose non-zeros are counted on the floats.
     """
 
     shape: tuple[int, int]
@@ -46,6 +57,7 @@ class Law(NamedTuple):
     at_most: bool
     permute: bool = False
     planes: PlaneLaw = givens.independent
+    rounds: int = 0
 
 
 class _Target(NamedTuple):
@@ -56,36 +68,53 @@ class _Target(NamedTuple):
     is_valid: Array
 
 
-def draw(key: Array, target: Array, scale: Array, law: Law) -> Array:
+def draw(key: Array, target: Array, scale: Array, law: Law, balanced: Array | None = None) -> Array:
     """Draw a matrix of ``law.shape`` for a density, or for an integer count of non-zeros.
 
-    The entries have the dtype of ``scale``. A target that no matrix can have gives NaN.
+    The entries have the dtype of ``scale``. A target that no matrix can have gives NaN. Where
+    ``balanced`` is true, no row's norm is below half of the root of their mean square (``scale`` is
+    then near 1); None draws as false does, by a program that costs less.
     """
     program = programs.of_function(_draw, law.angles, static_argnums=(3,))
-    return program(key, target, scale, law._replace(angles=None))
+    return program(key, target, scale, law._replace(angles=None), balanced)
 
 
-def _draw(angles: AngleLaw, key: Array, target: Array, scale: Array, law: Law) -> Array:
+def _draw(
+    angles: AngleLaw,
+    key: Array,
+    target: Array,
+    scale: Array,
+    law: Law,
+    balanced: Array | None,
+) -> Array:
     law = law._replace(angles=angles)
     rows, columns = law.shape
 
-    def one(key: Array, target: Array, scale: Array) -> Array:
-        matrix = _rotate_to_target(key, target, scale, rows, columns, law)
+    def one(key: Array, target: Array, scale: Array, *balanced: Array) -> Array:
+        matrix = _rotate_to_target(key, target, scale, rows, columns, law, *balanced)
         return permuted(key, matrix) if law.permute else matrix
 
-    return map_on_cpu(one)(key, target, scale)
+    return map_on_cpu(one)(key, target, scale, *([] if balanced is None else [balanced]))
 
 
 def draw_padded(
-    keys: Array, counts: Array, rows: Array, columns: Array, law: Law, dtype: Any
+    keys: Array,
+    counts: Array,
+    rows: Array,
+    columns: Array,
+    law: Law,
+    dtype: Any,
+    balanced: Array | None = None,
 ) -> Array:
     """Draw a stack of matrices ``(rows, columns)``, each in the corner of zeros of ``law.shape``.
 
     All arrays have one entry for each matrix. So one program, whose compilation takes far longer
-    than its run, draws matrices of many shapes. ``counts`` are at least ``columns``.
+    than its run, draws matrices of many shapes. ``counts`` are at least ``columns``, and at least
+    ``rows`` where ``balanced`` is true. Planes of one size fill ``law.shape``, and so do the
+    matrices then.
     """
     program = programs.of_function(_draw_padded, law.angles, static_argnums=(4, 5))
-    return program(keys, counts, rows, columns, law._replace(angles=None), dtype)
+    return program(keys, counts, rows, columns, law._replace(angles=None), dtype, balanced)
 
 
 def _draw_padded(
@@ -96,13 +125,34 @@ def _draw_padded(
     columns: Array,
     law: Law,
     dtype: Any,
+    balanced: Array | None,
 ) -> Array:
     law = law._replace(angles=angles)
 
-    def one(key: Array, count: Array, rows: Array, columns: Array) -> Array:
-        return _rotate_to_target(key, count, jnp.ones((), dtype), rows, columns, law)
+    def one(
+        key: Array, count: Array, rows: int | Array, columns: int | Array, *balanced: Array
+    ) -> Array:
+        if law.planes.size is not None:
+            rows, columns = law.shape
+        return _rotate_to_target(key, count, jnp.ones((), dtype), rows, columns, law, *balanced)
 
-    return jax.vmap(map_on_cpu(one))(keys, counts, rows, columns)
+    flags = [] if balanced is None else [balanced]
+    return jax.vmap(map_on_cpu(one))(keys, counts, rows, columns, *flags)
+
+
+def rounds_at_once(shape: tuple[int, int], planes: PlaneLaw, needed: int | None = None) -> int:
+    """Choose the rounds of matchings to apply at once to a partial identity of ``shape``.
+
+    Args:
+        shape: Tall or square.
+        planes: The law; all others than matchings have none.
+        needed: How many rotations are expected at most; None if that is not known.
+    """
+    if not planes.in_rounds:
+        return 0
+    # Lists of an eighth of a row are cheaper than rows, and of 128 hold 32 MiB at size 32768.
+    most = max(min(shape[1].bit_length() - 4, 7), 0)
+    return most if needed is None else min(most, -(-needed // (shape[0] // 2)))
 
 
 def check_angles(angles: Any) -> AngleLaw:
@@ -133,47 +183,73 @@ def permuted(key: Array, matrix: Array) -> Array:
 
 
 def _rotate_to_target(
-    key: Array, target: Array, scale: Array, rows: int | Array, columns: int | Array, law: Law
+    key: Array,
+    target: Array,
+    scale: Array,
+    rows: int | Array,
+    columns: int | Array,
+    law: Law,
+    balanced: Array | None = None,
 ) -> Array:
     """Rotate the partial identity in the corner ``(rows, columns)`` of zeros to a target.
 
     Rotations come in segments of a static length, each with waves of its own. The non-zeros of
     every prefix of a segment are counted first, and only the rotations that are kept touch the
     floats. ``rows`` and ``columns`` may be traced, and change no value of the matrix by being so.
+
+    A ``balanced`` matrix starts as the identity again and again, with a new sign each time and
+    columns of norm 1, so each row has a non-zero. Angles keep the norms of rows above a floor.
     """
-    goal = _doubled(target, rows, columns, law.at_most)
+    least: int | Array = columns if balanced is None else jnp.where(balanced, rows, columns)
+    bounds = (least, law.planes.max_nonzeros(rows, columns))
+    goal = _doubled(target, rows, columns, bounds, law.at_most)
     i, j = jnp.arange(law.shape[0])[:, None], jnp.arange(law.shape[1])[None, :]
     one = jnp.where(goal.is_valid, scale, jnp.nan)
-    matrix = jnp.where((i == j) & (i < columns), one, jnp.zeros((), scale.dtype))
+    zero, floor = jnp.zeros((), scale.dtype), None
+    if balanced is None:
+        matrix = jnp.where((i == j) & (i < columns), one, zero)
+        packed = jnp.where(i < columns, waves.eye_support(*law.shape), jnp.uint32(0))
+    else:
+        column = jnp.where(balanced & (i < rows), i % columns, i)
+        column = jnp.where(i < least, column, law.shape[1])  # past the end: a row of zeros
+        shared_by = (rows - 1 - column) // columns + 1  # the rows with a non-zero in that column
+        sign = 1 - 2 * (i // columns % 2)
+        share = jnp.where(balanced, sign * jax.lax.rsqrt(shared_by.astype(scale.dtype)), 1)
+        matrix = jnp.where(j == column, one * share, zero)
+        packed = waves.one_hot_support(column[:, 0], law.shape[1])
+        floor = jnp.where(balanced, _LEAST_SHARE * columns / rows, 0).astype(scale.dtype)
     if law.shape[0] == 1:
         return matrix
     # Angles that recur cancel entries to exact zeros, which only the floats show.
-    count_on_integers = getattr(law.angles, "continuous", False)
+    count_on_integers = getattr(law.angles, "continuous", False) and not law.planes.may_underflow
     full = jnp.asarray(rows * columns, jnp.uint32)
-    limit = min(_LIMIT * law.shape[0], 2**31 - 1 - law.segment)
+    # Only an angle law that undoes its own work gets here, or the slowest of patterns.
+    limit = min(law.planes.rotations_until_full(law.shape[0]), 2**31 - 1 - law.segment)
     State = tuple[Array, Array, Array, Array]
 
     def unfinished(state: State) -> Array:
         first, nonzeros, _, _ = state
         return (2 * nonzeros < goal.twice) & (first < limit)
 
-    def extend(state: State) -> State:
+    def extend(state: State, length: int, rounds: int = 0) -> State:
         first, nonzeros, packed, matrix = state
         rotations = givens.sample(
             key,
             rows,
-            law.segment,
+            length,
             angles=law.angles,
             dtype=matrix.dtype,
             first=first,
             planes=law.planes,
             capacity=law.shape[0],
         )
-        wave = givens.waves(rotations, law.shape[0])
+        wave = law.planes.waves(rotations.i, rotations.j, first, rows, law.shape[0])
         if count_on_integers:
-            packed, gained = waves.grow_support(packed, rotations, wave)
+            packed, gained = waves.grow_support(
+                packed, rotations, wave, in_order=law.planes.in_rounds
+            )
         else:
-            _, change = waves.rotate_and_count(matrix, rotations, wave)
+            _, change = waves.rotate_and_count(matrix, rotations, wave, floor=floor)
             gained = change.astype(jnp.uint32)  # wraps, and wraps back in the sum
         counts = nonzeros + jnp.cumsum(gained, dtype=jnp.uint32)
         reached = 2 * counts >= goal.twice
@@ -183,35 +259,63 @@ def _rotate_to_target(
         other = counts[crossing] if law.at_most else counts[crossing] - gained[crossing]
         fits = counts[crossing] + other < goal.twice + goal.accepts_tie
         keep = jnp.where(fits, crossing + 1, crossing)
-        count = jnp.where(reached.any(), keep, law.segment).astype(jnp.int32)
-        matrix = waves.rotate_rows(
-            matrix, rotations, wave, count=count, round_products=not count_on_integers
-        )
-        return first + law.segment, jnp.where(reached.any(), full, counts[-1]), packed, matrix
+        count = jnp.where(reached.any(), keep, length).astype(jnp.int32)
+        if rounds:
+            size, width = law.shape
+            matrix = waves.rotated_eye(one, width, rotations, size=size, count=count)
+        else:
+            matrix = waves.rotate_rows(
+                matrix,
+                rotations,
+                wave,
+                count=count,
+                round_products=not count_on_integers,
+                in_order=law.planes.in_rounds,
+                floor=floor,
+            )
+        return first + length, jnp.where(reached.any(), full, counts[-1]), packed, matrix
 
-    packed = jnp.where(i < columns, waves.eye_support(*law.shape), jnp.uint32(0))
-    zero, nonzeros = jnp.zeros((), jnp.int32), jnp.full((), columns, jnp.uint32)
-    start = varying_as((zero, nonzeros, packed, matrix), key, goal, matrix)
-    _, nonzeros, _, matrix = jax.lax.while_loop(unfinished, extend, start)
-    if count_on_integers:
+    first, nonzeros = jnp.zeros((), jnp.int32), jnp.full((), least, jnp.uint32)
+    start = varying_as((first, nonzeros, packed, matrix), key, goal, matrix)
+    if law.rounds and count_on_integers and balanced is None:
+        start = extend(start, law.rounds * (law.shape[0] // 2), law.rounds)
+    more = functools.partial(extend, length=law.segment)
+    _, nonzeros, _, matrix = jax.lax.while_loop(unfinished, more, start)
+    if count_on_integers and law.planes.size is None:
         return matrix
     return jnp.where(2 * nonzeros < goal.twice, jnp.nan, matrix)
 
 
-def _doubled(target: Array, rows: int | Array, columns: int | Array, at_most: bool) -> _Target:
-    """Double the count that a target asks for, and tell whether a matrix can have it."""
+def _doubled(
+    target: Array,
+    rows: int | Array,
+    columns: int | Array,
+    bounds: tuple[int | Array, int | Array],
+    at_most: bool,
+) -> _Target:
+    """Double the count that a target asks for, and tell whether a matrix can have it.
+
+    ``bounds`` are the fewest and the most non-zeros of one.
+    """
+    least, most = bounds
     total = rows * columns
-    yes = jnp.uint32(1)
+    yes, twice_most = jnp.uint32(1), 2 * jnp.asarray(most, jnp.uint32)
     if jnp.issubdtype(target.dtype, jnp.integer):
-        is_valid = (target >= columns) & (target <= total)
-        return _Target(2 * jnp.clip(target, columns, total).astype(jnp.uint32), yes, is_valid)
-    is_valid = (target >= (1 - 1e-6) / rows) & (target <= 1)
-    density = jnp.where(is_valid, jnp.clip(target, 1 / rows, 1), 1 / rows)
+        is_valid = (target >= least) & (target <= most)
+        return _Target(2 * jnp.clip(target, least, most).astype(jnp.uint32), yes, is_valid)
+    # Not least / total: with as many non-zeros as columns it is 1 / rows to the last bit.
+    lowest, highest = 1 / (rows + columns - least), most / total
+    # As the least density, the greatest may be rounded, but 1 is 1.
+    is_valid = target >= (1 - 1e-6) * lowest
+    is_valid &= target <= jnp.minimum((1 + 1e-6) * highest, 1)
+    density = jnp.where(is_valid, jnp.clip(target, lowest, highest), lowest)
     if at_most:
-        return _Target(2 * jnp.floor(total * density + 0.5).astype(jnp.uint32), yes, is_valid)
+        twice = 2 * jnp.floor(total * density + 0.5).astype(jnp.uint32)
+        return _Target(jnp.minimum(twice, twice_most), yes, is_valid)
     # The slack takes back what rounding a density such as 0.3 to float32 may have moved.
     slack = 2 * jnp.finfo(density.dtype).eps
     twice = 2.0 * total * density
     up, down = jnp.ceil(twice * (1 - slack)), jnp.floor(twice * (1 + slack))
     # Two counts can be equally near only where the doubled target is an integer.
-    return _Target(up.astype(jnp.uint32), (down >= up).astype(jnp.uint32), is_valid)
+    up_count = jnp.minimum(up.astype(jnp.uint32), twice_most)
+    return _Target(up_count, (down >= up).astype(jnp.uint32), is_valid)

@@ -29,6 +29,12 @@ class Geometry(NamedTuple):
     outputs: int
     groups: int
     transposed: bool = False
+    strides: tuple[int, ...] | None = None  # where a matrix has rows for all phases of the input
+
+    @property
+    def rows(self) -> int:
+        """How many rows each matrix has: the input channels of each phase."""
+        return self.inputs * math.prod(self.strides or ())
 
     @property
     def center(self) -> tuple[int, ...]:
@@ -41,19 +47,24 @@ class Geometry(NamedTuple):
         return math.prod(self.taps)
 
     @property
+    def matrices_per_kernel(self) -> float:
+        """How many matrices have room in the kernel: the taps, or their share of each phase."""
+        return self.num_taps / math.prod(self.strides or ())
+
+    @property
     def size(self) -> int:
         """How many weights the layer has."""
         return self.num_taps * self.inputs * self.outputs * self.groups
 
     @property
     def minimum(self) -> int:
-        """How many non-zeros orthogonal matrices at one tap take."""
-        return self.groups * min(self.inputs, self.outputs)
+        """How many non-zeros orthogonal matrices take."""
+        return self.groups * min(self.rows, self.outputs)
 
     @property
     def tall(self) -> tuple[int, int]:
         """The shape of each matrix, the longer side first."""
-        return max(self.inputs, self.outputs), min(self.inputs, self.outputs)
+        return max(self.rows, self.outputs), min(self.rows, self.outputs)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,8 +136,17 @@ def _unambiguous(path: Any, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def feasible(found: list[Kernel | None], needs: Any, *, redistribute: bool) -> list[Kernel | None]:
-    """Return the kernels with counts of at least ``needs(geometry)`` a layer, of the same sum."""
+def feasible(
+    found: list[Kernel | None],
+    needs: Any,
+    *,
+    redistribute: bool,
+    what: str = "orthogonal matrices",
+) -> list[Kernel | None]:
+    """Return the kernels with counts of at least ``needs(geometry)`` a layer, of the same sum.
+
+    ``what`` needs them, for the message.
+    """
     present = [kernel for kernel in found if kernel is not None]
     none = np.zeros(0, np.int64)
     count = np.concatenate([none, *(kernel.counts for kernel in present)])
@@ -135,14 +155,14 @@ def feasible(found: list[Kernel | None], needs: Any, *, redistribute: bool) -> l
     )
     short = count < need
     if short.any() and not redistribute:
-        raise ValueError(_shortage(present, short, need))
+        raise ValueError(_shortage(present, short, need, what))
     room = np.maximum(count - need, 0)
     excess = int((need - count)[short].sum())
     if excess > room.sum():
         size = sum(kernel.geometry.size * len(kernel.counts) for kernel in present)
         raise ValueError(
             f"densities leave {count.sum()} of {size} weights, outside [{need.sum()}, {size}]: "
-            "orthogonal matrices need more non-zeros in all the layers together. Raise the density "
+            f"{what} need more non-zeros in all the layers together. Raise the density "
             f"to at least {need.sum() / size:.6g}."
         )
     if excess:
@@ -211,7 +231,7 @@ def _layer_counts(density: Any, stack: tuple[int, ...], size: int, name: str) ->
     return share
 
 
-def _shortage(present: list[Kernel], short: Any, need: Any) -> str:
+def _shortage(present: list[Kernel], short: Any, need: Any, what: str) -> str:
     """Say which layers have too small a count."""
     lines = []
     index = 0
@@ -228,7 +248,7 @@ def _shortage(present: list[Kernel], short: Any, need: Any) -> str:
     more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
     listed = "\n  ".join(lines[:20])
     return (
-        f"densities are outside what orthogonal matrices need in {len(lines)} layers:\n  {listed}"
+        f"densities are outside what {what} need in {len(lines)} layers:\n  {listed}"
         f'{more}\nRaise the density, give these layers more, or pass infeasible="redistribute" to '
         "take what they need from the other layers."
     )

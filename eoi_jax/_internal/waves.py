@@ -68,12 +68,14 @@ def scan_waves(
     size: int,
     columns: int,
     count: Array | int | None = None,
+    in_order: bool = False,
 ) -> _Carry:
     """Call ``step(carry, block)`` on blocks of disjoint rotations, in wave order.
 
     ``rotations`` is the triple ``(i, j, theta)``, over ``size`` coordinates that hold ``columns``
-    numbers each; ``count`` keeps only the first ``count`` of the sequence. Blocks are runs of a
-    wave rather than whole waves because their width must be static. The length of the loop is
+    numbers each; ``count`` keeps only the first ``count`` of the sequence, and ``in_order`` says
+    that its waves never fall. Blocks are runs of a wave rather than whole waves because their width
+    must be static. The length of the loop is
     not, so the number of waves has no bound.
     """
     length = wave.shape[0]
@@ -81,8 +83,10 @@ def scan_waves(
         return carry
     count = length if count is None else count
     wave = jnp.where(jnp.arange(length, dtype=jnp.int32) < count, wave, length)
-    order = _stable_argsort(wave, bound=length + 1)
-    ordered = (*(leaf[order] for leaf in rotations), order, wave[order])
+    ordered = (*rotations, jnp.arange(length, dtype=jnp.int32), wave)
+    if not in_order:
+        order = _stable_argsort(wave, bound=length + 1)
+        ordered = (*(leaf[order] for leaf in rotations), order, wave[order])
 
     def scan(width: int) -> _Carry:
         return _scan_blocks(step, carry, ordered, count, size=size, width=min(width, length))
@@ -97,10 +101,17 @@ def scan_waves(
 
 def eye_support(rows: int, columns: int) -> Array:
     """Bit-packed support of the ``(rows, columns)`` partial identity: ``(rows, words)`` uint32."""
+    row = jnp.arange(rows, dtype=jnp.uint32)
+    return one_hot_support(jnp.where(row < columns, row, columns), columns)
+
+
+def one_hot_support(column: Array, columns: int) -> Array:
+    """Bit-packed support of one non-zero a row: none in a row whose column is past the end."""
     words = -(-columns // _WORD)
-    row = jnp.arange(rows, dtype=jnp.uint32)[:, None]
-    here = (row // _WORD == jnp.arange(words, dtype=jnp.uint32)[None, :]) & (row < columns)
-    return jnp.where(here, jnp.uint32(1) << (row % _WORD), jnp.uint32(0))
+    column = column[:, None].astype(jnp.uint32)
+    word = jnp.arange(words, dtype=jnp.uint32)[None, :]
+    here = (column // _WORD == word) & (column < columns)
+    return jnp.where(here, jnp.uint32(1) << (column % _WORD), jnp.uint32(0))
 
 
 def unpack_support(packed: Array, columns: int) -> Array:
@@ -109,7 +120,9 @@ def unpack_support(packed: Array, columns: int) -> Array:
     return bits.reshape(len(packed), -1)[:, :columns].astype(bool)
 
 
-def grow_support(packed: Array, rotations: Any, wave: Array) -> tuple[Array, Array]:
+def grow_support(
+    packed: Array, rotations: Any, wave: Array, *, in_order: bool = False
+) -> tuple[Array, Array]:
     """Rotate a bit-packed support; return it and the non-zeros that each rotation added."""
     rows, words = packed.shape
 
@@ -126,7 +139,8 @@ def grow_support(packed: Array, rotations: Any, wave: Array) -> tuple[Array, Arr
         return packed, gained.at[block.position].set(new, mode="drop", unique_indices=True)
 
     gained = jnp.zeros(wave.shape, jnp.uint32)
-    return scan_waves(step, (packed, gained), rotations, wave, size=rows, columns=words)
+    start = (packed, gained)
+    return scan_waves(step, start, rotations, wave, size=rows, columns=words, in_order=in_order)
 
 
 def rotate_rows(
@@ -136,21 +150,63 @@ def rotate_rows(
     *,
     count: Array | int | None = None,
     round_products: bool = False,
+    in_order: bool = False,
+    floor: Array | None = None,
 ) -> Array:
     """Rotate the rows of a 2-D array by the first ``count`` rotations, given their waves.
 
-    ``round_products`` rounds each product before the sum, as :func:`rotate_and_count` does.
+    ``round_products`` rounds each product before the sum, as :func:`rotate_and_count` does. With a
+    ``floor`` angles are squeezed so that no row's squared norm falls below it.
     """
     size, columns = rows.shape
 
     def step(rows: Array, block: Block) -> Array:
-        both, turned = _turn(rows, block, round_products)
+        both, turned = _turn(rows, block, round_products, floor)
         return rows.at[both].set(turned, mode="drop", unique_indices=True)
 
-    return scan_waves(step, rows, rotations, wave, size=size, columns=columns, count=count)
+    return scan_waves(
+        step, rows, rotations, wave, size=size, columns=columns, count=count, in_order=in_order
+    )
 
 
-def rotate_and_count(rows: Array, rotations: Any, wave: Array) -> tuple[Array, Array]:
+def rotated_eye(scale: Array, columns: int, rotations: Any, *, size: int, count: Array) -> Array:
+    """Rotate ``scale`` times the partial identity by whole rounds of matchings.
+
+    After ``r`` rounds a row has at most ``2**r`` non-zeros, so a round doubles lists of values and
+    of their columns, and only their sum touches the matrix: far fewer floats than its rows have.
+
+    Args:
+        scale: A scalar, in the dtype of the result.
+        columns: Columns of the result.
+        rotations: ``(i, j, theta)``; each ``size // 2`` of them are disjoint.
+        size: Rows of the result.
+        count: How many of the rotations are applied.
+    """
+    row = jnp.arange(size, dtype=jnp.int32)
+    column = jnp.minimum(row, columns)[:, None]  # one past the end where there is none
+    values = jnp.broadcast_to(scale, (size, 1))
+    index = jnp.arange(len(rotations[0]), dtype=jnp.int32)
+    angle = jnp.where(index < count, rotations[2].astype(scale.dtype), 0)
+    rounds = [leaf.reshape(-1, size // 2) for leaf in (*rotations[:2], angle)]
+    for i, j, theta in zip(*rounds, strict=True):
+        both, other = jnp.concatenate([i, j]), jnp.concatenate([j, i])
+        sines = jnp.concatenate([jnp.sin(theta), -jnp.sin(theta)])
+        # Of an odd size one row sits out: it is its own partner, by an angle of zero.
+        partner = row.at[both].set(other, unique_indices=True)
+        cos = (
+            jnp.ones_like(values, shape=size)
+            .at[both]
+            .set(jnp.tile(jnp.cos(theta), 2), unique_indices=True)
+        )
+        sin = jnp.zeros_like(cos).at[both].set(sines, unique_indices=True)
+        values = jnp.concatenate([cos[:, None] * values, sin[:, None] * values[partner]], axis=1)
+        column = jnp.concatenate([column, column[partner]], axis=1)
+    return jnp.zeros((size, columns), scale.dtype).at[row[:, None], column].add(values, mode="drop")
+
+
+def rotate_and_count(
+    rows: Array, rotations: Any, wave: Array, *, floor: Array | None = None
+) -> tuple[Array, Array]:
     """Rotate rows; return them and the non-zeros that each rotation added, counted on the floats.
 
     Angles that recur cancel entries to exact zeros, so for them the integers of
@@ -160,7 +216,7 @@ def rotate_and_count(rows: Array, rotations: Any, wave: Array) -> tuple[Array, A
 
     def step(carry: tuple[Array, Array], block: Block) -> tuple[Array, Array]:
         rows, gained = carry
-        both, turned = _turn(rows, block, True)
+        both, turned = _turn(rows, block, True, floor)
         before = jnp.count_nonzero(rows.at[both].get(mode="clip"), axis=1)
         change = (jnp.count_nonzero(turned, axis=1) - before).reshape(2, -1).sum(axis=0)
         rows = rows.at[both].set(turned, mode="drop", unique_indices=True)
@@ -173,11 +229,39 @@ def rotate_and_count(rows: Array, rotations: Any, wave: Array) -> tuple[Array, A
     return scan_waves(step, carry, rotations, wave, size=size, columns=columns)
 
 
-def _turn(rows: Array, block: Block, round_products: bool) -> tuple[Array, Array]:
+def squeeze_angles(theta: Array, left: Array, right: Array, floor: Array) -> Array:
+    r"""Squeeze angles so that rotated pairs of rows keep squared norms of at least ``floor``.
+
+    With :math:`m` the mean of a pair's squared norms, :math:`h` half of their difference and
+    :math:`g` the inner product, a rotation by :math:`\theta` makes the squared norms
+    :math:`m \pm \rho \cos(2\theta - \varphi)`, where :math:`(h, g)` has the polar coordinates
+    :math:`(\rho, \varphi)`. Where :math:`\rho > m - \text{floor}`, the allowed
+    :math:`2\theta - \varphi` are those within :math:`\arcsin((m - \text{floor}) / \rho)` of an odd
+    multiple of :math:`\pi/2`, and all others are moved there linearly: a uniform angle becomes one
+    that is uniform among the allowed. Elsewhere no angle is changed, nor with a floor of 0.
+    """
+    norms = (left * left).sum(axis=1), (right * right).sum(axis=1)
+    mean, half = (norms[0] + norms[1]) / 2, (norms[0] - norms[1]) / 2
+    inner = (left * right).sum(axis=1)
+    rho, phi = jnp.hypot(half, inner), jnp.arctan2(inner, half)
+    is_bound = (floor > 0) & (rho > mean - floor)
+    # Rows that already are at the floor may be below it by a rounding error.
+    room = jnp.clip((mean - floor) / jnp.where(is_bound, rho, 1), 0, 1)
+    from_odd = (2 * theta - phi) % jnp.pi - jnp.pi / 2
+    squeezed = theta - from_odd * (0.5 - jnp.arcsin(room) / jnp.pi)
+    return jnp.where(is_bound, squeezed, theta)
+
+
+def _turn(
+    rows: Array, block: Block, round_products: bool, floor: Array | None
+) -> tuple[Array, Array]:
     """Rows that a block touches, first all ``i`` then all ``j``, and what they become."""
     both = jnp.concatenate([block.i, block.j])
     other = jnp.concatenate([block.j, block.i])
     theta = block.theta.astype(rows.dtype)
+    if floor is not None:
+        left, right = rows.at[block.i].get(mode="clip"), rows.at[block.j].get(mode="clip")
+        theta = squeeze_angles(theta, left, right, floor)
     cos = jnp.tile(jnp.cos(theta), 2)[:, None]
     sin = jnp.concatenate([jnp.sin(theta), -jnp.sin(theta)])[:, None]
     same = cos * rows.at[both].get(mode="clip")

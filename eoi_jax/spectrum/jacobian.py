@@ -197,7 +197,8 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
     with :math:`W^\top W` for :math:`n > m`: the Gram matrix of the smaller side.
 
     Args:
-        matrix: Real array of shape ``(..., n, m)``; leading axes are a batch of matrices.
+        matrix: Real array of shape ``(..., n, m)``; leading axes are a batch of matrices. Or what
+            has a method ``to_dense``, as a :class:`eoi_jax.blocks.BlockSparse`.
         scale: ``s``, a non-zero number that the matrix is divided by first.
 
     Returns:
@@ -218,6 +219,8 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
         Exact Orthogonal Initialization", ICML 2024: what exact orthogonality means there.
     """
+    if hasattr(matrix, "to_dense"):
+        matrix = matrix.to_dense()
     matrix = checks.real_array(matrix, "matrix")
     if matrix.ndim < 2:
         raise ValueError(
