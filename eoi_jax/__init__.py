@@ -21,12 +21,14 @@ initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogona
 ``theory``             density and number of rotations, one from the other
 ``givens``             sequences of Givens rotations; ``rotation`` applies them
 ``planes``             what planes they have: independent ones, or matchings in rounds
+``blocks``             block-sparse orthogonal matrices, whose products skip the zeros
 ``isometry``, ``sao``  one matrix with approximated isometry, one with SAO
 ``typing``             the types of the signatures
 ====================== =========================================================================
 """
 
 from eoi_jax import (
+    blocks,
     budgets,
     criteria,
     dynamic,
@@ -66,6 +68,7 @@ __all__ = [
     "SparseInit",
     "__version__",
     "approximate_isometry",
+    "blocks",
     "budgets",
     "conv",
     "criteria",
