@@ -21,6 +21,10 @@ COMMANDS = {
     ),
     "spectra": ("studies.spectra", "picture singular values through the depth of a network"),
     "universality": ("studies.universality", "hold sparse orthogonal spectra against theory"),
+    "coordinate_check": (
+        "studies.coordinate_check",
+        "picture whether one learning rate suits all densities",
+    ),
     "plan": ("tools.plan", "list the layers of a sparse network: weights, FLOPs, bytes"),
     "train": ("training.train", "train one network from one kind of start"),
     "inspect": ("tools.show", "show how sparse and orthogonal a saved network is"),

@@ -36,7 +36,7 @@ Criterion: TypeAlias = Literal[
     "grasp",
     "synflow",
 ]
-Method: TypeAlias = Literal["dense", "base", "ai", "eoi", "eis", "sao"]
+Method: TypeAlias = Literal["dense", "base", "rescaled", "ai", "eoi", "eis", "sao"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Start:
     """Data set, by its name in experiments.data; "made" needs no files."""
 
     method: Method = "eoi"
-    """Start: dense, or sparse by masking (base), approximated isometry (ai), EOI, EIS or SAO."""
+    """Start: dense, or sparse by masking (base), by masking and rescaling to the mask's fan-in
+    (rescaled), by approximated isometry (ai), EOI, EIS or SAO."""
     criterion: Criterion = "erdos_renyi_kernel"
     """Where masks, or for EOI and EIS layer densities, come from. Dense and SAO have none."""
     density: float = 0.1
@@ -74,10 +75,15 @@ class Start:
     bias_std: float = 0.0
     """Standard deviation of the biases at the start."""
     angles: str = "uniform"
-    """Angles of EOI's rotations: "uniform", or degrees such as "80"."""
-    planes: Literal["independent", "banded", "butterfly"] = "independent"
-    """Planes of EOI's rotations: independent, or drawn inside a pattern (linear layers and uniform
-    angles only)."""
+    """Angles of EOI's rotations: "uniform", "hadamard", or degrees such as "80"."""
+    planes: Literal["independent", "matching", "banded", "butterfly"] = "independent"
+    """Planes of EOI's rotations: independent, perfect matchings in rounds, or drawn inside a
+    pattern."""
+    taps: Literal["center", "spread", "spread_both"] = "center"
+    """Where the entries of EOI's convolutions stand: at the center tap, or spread over all taps."""
+    he_norm: bool = False
+    """Whether EOI's kernels have the Frobenius norm of masked He weights, for layers before a
+    normalization, in place of the singular value ``scale``."""
     ai_steps: int = 10_000
     """Steps of approximated isometry."""
     ai_objective: Literal["frobenius", "log_det"] = "frobenius"
@@ -99,12 +105,13 @@ class Start:
         seeds = {seed for seed in self.seeds if 0 <= seed < 2**31}
         allowed, remedy = "the sets of one or more numbers in [0, 2**31)", "Give each seed once."
         _require(self, 0 < len(seeds) == len(self.seeds), "seeds", allowed, remedy)
-        allowed = "'uniform' and finite numbers"
+        allowed = "'uniform', 'hadamard' and finite numbers"
         _require(self, _is_angle(self.angles), "angles", allowed, "Give degrees such as '80'.")
-        guided = self.planes != "independent"
-        plain = self.method == "eoi" and self.angles == "uniform"
-        remedy = "The others are for method='eoi' with angles='uniform'."
-        _require(self, not guided or plain, "planes", "{'independent'}", remedy)
+        remedy = "Others are for method='eoi'."
+        for name in ("planes", "taps", "he_norm"):
+            default = getattr(Start, name)
+            usual = getattr(self, name) == default
+            _require(self, usual or self.method == "eoi", name, f"{{{default!r}}}", remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +128,13 @@ class Train(Start):
     """Passes over the training images; may be a fraction."""
     learning_rate: float = 0.01
     """Learning rate, divided by 10 at half and at three quarters of the steps."""
+    learning_rates: tuple[float, ...] = ()
+    """If given, two or more rates of which one replaces ``learning_rate``: the first seed is
+    trained with each, and that with the highest validation accuracy over the last quarter of the
+    steps is taken for all seeds."""
+    density_power: float = 0.0
+    """The updates of each sparse kernel are multiplied by ``density**-density_power``: 1 for
+    SμPar."""
     momentum: float = 0.9
     """Nesterov momentum of SGD."""
     weight_decay: float = 1e-4
@@ -130,6 +144,12 @@ class Train(Start):
         super().__post_init__()
         _require(self, 0 < self.epochs < math.inf, "epochs", "(0, inf)")
         _require(self, 0 < self.learning_rate < math.inf, "learning_rate", "(0, inf)")
+        rates = {rate for rate in self.learning_rates if 0 < rate < math.inf}
+        several, remedy = len(rates) == len(self.learning_rates) != 1, "Give each rate once."
+        _require(self, several, "learning_rates", "() and two or more numbers > 0", remedy)
+        if rates:  # one config, whatever rate stood there
+            object.__setattr__(self, "learning_rate", self.learning_rates[0])
+        _require(self, math.isfinite(self.density_power), "density_power", "finite numbers")
         _require(self, 0 <= self.weight_decay < math.inf, "weight_decay", "[0, inf)")
         _require(self, 0 <= self.momentum < 1, "momentum", "[0, 1)")
 
@@ -267,7 +287,7 @@ def _floats(config: Any) -> None:
 
 def _is_angle(angles: str) -> bool:
     try:
-        return angles == "uniform" or math.isfinite(float(angles))
+        return angles in ("uniform", "hadamard") or math.isfinite(float(angles))
     except ValueError:
         return False
 

@@ -10,7 +10,8 @@ from rich.console import Console
 
 import eoi_jax as eoi
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import initialization, methods, timing
+from experiments.benchmarks import initialization, methods, timing, training
+from experiments.training import loops
 
 WEIGHTS = 129_400  # of MLP-7
 
@@ -112,3 +113,20 @@ def test_the_plot_of_methods_shows_the_medians():
     np.testing.assert_allclose(right["EOI"], [16, 32, 64])
     for axes in (left, right):
         np.testing.assert_allclose(axes["AI, 10,000 times one measured step"], 10)
+
+
+@pytest.mark.slow
+def test_a_training_step_is_the_same_under_the_options_for_cpus():
+    """The smallest network has all kinds of layers; rounding differs, since fusions do."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("The options are for CPUs.")
+    step, arguments = training.step_of(training.Training(depth=8))
+    lowered = jax.jit(step).lower(*arguments)
+    (ours, sums), (theirs, expected) = (
+        lowered.compile(compiler_options=options)(*arguments)
+        for options in (loops.CPU_OPTIONS, None)
+    )
+    chex.assert_trees_all_close(sums, expected, rtol=1e-5)
+    chex.assert_trees_all_close(ours.params, theirs.params, rtol=1e-3, atol=1e-5)
+    kernel = arguments[0].params["first"]["kernel"]
+    assert np.abs(ours.params["first"]["kernel"] - kernel).max() > 1e-3  # it has trained

@@ -43,7 +43,8 @@ def test_methods_of_one_table_share_their_learning_rates(name):
     for scale in ("paper", "small"):
         rates = {}
         for train in sweep.grid_of(sweep.find(name), scale):
-            if isinstance(train, Train):
+            # Where each start has its own, it is chosen from several.
+            if isinstance(train, Train) and not train.learning_rates:
                 row = (train.model, train.epochs, train.density, train.seeds, train.criterion)
                 rates.setdefault(row, {}).setdefault(train.method, set()).add(train.learning_rate)
         for by_method in rates.values():

@@ -23,6 +23,28 @@ def test_a_start_is_named_by_criterion_and_method():
     assert [row["start"] for row in grids.with_start_names(rows)] == ["SNIP EOI", "dense"]
 
 
+def test_every_start_has_a_name_of_its_own():
+    grid = grids.starts_of(config.Train(), tuple(grids.STARTS), eoi={"scale": 2.0})
+    assert len(set(map(config.digest, grid))) == len(grids.STARTS)
+    rows = grids.with_start_names([config.to_dict(train) for train in grid])
+    variants = dict(zip(grids.STARTS, (row["variant"] for row in rows), strict=True))
+    assert len(set(variants.values())) == len(variants)
+    assert variants["rescaled"] == "rescaled Base"
+    assert variants["smupar"] == "SμPar"
+    assert variants["hadamard"] == "EOI, matching, Hadamard angles"
+    assert variants["spread_matching_he"] == "EOI, spread, matching, He norm"
+    assert rows[list(variants).index("spread")]["start"] == "ERK EOI, spread"
+    # Rows of results that are older than these fields.
+    assert grids.with_start_names([{"method": "eoi", "criterion": None}])[0]["variant"] == "EOI"
+
+
+def test_a_caption_names_the_rates_that_were_tried():
+    rows = [{**FIELDS, "learning_rates": rates} for rates in ([0.1, 0.2], [0.01, 0.02])]
+    sentence = grids.settings_sentence(rows, "none")
+    assert "best learning rate of 0.1, 0.2 or 0.01, 0.02 by the validation accuracy" in sentence
+    assert "learning rate 0.01" in grids.settings_sentence([FIELDS, rows[0]], "none")
+
+
 def test_a_caption_states_what_ran_and_what_the_paper_has():
     sentence = grids.settings_sentence([FIELDS], "100 epochs")
     for part in ("MNIST", "2 epochs", "128", "0.01", "seeds 1, 2, 3", "The paper: 100 epochs."):

@@ -15,7 +15,7 @@ from experiments import models
 from experiments.models.deit import gelu
 
 ZEROS = nn.initializers.zeros  # quick to trace
-NORMED = ("resnet32", "resnet56", "resnet110", "vgg16", "efficientnet_b0", "resnet50")
+NORMED = ("resnet20", "resnet32", "resnet56", "resnet110", "vgg16", "efficientnet_b0", "resnet50")
 
 
 def mlp(depth, width):
@@ -98,6 +98,7 @@ COUNTS = {
     "mlp7": mlp(7, 100),
     "mlp1000": mlp(1000, 128),
     "cnn1000": cnn(),
+    "resnet20": resnet(20),
     "resnet32": resnet(32),
     "resnet56": resnet(56),
     "resnet110": resnet(110),
@@ -110,6 +111,7 @@ SMALL = {
     "mlp7": {},
     "mlp1000": {"depth": 4},
     "cnn1000": {"depth": 6, "width": 8},
+    "resnet20": {"depth": 8},
     "resnet32": {"depth": 8, "width": 4},
     "resnet56": {"depth": 8},
     "resnet110": {"depth": 8},

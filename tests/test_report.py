@@ -267,6 +267,13 @@ def test_collected_statistics(values):
     assert found.deviation == pytest.approx(math.sqrt(variance), abs=1e-6)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.002, 1 / 3])
+def test_equal_numbers_are_exact(value):
+    """The mean of 0.1 three times is not 0.1 in binary."""
+    found = collect([{"seed": seed, "x": value} for seed in (1, 2, 3)], "x", lambda row: None)
+    assert found[None] == Cell(3, value, 0.0)
+
+
 def test_the_best_of_each_group_is_bold():
     rows = cell("snip", "eoi", 0.9) + cell("snip", "base", 0.5) + cell("grasp", "eoi", 0.6)
     rows += cell("grasp", "base", 0.7)

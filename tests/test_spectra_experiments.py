@@ -1,4 +1,4 @@
-"""The experiments on spectra measure what they say."""
+"""The studies of starts measure what they say."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from rich.console import Console
 import eoi_jax as eoi
 from eoi_jax import mean_field
 from experiments import config, models, runs
-from experiments.studies import measure, spectra, universality
+from experiments.studies import coordinate_check, measure, spectra, universality
 
 
 def test_the_chain_is_the_jacobian_of_its_network(x64):
@@ -92,12 +92,26 @@ def test_wide_dense_orthogonal_networks_have_the_predicted_spectrum(case):
     assert distance < (2e-5 if case.activation == "identity" else 0.1)
 
 
+@pytest.mark.parametrize("kind", ["center", "spread"])
+def test_convolutions_as_matrices_are_orthogonal_and_see_as_many_units(kind, x64):
+    """Four channels on 4 x 4 pixels, at a density of 1/32: two non-zeros a row on average."""
+    (matrix,) = universality._weights(
+        jax.random.key(0), width=64, depth=1, kind=kind, density=1 / 32
+    )
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(64), atol=1e-12)
+    assert 64 < (matrix != 0).sum() < 3 * 64  # 128 is expected
+    pixels = {
+        (row // 4, column // 4) for row, column in np.argwhere(np.abs(np.asarray(matrix)) > 0)
+    }
+    assert all(one == other for one, other in pixels) == (kind == "center")
+
+
 def test_universality_saves_its_table_and_pictures(tmp_path):
     config = universality.Config(
         densities=(0.25,), depths=(2, 4), widths=(16,), seeds=2, output=str(tmp_path / "u")
     )
     rows = universality.run(config, Console(quiet=True))
-    assert len(rows) == 5 * 2 * 3 * 2  # cases, depths, weights, seeds
+    assert len(rows) == 5 * 2 * 4 * 2  # cases, depths, weights, seeds
     for row in rows:
         errors = np.array(row[-3:])
         assert np.isfinite(errors).all()
@@ -147,3 +161,18 @@ def test_a_spectrum_that_is_not_finite_is_no_result(tmp_path):
     with refuses("scale", "1e+30", "seed 1", error=FloatingPointError):
         measure.spectrum(diverging, tmp_path, runs.Runtime(runs=str(tmp_path)))
     assert not (tmp_path / "results.json").exists()
+
+
+def test_steps_change_a_network_alike_over_densities_with_smupar_only(tmp_path):
+    settings = coordinate_check.Config(quick=True, output=str(tmp_path / "check.png"))
+    found = coordinate_check.run(settings, Console(quiet=True))
+    assert imread(settings.output).std() > 0
+    relative = {name: values.changes / values.changes[0] for name, values in found.items()}
+    # A sixteenth of the weights: a step moves a unit by as much of what it moves a dense one.
+    assert np.abs(relative["SμPar"] - 1).max() < 0.2
+    assert relative["rescaled"][-1] < 1.5 / 16
+    assert relative["masked"][-1] < relative["rescaled"][-1]
+    losses = np.stack([found[name].losses for name in coordinate_check.PARAMETRIZATIONS])
+    assert losses.shape == (3, 3, 3)
+    np.testing.assert_allclose(losses[0, 0], losses[1, 0], rtol=1e-5)  # dense: all the same
+    np.testing.assert_allclose(losses[0, 0], losses[2, 0], rtol=1e-5)

@@ -61,7 +61,12 @@ def test_the_methods_of_a_seed_share_dense_weights_and_mask(dataset):
         gram = weights[leaf].swapaxes(-1, -2) @ weights[leaf]
         np.testing.assert_allclose(gram, np.broadcast_to(2.25 * np.eye(10), gram.shape), atol=2e-5)
     assert starts.count(dense) == (400, 400)
-    for start in (base, ai):
+    rescaled = make(dataclasses.replace(FOUR, method="rescaled"), dataset)
+    for name, weights in kernels(rescaled.variables).items():
+        mask = kernels(rescaled.mask)[name.removeprefix("['params']")]
+        density = mask.mean((-2, -1), keepdims=True)
+        np.testing.assert_allclose(weights, on_base[name] / np.sqrt(density), rtol=1e-6)
+    for start in (base, rescaled, ai):
         assert starts.count(start) == (120, 400)
 
 
@@ -113,10 +118,15 @@ def test_what_reaches_the_library(dataset, monkeypatch):
 
     monkeypatch.setattr(eoi, "exact_orthogonal", draw)
     monkeypatch.setattr(eoi, "sparsity_aware_orthogonal", draw)
-    for change in ({}, {"angles": "80"}, {"method": "eis"}, {"method": "sao"}):
+    spread = {"taps": "spread", "planes": "matching", "angles": "hadamard", "he_norm": True}
+    for change in ({}, {"angles": "80"}, {"method": "eis"}, {"method": "sao"}, spread):
         make(dataclasses.replace(FOUR, **{"method": "eoi", **change}), dataset)
-    plain, constant, variant, blocks = seen
-    assert {options["scale"] for options in seen} == {1.5}
+    *_, last = seen
+    plain, constant, variant, blocks = seen[:-1]
+    assert [options["scale"] for options in seen] == [1.5, 1.5, 1.5, 1.5, "he"]
+    assert (last["taps"], last["planes"]) == ("spread", eoi.planes.matching)
+    assert last["angles"] is eoi.givens.hadamard_angle
+    assert (plain["taps"], plain["planes"]) == ("center", eoi.planes.independent)
     assert {options["layout"] for options in seen} == {models.layout}
     assert plain["angles"] is eoi.givens.uniform_angle
     assert constant["angles"] == pytest.approx(80 * math.pi / 180)
@@ -129,7 +139,7 @@ def test_what_reaches_the_library(dataset, monkeypatch):
         for options in (plain, variant):
             np.testing.assert_array_equal(kernels(options["densities"])[name], expected)
     assert plain["infeasible"] == "redistribute"
-    assert plain["center_density"] is variant["center_density"] is None
+    assert plain["center_density"] is variant.get("center_density") is None
     densities = {name: spec.center_density for name, spec in models.SPECS.items()}
     assert {name for name, density in densities.items() if density} == {"cnn1000"}
 
@@ -140,7 +150,7 @@ def test_the_center_of_the_plain_convolutional_network(method, center, monkeypat
     seen = []
 
     def draw(key, params, densities, **options):
-        seen.append(options["center_density"])
+        seen.append(options.get("center_density"))
         return eoi.SparseInit(params, eoi.masks.support(params))
 
     monkeypatch.setattr(eoi, "exact_orthogonal", draw)

@@ -5,6 +5,7 @@ Commands:
     optim   time of a training step under a mask, against the dense step
     methods time to initialize networks and matrices with every method
     spectrum time of all singular values in one call, and of the extremes of a very deep network
+    training images a second of a residual network's training step
 
 Example:
     python -m experiments benchmarks init --quick
@@ -25,6 +26,7 @@ from experiments.benchmarks.initialization import Init, bench_init
 from experiments.benchmarks.methods import Methods, bench_methods
 from experiments.benchmarks.optimizers import Optim, bench_optim
 from experiments.benchmarks.spectrum import Spectrum, bench_spectrum
+from experiments.benchmarks.training import Training, bench_training
 
 __all__ = ["main"]
 
@@ -33,12 +35,14 @@ _BENCHMARKS: dict[type, Callable[[Any, Console], None]] = {
     Optim: bench_optim,
     Methods: bench_methods,
     Spectrum: bench_spectrum,
+    Training: bench_training,
 }
 _Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
     | Annotated[Optim, tyro.conf.subcommand("optim")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
+    | Annotated[Training, tyro.conf.subcommand("training")]
 )
 
 

@@ -47,7 +47,10 @@ def bench_init(options: Init, console: Console) -> None:
     for size in sizes:
         shape = (size, size)
         functions = {"normal": normal(shape), "haar": haar(shape)}
-        functions |= {f"{d}": sparse(shape, d) for d in densities if d * size >= 1}
+        reached = [d for d in densities if d * size >= 1]
+        functions |= {f"{d}": sparse(shape, d) for d in reached}
+        matching = eoi.planes.matching
+        functions |= {f"{d} matching": sparse(shape, d, matching) for d in reached}
         calls = {name: functools.partial(f, key) for name, f in functions.items()}
         seconds[size] = medians(calls, options.repeats if size < 4096 else min(options.repeats, 5))
 
@@ -64,6 +67,12 @@ def bench_init(options: Init, console: Console) -> None:
             cells = (f"{of_size[name] / base:.2f}" if name in of_size else "–" for name in names)
             rows.append([str(size), *cells])
         console.print(tabulate(title, heads, rows))
+    rows = [
+        [str(size), *(_ratio(of_size, f"{d} matching", f"{d}") for d in densities)]
+        for size, of_size in seconds.items()
+    ]
+    title = "planes=matching over independent planes"
+    console.print(tabulate(title, [heads[0], *heads[3:]], rows))
     slower = [
         f"n = {size}, d = {density:.3g}"
         for size, of_size in seconds.items()
@@ -76,6 +85,10 @@ def bench_init(options: Init, console: Console) -> None:
     path = Path(options.output)
     atomic_savefig(path, plot(seconds, densities), dpi=120)
     console.print(f"Plot: {path}")
+
+
+def _ratio(seconds: Mapping[str, float], name: str, other: str) -> str:
+    return f"{seconds[name] / seconds[other]:.2f}" if name in seconds else "–"
 
 
 def _bench_compile(console: Console, sizes: Sequence[int], key: Array) -> None:
@@ -100,6 +113,9 @@ def _bench_many(console: Console, repeats: int) -> None:
     shape = (128, 128)
     initializers = {
         "eoi.orthogonal, d = 0.1": lambda key: eoi.orthogonal(key, shape, 0.1),
+        "the same, planes=matching": lambda key: eoi.orthogonal(
+            key, shape, 0.1, planes=eoi.planes.matching
+        ),
         "jax.random.normal": lambda key: jax.random.normal(key, shape),
         "jax.nn.initializers.orthogonal": lambda key: jax.nn.initializers.orthogonal()(key, shape),
     }

@@ -82,6 +82,8 @@ def haar(shape: Sequence[int]) -> Callable[[Array], Array]:
     return jax.jit(lambda key: jax.nn.initializers.orthogonal()(key, shape))
 
 
-def sparse(shape: Sequence[int], density: float) -> Any:
+def sparse(
+    shape: Sequence[int], density: float, planes: eoi.planes.PlaneLaw = eoi.planes.independent
+) -> Any:
     """Draw a sparse orthogonal matrix."""
-    return jax.jit(lambda key: eoi.orthogonal(key, shape, density))
+    return jax.jit(lambda key: eoi.orthogonal(key, shape, density, planes=planes))

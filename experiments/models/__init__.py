@@ -7,6 +7,7 @@ mlp7             28 x 28 x 1   7 linear layers of width 100, tanh
 mlp1000          28 x 28 x 1   1000 linear layers of width 128, tanh
 cnn1000          32 x 32 x 3   997 convolutions of width 128, circular padding, tanh, and a linear
                                layer
+resnet20         32 x 32 x 3   residual, 20 layers of 16, 32 and 64 channels, ReLU; not of the paper
 resnet32         32 x 32 x 3   residual, 32 layers of 16, 32 and 64 channels, ReLU
 resnet56         32 x 32 x 3   the same of 56 layers
 resnet110        32 x 32 x 3   the same of 110 layers

@@ -6,10 +6,11 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from eoi_jax.typing import Array, Initializer
 
-__all__ = ["NORM", "at_least", "conv_norm", "logits", "one_of"]
+__all__ = ["NORM", "at_least", "conv_norm", "in_memory", "logits", "one_of"]
 
 # PyTorch's momentum of 0.1 is Flax's of 0.9.
 NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
@@ -53,7 +54,25 @@ def conv_norm(
         kernel_init=conv_init,
         name=name,
     )
-    return NORM(use_running_average=not train, name=f"{name}_norm")(conv(x))
+    return NORM(use_running_average=not train, name=f"{name}_norm")(conv(in_memory(x)))
+
+
+def in_memory(x: Array) -> Array:
+    """Have an array, and its gradient, computed once and kept, in programs for CPUs.
+
+    XLA for CPUs computes sums, normalizations and activations anew for whatever uses them; in a
+    residual network, whose sums go back to the first layer, that takes a quarter of a training
+    step. The program has to be compiled with :data:`experiments.training.loops.CPU_OPTIONS`:
+    otherwise XLA removes the marks first, and the program is as if they were not there.
+
+    Args:
+        x: Any array, such as the input of a convolution.
+
+    Returns:
+        ``x``.
+    """
+    # XLA for other devices heeds the mark without options, and would fuse less.
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
 def logits(network: Any, x: Array) -> Array:

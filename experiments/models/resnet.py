@@ -169,6 +169,7 @@ class _Bottleneck(_Block):
 
 _RESNET = Spec(ResNet, {"depth": 32, "width": 16}, CIFAR, 10, "relu")
 SPECS = {
+    "resnet20": _RESNET._replace(sizes={"depth": 20, "width": 16}),
     "resnet32": _RESNET,
     "resnet56": _RESNET._replace(sizes={"depth": 56, "width": 16}),
     "resnet110": _RESNET._replace(sizes={"depth": 110, "width": 16}),

@@ -20,13 +20,17 @@ __all__ = [
     "CRITERIA",
     "METHODS",
     "NAMES",
+    "RATE",
     "SEEDS",
+    "STARTS",
     "Items",
     "Rows",
     "loss_figure",
     "product",
+    "product_of_starts",
     "product_with_dense",
     "settings_sentence",
+    "starts_of",
     "table_of_runs",
     "tiny",
     "with_start_names",
@@ -40,11 +44,33 @@ CRITERIA = ("uniform", "erdos_renyi_kernel", "snip", "grasp", "synflow")
 METHODS = ("base", "ai", "eoi")
 SEEDS = ((1,), (2,), (3,), (4,), (5,))  # the paper's; each is a run
 
+# Starts by short names: the fields in which they differ.
+STARTS: Mapping[str, Mapping[str, Any]] = {
+    "dense": {"method": "dense", "density": 1.0},
+    "base": {"method": "base"},
+    "rescaled": {"method": "rescaled"},
+    "smupar": {"method": "rescaled", "density_power": 1.0},
+    "ai": {"method": "ai"},
+    "sao": {"method": "sao"},
+    "eoi": {"method": "eoi"},
+    "matching": {"method": "eoi", "planes": "matching"},
+    "hadamard": {"method": "eoi", "planes": "matching", "angles": "hadamard"},
+    "spread": {"method": "eoi", "taps": "spread"},
+    "spread_matching": {"method": "eoi", "taps": "spread", "planes": "matching"},
+    "spread_he": {"method": "eoi", "taps": "spread", "he_norm": True},
+    "spread_matching_he": {
+        **{"method": "eoi", "taps": "spread", "planes": "matching"},
+        "he_norm": True,
+    },
+}
+
+RATE = Value("measured_learning_rate", "learning rate", fmt="g", exact=True)
 ACCURACY = Value("test_accuracy", "test accuracy (%)", 100, best="highest")
 
 # Display names, where they are not the names in configs with blanks for underscores.
 NAMES: Mapping[Any, str] = {
     "base": "Base",
+    "rescaled": "rescaled Base",
     "ai": "AI",
     "eoi": "EOI",
     "eis": "EIS",
@@ -63,6 +89,7 @@ NAMES: Mapping[Any, str] = {
     "mlp7": "MLP-7",
     "mlp1000": "MLP-1000",
     "cnn1000": "CNN-1000",
+    "resnet20": "ResNet-20",
     "resnet32": "ResNet-32",
     "resnet56": "ResNet-56",
     "resnet110": "ResNet-110",
@@ -99,10 +126,29 @@ def tiny(experiment: str, **fields: Any) -> Train:
     return Train(experiment, **{"data": "made", "depth": 3, "width": 20, "density": 0.3, **fields})
 
 
+def starts_of(base: Train, names: Sequence[str], **changes: Mapping[str, Any]) -> list[Train]:
+    """Return configs of starts by their short names, in :data:`STARTS`.
+
+    Args:
+        base: What the starts share; a dense one has the density 1.
+        names: Of the starts.
+        changes: Further fields of single starts, by name.
+    """
+    return [
+        dataclasses.replace(base, **{**STARTS[name], **changes.get(name, {})}) for name in names
+    ]
+
+
+def product_of_starts(base: Train, names: Sequence[str], **values: Sequence[Any]) -> list[Train]:
+    """Return what :func:`starts_of` makes of each of the configs of :func:`product`."""
+    return [run for each in product(base, **values) for run in starts_of(each, names)]
+
+
 def with_start_names(rows: Sequence[Row]) -> list[Row]:
     """Return rows whose start as a whole stands under ``"start"``: ``"ERK EOI"``, ``"dense"``.
 
-    Dense and SAO starts have no criterion; theirs becomes None.
+    Dense and SAO starts have no criterion; theirs becomes None. Under ``"variant"`` stands the
+    method with what distinguishes it: ``"EOI, spread, matching"``, ``"SμPar"``.
 
     Args:
         rows: With the fields ``method`` and ``criterion``.
@@ -110,8 +156,26 @@ def with_start_names(rows: Sequence[Row]) -> list[Row]:
     found = []
     for row in rows:
         criterion = None if row["method"] in ("dense", "sao") else row["criterion"]
-        start = f"{label(criterion, NAMES)} {label(row['method'], NAMES)}".strip()
-        found.append({**row, "criterion": criterion, "start": start})
+        variant = ", ".join([_method(row), *_differences(row)])
+        start = f"{label(criterion, NAMES)} {variant}".strip()
+        found.append({**row, "criterion": criterion, "start": start, "variant": variant})
+    return found
+
+
+def _method(row: Row) -> str:
+    scaled = row["method"] == "rescaled" and row.get("density_power") == 1
+    return "SμPar" if scaled else label(row["method"], NAMES)
+
+
+def _differences(row: Row) -> list[str]:
+    taps = row.get("taps") or "center"
+    found = {"spread": ["spread"], "spread_both": ["spread both"]}.get(taps, [])
+    if row.get("planes") == "matching":
+        found.append("matching")
+    if row.get("angles") == "hadamard":
+        found.append("Hadamard angles")
+    if row.get("he_norm"):
+        found.append("He norm")
     return found
 
 
@@ -130,9 +194,14 @@ def settings_sentence(rows: Sequence[Row], paper: str) -> str:
     by_row = [row["seeds"] if row.get("seed") is None else (row["seed"],) for row in rows]
     seeds = sorted({seed for some in by_row for seed in some})
     epochs, plural = of("epochs"), "s" if len(seeds) > 1 else ""
+    several = [tuple(row.get("learning_rates") or ()) for row in rows]
+    rates = f"learning rate {of('learning_rate')}"
+    if all(several):
+        tried = " or ".join(", ".join(f"{r:g}" for r in of) for of in dict.fromkeys(several))
+        rates = f"the best learning rate of {tried} by the validation accuracy of the first seed"
     return (
         f"{of('data')}, {epochs} epoch{'' if epochs == '1' else 's'}, "
-        f"batches of {of('batch_size')}, learning rate {of('learning_rate')}, "
+        f"batches of {of('batch_size')}, {rates}, "
         f"seed{plural} {', '.join(map(str, seeds))}. The paper: {paper}."
     )
 

@@ -220,8 +220,10 @@ def collect(rows: Iterable[Row], field: str, key: Callable[[Row], Key]) -> dict[
             )
         numbers = np.array([row[field] for row in group], np.float64)
         with np.errstate(invalid="ignore"):  # an infinite loss is told as it is
-            deviation = numbers.std(ddof=1) if len(group) > 1 else math.nan
-            cells[name] = Cell(len(group), float(numbers.mean()), float(deviation))
+            mean, deviation = numbers.mean(), numbers.std(ddof=1) if len(group) > 1 else math.nan
+        if len(group) > 1 and (numbers == numbers[0]).all():
+            mean, deviation = numbers[0], 0.0  # 0.1 three times is 0.1, without rounding
+        cells[name] = Cell(len(group), float(mean), float(deviation))
     return cells
 
 

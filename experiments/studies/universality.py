@@ -4,12 +4,15 @@ Mean-field theory and free probability predict the singular values of a deep Jac
 orthogonal weights, drawn by the Haar measure. They assume that a layer's preactivations are
 Gaussian, all of one variance, and that its weights are free of them. Sparse weights are exactly
 orthogonal all the same, but their units see few inputs. This measures, at initialization, how far
-the spectra of three kinds of weights are from the prediction, over density, depth, width and
+the spectra of several kinds of weights are from the prediction, over density, depth, width and
 activation:
 
 * Haar: dense, what finite width alone does;
 * EOI: products of rotations in independent planes, whose rows differ in their non-zeros;
-* blocks: Haar blocks under random permutations, all rows of as many non-zeros.
+* matching: the same with planes by perfect matchings, whose rows hardly differ;
+* blocks: Haar blocks under random permutations, all rows of as many non-zeros;
+* center and spread: circular convolutions of 3 x 3 taps over 4 x 4 pixels by EOI, all entries at
+  the center tap, or the rows spread over all taps. Only rows up to the number of channels exist.
 
 Each network is a chain h' = W phi(h) + b at its critical point, its input Gaussian of the fixed
 point's variance. Measured are the Wasserstein-1 distance between the singular values of the
@@ -18,9 +21,9 @@ fourth power of the singular values. The first holds it against the prediction. 
 against what the slopes phi'(h) found in this network would give if weights were free of them: it
 is small where only the law of the preactivations differs, and large where freeness fails too.
 
-Hardware: two CPU cores. Time: about 15 minutes.
+Hardware: two CPU cores. Time: about half an hour.
 Expected: Haar weights agree with the prediction up to what width explains; EOI's do not, and less
-so the fewer non-zeros a row has.
+so the fewer non-zeros a row has. At equal mean length, equal rows are nearer to it.
 
 Example:
     python -m experiments universality --quick
@@ -33,6 +36,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -88,7 +92,9 @@ CASES = (
     Case("relu", 1.0),
 )
 _CURVED = CASES[1:]  # without the identity, whose distances are 0
-_KINDS = ("Haar", "EOI", "blocks")
+_MATRICES, _CONVOLUTIONS = ("EOI", "matching", "blocks"), ("center", "spread")
+_KINDS = ("Haar", *_MATRICES, *_CONVOLUTIONS)
+_PIXELS, _TAPS = (4, 4), (3, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Config:
     """Settings of the comparison."""
 
     densities: tuple[float, ...] = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-    """Densities of EOI and of blocks; dense Haar weights are always measured."""
+    """Densities of the sparse kinds; dense Haar weights are always measured."""
     depths: tuple[int, ...] = (4, 16, 64)
     """Numbers of layers."""
     widths: tuple[int, ...] = (128, 256, 512)
@@ -172,9 +178,36 @@ def _weights(key: Array, *, width: int, depth: int, kind: str, density: float) -
             return jax.nn.initializers.orthogonal()(key, (width, width), jnp.float64)
         if kind == "blocks":
             return eoi.sao.orthogonal(key, width, round(density * width), dtype=jnp.float64)
-        return eoi.orthogonal(key, (width, width), density, dtype=jnp.float64)
+        if kind in _CONVOLUTIONS:
+            return _convolution(key, width, density, kind)
+        planes = eoi.planes.matching if kind == "matching" else eoi.planes.independent
+        return eoi.orthogonal(key, (width, width), density, planes=planes, dtype=jnp.float64)
 
     return jax.lax.map(draw, jax.random.split(key, depth))
+
+
+def _convolution(key: Array, width: int, density: float, taps: Any) -> Array:
+    """Draw a circular convolution as a matrix over all pixels and channels."""
+    channels = width // math.prod(_PIXELS)
+    init = eoi.conv(
+        density * width / channels / math.prod(_TAPS),
+        center_density=density * width / channels,
+        taps=taps,
+        dtype=jnp.float64,
+    )
+    kernel = init(key, (*_TAPS, channels, channels), jnp.float64)
+    units = jnp.eye(width, dtype=jnp.float64).reshape(width, *_PIXELS, channels)
+    border = [(0, 0), *((size // 2, size // 2) for size in _TAPS), (0, 0)]
+    axes = ("NHWC", "HWIO", "NHWC")
+    columns = jax.lax.conv_general_dilated(
+        jnp.pad(units, border, mode="wrap"), kernel, (1, 1), "VALID", dimension_numbers=axes
+    )
+    return columns.reshape(width, width).T
+
+
+def _exists(kind: str, width: int, density: float) -> bool:
+    """Tell whether a kind has rows of so many non-zeros."""
+    return kind not in _CONVOLUTIONS or 1 <= density * width <= width // math.prod(_PIXELS)
 
 
 @functools.partial(jax.jit, static_argnames=("activation", "depths"))
@@ -202,7 +235,8 @@ def measure(config: Config, tick: Callable[[str], None] = lambda text: None) -> 
     laws = {(case, depth): predicted(case, depth) for case in CASES for depth in depths}
     sparse = [(kind, density) for density in config.densities for kind in _KINDS[1:]]
     for width in config.widths:
-        for kind, density in [("Haar", 1.0), *sparse]:
+        there = [(kind, density) for kind, density in sparse if _exists(kind, width, density)]
+        for kind, density in [("Haar", 1.0), *there]:
             for seed in range(config.seeds):
                 tick(f"width {width}, {_name_of(kind, density)}, seed {seed}")
                 key = jax.random.fold_in(jax.random.key(config.seed), seed)
@@ -286,7 +320,7 @@ def run(config: Config, console: Console | None = None) -> list[Row]:
         ("moment_error", "Relative error of the mean fourth power, against the prediction"),
         ("freeness_error", "The same against weights free of the slopes that were measured"),
     ):
-        for kind in _KINDS[1:]:
+        for kind in _kinds(rows):
             console.print(_table(rows, config, kind, statistic, f"{title}: {kind}"))
     path = Path(config.output)
     text = io.StringIO(newline="")
@@ -310,7 +344,15 @@ def _cell(rows: Sequence[Row], statistic: str, **kind: Any) -> tuple[float, floa
         for row in rows
         if all(getattr(row, name) == value for name, value in kind.items())
     ]
+    if not values:
+        return math.nan, math.nan
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _kinds(rows: Sequence[Row]) -> list[str]:
+    """Return the kinds of sparse weights that were measured."""
+    found = {row.weights for row in rows}
+    return [kind for kind in _KINDS[1:] if kind in found]
 
 
 def _table(rows: Sequence[Row], config: Config, kind: str, statistic: str, title: str) -> Table:
@@ -320,7 +362,7 @@ def _table(rows: Sequence[Row], config: Config, kind: str, statistic: str, title
     for case, width, depth in itertools.product(_CURVED, config.widths, sorted(config.depths)):
         network = {**case._asdict(), "width": width, "depth": depth}
         cells = [_cell(rows, statistic, **network, weights=k, density=d) for k, d in weights]
-        texts = (f"{mean:.2g} ± {deviation:.1g}" for mean, deviation in cells)
+        texts = ("" if math.isnan(mean) else f"{mean:.2g} ± {dev:.1g}" for mean, dev in cells)
         lines.append([str(case), str(width), str(depth), *texts])
     heads = ["network", "width", "depth", *(_name_of(*kind) for kind in weights)]
     return timing.tabulate(title, heads, lines)
@@ -338,7 +380,7 @@ def _plot(rows: Sequence[Row], config: Config) -> Figure:
         for axes, case in zip(line, _CURVED, strict=True):
             for width, color in zip(config.widths, colors, strict=False):
                 of = {**case._asdict(), "width": width, "depth": depth, "statistic": "wasserstein"}
-                for kind, look in zip(_KINDS[1:], ("o-", "x:"), strict=True):
+                for kind, look in zip(_MATRICES, ("o-", "^--", "x:"), strict=True):
                     cells = [_cell(rows, **of, weights=kind, density=d) for d in config.densities]
                     x = [d * width for d in config.densities]
                     label = f"{kind}, width {width}"
@@ -354,7 +396,7 @@ def _plot(rows: Sequence[Row], config: Config) -> Figure:
         line[0].set_ylabel("Wasserstein-1 distance")
     for axes in panels[-1]:
         axes.set_xlabel("mean non-zeros of a row")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

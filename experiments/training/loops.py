@@ -20,16 +20,22 @@ from experiments.training.keys import Purpose, key_of
 from experiments.training.steps import State, Sums
 
 __all__ = [
+    "CPU_OPTIONS",
     "Advance",
     "Epoch",
     "Step",
     "device_loop",
     "epoch_order",
+    "one_by_one",
     "python_loop",
     "stack",
     "state_axes",
     "step_of_epoch",
 ]
+
+CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+"""Options for :func:`jax.jit` on CPUs under which ``jax.lax.optimization_barrier`` counts there:
+the pass that is left out would remove every barrier before operations are fused."""
 
 
 class Epoch(NamedTuple):
@@ -115,10 +121,28 @@ def device_loop(step: Step) -> Advance:
 
 
 def python_loop(step: Step) -> Advance:
-    """Dispatch step by step, where a loop on the device would be slower."""
-    compiled = jax.jit(step, donate_argnums=0)
+    """Dispatch step by step, where a loop on the device would be slower.
+
+    Of several seeds, each is dispatched by itself: XLA for CPUs takes several times as long for one
+    convolution of every seed's images with its own kernels.
+
+    Args:
+        step: Of one seed, also if the state is of several.
+    """
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=options)
 
     def advance(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
+        if epoch.order.ndim == 2:
+            return advance_one(state, first, stop, epoch)
+        found = [
+            advance_one(_of_seed(state, seed), first, stop, epoch._replace(order=order))
+            for seed, order in enumerate(epoch.order)
+        ]
+        states, sums = zip(*found, strict=True)
+        return stack(list(states)), jax.tree.map(lambda *each: jnp.stack(each), *sums)
+
+    def advance_one(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
         sums = _sums_of(epoch)
         for number in range(first, stop):
             state, sums = compiled(state, sums, number, epoch)
@@ -148,6 +172,41 @@ def stack(states: list[State]) -> State:
             shared = whole.optimizer._replace(step=states[0].optimizer.step)
             whole = whole._replace(optimizer=shared)
     return jax.device_put(whole, jax.local_devices()[0])
+
+
+def one_by_one(
+    evaluate: Callable[[State, Array, Array], tuple[Array, Array]],
+) -> Callable[[State, Array, Array], tuple[Array, Array]]:
+    """Evaluate the seeds of a state in turn, where all at once would be slower.
+
+    Args:
+        evaluate: As :func:`experiments.training.steps.evaluation` returns it, of one seed.
+    """
+
+    def in_turn(state: State, images: Array, labels: Array) -> tuple[Array, Array]:
+        found: tuple[Array, Array] = jax.lax.map(
+            lambda one: evaluate(one, images, labels), _uncounted(state)
+        )
+        return found
+
+    return in_turn
+
+
+def _of_seed(state: State, seed: int) -> State:
+    """Return the state of one seed, of those that :func:`stack` put into one."""
+    shared = state.optimizer
+    one = jax.tree.map(lambda leaf: leaf[seed], _uncounted(state))
+    if isinstance(shared, DynamicSparseState):
+        # A copy, since each seed's first step is given its state to use up.
+        one = one._replace(optimizer=one.optimizer._replace(step=jnp.copy(shared.step)))
+    return one
+
+
+def _uncounted(state: State) -> State:
+    """Leave out the count of steps that all seeds share."""
+    if isinstance(state.optimizer, DynamicSparseState):
+        state = state._replace(optimizer=state.optimizer._replace(step=None))  # type: ignore[arg-type]
+    return state
 
 
 def state_axes(*, dynamic: bool) -> State:

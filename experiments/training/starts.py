@@ -1,15 +1,16 @@
 """The network that training starts from: weights, mask, and whatever else the network carries.
 
-========= ==========================================================================================
-method    weights and mask
-========= ==========================================================================================
-``dense`` all weights: orthogonal (convolutions delta-orthogonal), or the normal ones of the network
-``base``  the dense weights on the criterion's mask
-``ai``    the same mask, the values moved towards orthogonality
-``eoi``   the layer densities of the same mask; mask and weights drawn, exactly orthogonal
-``eis``   the same, with all taps unmasked wherever the center tap is not zero
-``sao``   block-diagonal masks of Haar blocks; layers that are not square stay dense
-========= ==========================================================================================
+============ =======================================================================================
+method       weights and mask
+============ =======================================================================================
+``dense``    all weights: orthogonal (convolutions delta-orthogonal), or the network's normal ones
+``base``     the dense weights on the criterion's mask
+``rescaled`` the same, each layer times the square root of its fan-in over the mask's
+``ai``       the same mask, the values moved towards orthogonality
+``eoi``      the layer densities of the same mask; mask and weights drawn, exactly orthogonal
+``eis``      the same, with all taps unmasked wherever the center tap is not zero
+``sao``      block-diagonal masks of Haar blocks; layers that are not square stay dense
+============ =======================================================================================
 
 The methods of one seed share the dense weights and the criterion's mask. Where a layer's density is
 below what an orthogonal kernel needs, EOI and EIS take it from the others. A method is added with a
@@ -40,6 +41,8 @@ from experiments.training.criteria import DenseNetwork
 from experiments.training.keys import Purpose, key_of
 
 __all__ = ["METHODS", "Start", "count", "dense", "make", "record", "redraw_orthogonal"]
+
+_ANGLES = {"uniform": eoi.givens.uniform_angle, "hadamard": eoi.givens.hadamard_angle}
 
 
 class Start(NamedTuple):
@@ -158,6 +161,10 @@ def _base(net: DenseNetwork) -> eoi.SparseInit:
     return eoi.masked(net.params, criteria.find(net))
 
 
+def _rescaled(net: DenseNetwork) -> eoi.SparseInit:
+    return eoi.rescaled(net.params, criteria.find(net), layout=models.layout)
+
+
 def _ai(net: DenseNetwork) -> eoi.SparseInit:
     mask = criteria.find(net)
 
@@ -176,37 +183,33 @@ def _ai(net: DenseNetwork) -> eoi.SparseInit:
 
 
 def _eoi(net: DenseNetwork) -> eoi.SparseInit:
-    if net.config.planes == "independent":
-        return _exact(net, "eoi", center_density=models.SPECS[net.config.model].center_density)
-    return planes.start(
-        net.key(Purpose.START),
-        net.params,
-        _densities(net),
-        pattern=net.config.planes,
-        scale=net.config.scale,
-        layout=models.layout,
+    return _exact(
+        net,
+        "eoi",
+        scale="he" if net.config.he_norm else net.config.scale,
+        taps=net.config.taps,
+        # The paper's exception is about the center tap.
+        center_density=models.SPECS[net.config.model].center_density,
+        planes=planes.LAWS[net.config.planes],
     )
 
 
 def _eis(net: DenseNetwork) -> eoi.SparseInit:
-    return _exact(net, "eis")
+    return _exact(net, "eis", scale=net.config.scale)
 
 
-def _exact(
-    net: DenseNetwork, variant: Literal["eoi", "eis"], center_density: Any = None
-) -> eoi.SparseInit:
+def _exact(net: DenseNetwork, variant: Literal["eoi", "eis"], **options: Any) -> eoi.SparseInit:
     angles = net.config.angles
     return eoi.exact_orthogonal(
         net.key(Purpose.START),
         net.params,
         _densities(net),
-        scale=net.config.scale,
-        center_density=center_density,
         infeasible="redistribute",
         variant=variant,
-        angles=(eoi.givens.uniform_angle if angles == "uniform" else math.radians(float(angles))),
+        angles=_ANGLES[angles] if angles in _ANGLES else math.radians(float(angles)),
         where=net.where,
         layout=models.layout,
+        **options,
     )
 
 
@@ -231,6 +234,7 @@ def _sao(net: DenseNetwork) -> eoi.SparseInit:
 METHODS: Mapping[str, Callable[[DenseNetwork], eoi.SparseInit]] = {
     "dense": _dense,
     "base": _base,
+    "rescaled": _rescaled,
     "ai": _ai,
     "eoi": _eoi,
     "eis": _eis,

@@ -189,7 +189,12 @@ def is_finite(state: State) -> Array:
 
 
 def sparse_sgd(
-    num_steps: int, *, momentum: float = 0.9, weight_decay: float = 1e-4, dynamic: str = "static"
+    num_steps: int,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    dynamic: str = "static",
+    density_power: float = 0.0,
 ) -> OptimizerOf:
     """Return how optimizers are made: SGD with Nesterov momentum and decay, under a mask.
 
@@ -201,6 +206,8 @@ def sparse_sgd(
         momentum: In [0, 1).
         weight_decay: Weight decay of all parameters, added to the gradient; at least 0.
         dynamic: ``"static"`` for a mask that stays, ``"set"`` or ``"rigl"``.
+        density_power: The updates of each sparse kernel are multiplied by
+            ``density**-density_power``.
 
     Returns:
         ``(key, mask, learning_rate) -> optimizer``.
@@ -213,6 +220,9 @@ def sparse_sgd(
             optax.add_decayed_weights(weight_decay),
             optax.sgd(learning_rate, momentum=momentum, nesterov=True),
         )
+        if density_power:
+            scaled = eoi.scale_by_density(mask, density_power, layout=models.layout)
+            inner = optax.chain(inner, scaled)
         if dynamic == "static":
             return eoi.static_sparse(inner, mask)
         stop_step = max(1, 3 * num_steps // 4)

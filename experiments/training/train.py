@@ -31,7 +31,7 @@ from experiments.config import Train, to_dict
 from experiments.runs import RunningElsewhere, Runtime, execute, explain, write_json
 from experiments.studies import measure
 from experiments.tools import show
-from experiments.training import loops, metrics, network, starts, steps
+from experiments.training import loops, metrics, network, rates, starts, steps
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loops import Epoch
 from experiments.training.steps import State
@@ -43,7 +43,7 @@ _SAVE = "File for the trained network of the first seed, by eoi.save: net.safete
 # Fields that the compiled functions depend on. Runs that differ in others share them.
 _FIELDS = (
     *("model", "activation", "depth", "width", "data", "dynamic"),
-    *("epochs", "batch_size", "momentum", "weight_decay"),
+    *("epochs", "batch_size", "momentum", "weight_decay", "density_power"),
 )
 
 
@@ -109,7 +109,8 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
     dataset, _ = load(config, data_dir)
     model = network.build(config, dataset.num_classes)
     loop = loops.device_loop
-    # In a loop, XLA for CPUs takes tens of times as long for the gradient of a convolution.
+    # In a loop, XLA for CPUs takes tens of times as long for the gradient of a convolution, and for
+    # the convolutions of several seeds at once several times as long as for one after the other.
     if jax.default_backend() == "cpu":
         adapt = models.SPECS[config.model].in_cpu_loop
         model, loop = (adapt(model), loop) if adapt else (model, loops.python_loop)
@@ -133,6 +134,7 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         dynamic=config.dynamic,
+        density_power=config.density_power,
     )
     begin = functools.partial(steps.init_state, optimizer_of)
     order = loops.epoch_order(size, batch_size)
@@ -143,8 +145,11 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
     if len(config.seeds) > 1:
         axes = loops.state_axes(dynamic=config.dynamic != "static")
         order = jax.vmap(order, (axes, None))
-        step = jax.vmap(step, (axes, 0, None, Epoch(0, None, None, None)), (axes, 0))  # type: ignore[arg-type]
-        evaluate = jax.vmap(evaluate, (axes, None, None))
+        if loop is loops.device_loop:
+            step = jax.vmap(step, (axes, 0, None, Epoch(0, None, None, None)), (axes, 0))  # type: ignore[arg-type]
+            evaluate = jax.vmap(evaluate, (axes, None, None))
+        else:
+            evaluate = loops.one_by_one(evaluate)
         is_finite = jax.vmap(is_finite, (axes,))
     return StepFns(
         jax.jit(begin),
@@ -162,8 +167,12 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
 
     Validation data are evaluated after each epoch and at the end, test data at the end. A
     checkpoint is written every ``runtime.checkpoint_every`` seconds, at the end of an epoch already
-    after a tenth of that, and at the end.
+    after a tenth of that, and at the end. A config of several learning rates is left to
+    :mod:`experiments.training.rates`.
     """
+    if config.learning_rates:
+        rates.run(config, folder, runtime)
+        return
     dataset, arrays = load(config, runtime.data_dir)
     step_fns = compiled(config, runtime.data_dir)
     num_steps, steps_of_epoch = step_fns.num_steps, step_fns.steps_of_epoch
@@ -328,6 +337,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(
                 f"save={save!r} is outside the files in a folder that exists. Make the folder, and "
                 "name a file in it: net.safetensors."
+            )
+        if save is not None and config.learning_rates:
+            raise ValueError(
+                f"save={save!r} is for a training at one rate, and learning_rates="
+                f"{config.learning_rates} are several. Train with them first, then give the rate "
+                "chosen as learning_rate: that run is complete."
             )
         folder = execute(config, runtime)
         for row in json.loads((folder / "results.json").read_text(encoding="utf-8")):

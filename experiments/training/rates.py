@@ -1,0 +1,92 @@
+"""Training at the best of several learning rates: which one is chosen, and the runs it takes.
+
+Each rate of the first seed, and each other seed at the rate chosen, is a separate run in a separate
+folder, so that a sweep that was stopped goes on with the next of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from eoi_jax._internal.files import atomic_write_text
+from experiments.config import Train
+from experiments.runs import Runtime, execute, read_lines, write_json
+
+__all__ = ["best", "run", "validation_accuracy"]
+
+
+def run(config: Train, folder: Path, runtime: Runtime) -> None:
+    """Train a config of several learning rates, and leave metrics and results in a folder.
+
+    A rate at which a loss or weight of the first seed is not finite is out.
+
+    Args:
+        config: With ``learning_rates``.
+        folder: Results are those of the seeds at the rate chosen; each has it as
+            ``learning_rate``, and under ``tried`` the validation accuracy of each rate.
+        runtime: Folders and logging.
+
+    Raises:
+        FloatingPointError: If no rate is left.
+    """
+    first, *others = config.seeds
+    folders, tried, error = {}, {}, None
+    for rate in config.learning_rates:
+        try:
+            folders[rate] = execute(_single(config, first, rate), runtime)
+        except FloatingPointError as raised:
+            tried[rate], error = math.nan, raised
+        else:
+            tried[rate] = validation_accuracy(folders[rate])
+    if not folders:
+        raise FloatingPointError(
+            f"No rate of learning_rates={config.learning_rates} trains seed {first}: give lower "
+            "ones."
+        ) from error
+    rate = best(tried)
+    chosen = [folders[rate], *(execute(_single(config, s, rate), runtime) for s in others)]
+    rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    accuracies = {f"{key:g}": None if math.isnan(tried[key]) else tried[key] for key in tried}
+    for child in chosen:
+        (row,) = json.loads((child / "results.json").read_bytes())
+        rows.append({**row, "learning_rate": rate, "tried": accuracies})
+        lines += read_lines(child / "metrics.jsonl")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    atomic_write_text(folder / "metrics.jsonl", text)
+    write_json(folder / "results.json", rows)
+
+
+def best(accuracies: dict[float, float]) -> float:
+    """Return the rate with the highest accuracy, of equal ones the lowest; NaN loses.
+
+    Example:
+        >>> from experiments.training import rates
+        >>> rates.best({0.01: 0.5, 0.1: 0.75, 1.0: float("nan")})
+        0.1
+    """
+    return min(accuracies, key=lambda rate: (-_or_lowest(accuracies[rate]), rate))
+
+
+def validation_accuracy(folder: Path) -> float:
+    """Return the mean validation accuracy that a complete run logged in its last quarter.
+
+    Args:
+        folder: Of a run of one seed.
+    """
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["split"] == "validation"]
+    last = max(line["step"] for line in lines)
+    late = [line["accuracy"] for line in lines if line["step"] >= 0.75 * last]
+    return sum(late) / len(late)
+
+
+def _or_lowest(accuracy: float) -> float:
+    return -math.inf if math.isnan(accuracy) else accuracy
+
+
+def _single(config: Train, seed: int, rate: float) -> Train:
+    return dataclasses.replace(config, seeds=(seed,), learning_rates=(), learning_rate=rate)
