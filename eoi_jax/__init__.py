@@ -22,6 +22,7 @@ initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogona
 ``givens``             sequences of Givens rotations; ``rotation`` applies them
 ``planes``             what planes they have: independent ones, or matchings in rounds
 ``blocks``             block-sparse orthogonal matrices, whose products skip the zeros
+``n_to_m``             exactly orthogonal matrices with N:M sparsity, 2:4 say, and such masks
 ``isometry``, ``sao``  one matrix with approximated isometry, one with SAO
 ``typing``             the types of the signatures
 ====================== =========================================================================
@@ -37,6 +38,7 @@ from eoi_jax import (
     isometry,
     masks,
     mean_field,
+    n_to_m,
     networks,
     optim,
     planes,
@@ -83,6 +85,7 @@ __all__ = [
     "masked",
     "masks",
     "mean_field",
+    "n_to_m",
     "networks",
     "optim",
     "orthogonal",

@@ -26,6 +26,7 @@ SCALED = {
     "blocks.orthogonal": lambda s, d: eoi.blocks.orthogonal(
         KEY, (8, 8), 0.5, block_size=2, scale=s, dtype=d
     ),
+    "n_to_m.orthogonal": lambda s, d: eoi.n_to_m.orthogonal(KEY, (8, 8), 2, 4, scale=s, dtype=d),
     "dense": lambda s, d: initializers.dense(0.5, scale=s)(KEY, (8, 8), d),
     "conv": lambda s, d: initializers.conv(0.5, scale=s)(KEY, (3, 8, 8), d),
     "delta_orthogonal": lambda s, d: initializers.delta_orthogonal(scale=s)(KEY, (3, 4, 4), d),

@@ -10,7 +10,7 @@ import pytest
 from helpers import refuses
 
 import eoi_jax as eoi
-from eoi_jax import blocks, criteria, givens, initializers, masks, networks, sao, spectrum
+from eoi_jax import blocks, criteria, givens, initializers, masks, n_to_m, networks, sao, spectrum
 from eoi_jax._internal.keys import one_key, threefry_key
 
 IMPLS = ["threefry2x32", "rbg", "unsafe_rbg"]
@@ -22,6 +22,7 @@ DRAWS = {
     "orthogonal": lambda key: eoi.orthogonal(key, (8, 8), 0.4, permute=True),
     "sao.orthogonal": lambda key: sao.orthogonal(key, 8, 4, activation="relu"),
     "blocks.orthogonal": lambda key: blocks.orthogonal(key, (8, 8), 0.5, block_size=2),
+    "n_to_m.orthogonal": lambda key: n_to_m.orthogonal(key, (8, 8), 2, 4),
     "givens.sample": lambda key: givens.sample(key, 8, 5),
     "givens.from_pairs": lambda key: givens.from_pairs(key, [(0, 1), (1, 2)]).theta,
     "givens.uniform_angle": givens.uniform_angle,
