@@ -21,7 +21,8 @@ __all__ = ["BlockSparseDense"]
 class BlockSparseDense(nn.Module):
     """``nn.Dense`` with a block-sparse kernel that starts exactly orthogonal.
 
-    The parameter ``kernel`` has the stored blocks alone, ``(outputs / b, k, b, b)``, so gradients
+    The parameter ``kernel`` has the stored blocks alone, as :class:`~eoi_jax.blocks.BlockSparse`
+    does in its ``values``, so gradients
     and the state of any optimizer are as small, and no mask is needed. The pattern is drawn with
     it and stands in the collection ``pattern``, which no optimizer sees: pass it to ``apply`` with
     the parameters, and name it in ``variable_axes`` of ``nn.scan`` and ``nn.vmap``. Where rows of
@@ -72,8 +73,8 @@ class BlockSparseDense(nn.Module):
                 scale=self.scale,
                 dtype=self.param_dtype,
             )
-            self.variable("pattern", "rows", lambda: drawn.rows)
-            self.variable("pattern", "slots", lambda: drawn.slots)
+            rows = self.variable("pattern", "rows", lambda: drawn.rows).value
+            slots = self.variable("pattern", "slots", lambda: drawn.slots).value
             kernel = self.param("kernel", lambda _: drawn.values)
         elif not self.has_variable("pattern", "rows"):
             raise ValueError(
@@ -81,11 +82,12 @@ class BlockSparseDense(nn.Module):
                 "Pass the collection to apply: {'params': params, 'pattern': pattern}."
             )
         else:
-            values = (*self.get_variable("pattern", "rows").shape, self.block_size, self.block_size)
+            rows = self.get_variable("pattern", "rows")
+            slots = self.get_variable("pattern", "slots")
+            # Only the shape counts: the parameter is there.
+            high, wide = jnp.shape(inputs)[-1] // len(slots), self.features // len(rows)
             zeros = nn.initializers.zeros_init()
-            kernel = self.param("kernel", zeros, values, self.param_dtype)
-        rows: Array = self.get_variable("pattern", "rows")
-        slots: Array = self.get_variable("pattern", "slots")
+            kernel = self.param("kernel", zeros, (*rows.shape, high, wide), self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)

@@ -28,7 +28,8 @@ class Pattern(nnx.Variable[Any]):
 class BlockSparseLinear(nnx.Module):
     """``nnx.Linear`` with a block-sparse kernel that starts exactly orthogonal.
 
-    The parameter ``kernel`` has the stored blocks alone, ``(outputs / b, k, b, b)``, so gradients
+    The parameter ``kernel`` has the stored blocks alone, as :class:`~eoi_jax.blocks.BlockSparse`
+    does in its ``values``, so gradients
     and the state of any optimizer are as small, and no mask is needed. ``rows`` and ``slots`` are
     the :class:`Pattern`. Where rows of blocks have different numbers of blocks, the missing ones
     are stored as zeros, and stay so.

@@ -72,7 +72,7 @@ def test_a_draw_of_float64_is_orthogonal_to_its_rounding(x64):
 
 def test_a_density_between_gives_some_rows_and_columns_one_block_more():
     w = blocks.orthogonal(KEY, (20, 20), 1 / 2, block_size=2)  # 5 of 10 blocks: divides 10
-    assert w.values.shape == (10, 5, 2, 2)
+    assert w.values.shape == (2, 5, 2, 10)  # five rows have met
     w = blocks.orthogonal(KEY, (20, 20), 0.25, block_size=2)  # 2.5 blocks
     assert w.values.shape == (10, 3, 2, 2)
     kept = (tiles(w.to_dense(), 2) != 0).any((2, 3))
@@ -100,8 +100,8 @@ def test_patterns_differ_from_key_to_key_and_reach_every_place():
     masks = np.asarray(drawn.mask())[:, ::4, ::4]
     # Each of the 16 blocks is kept in half of the draws: 5 standard errors.
     np.testing.assert_allclose(masks.mean(0), 0.5, atol=5 * 0.5 / np.sqrt(200))
-    # Two rows share two columns, and the others the others: 3 * 3 * 2 ways.
-    assert len({mask.tobytes() for mask in masks}) == 18
+    # The first two rows share two columns of four, the other two the others.
+    assert len({mask.tobytes() for mask in masks}) == 6
 
 
 def test_a_narrow_draw_is_the_wide_one_rounded():
@@ -119,7 +119,7 @@ def test_ways_to_dense_and_back_lose_nothing(w):
     np.testing.assert_array_equal(w.mask(), dense != 0)
     assert w.T.shape == dense.T.shape
     assert w.T.density == w.density == (dense != 0).mean()
-    for other in (w.T.T, blocks.from_dense(w.to_dense(), w.block_size)):
+    for other in (w.T.T, blocks.from_dense(w.to_dense(), w.block_shape)):
         jax.tree.map(np.testing.assert_array_equal, other, w)
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), w, w)
     assert stack.shape == (2, *dense.shape)
@@ -135,12 +135,40 @@ def test_a_mask_keeps_blocks_of_zeros():
     assert np.asarray(w.mask()).all()
 
 
+def test_rows_that_met_are_stored_as_one_block():
+    shapes = {name: draw(name, KEY).values.shape for name in BALANCED}
+    assert shapes == {
+        "square": (2, 2, 4, 8),
+        "of three": (2, 3, 4, 12),
+        "of four": (4, 4, 2, 4),
+        "one block": (4, 1, 3, 3),
+        "wide": (4, 2, 4, 8),
+        "tall": (4, 2, 8, 4),
+    }
+
+
+def test_blocks_of_unequal_sides():
+    dense = jnp.zeros((4, 6)).at[0, 1].set(2.0).at[3, 4].set(3.0).at[1, 5].set(4.0)
+    w = blocks.from_dense(dense, (2, 3))
+    assert (w.values.shape, w.shape, w.block_shape, w.density) == (
+        (2, 2, 2, 3),
+        (4, 6),
+        (2, 3),
+        0.75,
+    )
+    np.testing.assert_array_equal(w.to_dense(), dense)
+    np.testing.assert_array_equal(w.T.to_dense(), dense.T)
+    assert w.T.block_shape == (3, 2)
+
+
 def test_matrices_that_blocks_cannot_store_are_refused():
     eye = jnp.eye(4)
     for bad, named in (
         (lambda: blocks.from_dense(eye, 3), "block_size=3"),
         (lambda: blocks.from_dense(eye, 0), "block_size=0"),
         (lambda: blocks.from_dense(eye, 2.0), "block_size=2.0"),
+        (lambda: blocks.from_dense(eye, (2, 3)), "block_size=3"),
+        (lambda: blocks.from_dense(eye, (2, 2, 1)), "block_size=(2, 2, 1)"),
         (lambda: blocks.from_dense(jnp.ones((2, 4, 4)), 2), "shape=(2, 4, 4)"),
         (lambda: blocks.from_dense(jnp.eye(4, dtype=int), 2), "matrix.dtype='int32'"),
         (lambda: blocks.from_dense(eye * 1j, 2), "matrix.dtype='complex64'"),

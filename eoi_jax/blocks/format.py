@@ -20,14 +20,14 @@ __all__ = ["BlockSparse", "from_dense"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockSparse:
-    r"""A matrix ``(inputs, outputs)`` of which only some ``b × b`` blocks are stored.
+    r"""A matrix ``(inputs, outputs)`` of which only some ``b × c`` blocks are stored.
 
     It is a pytree of three arrays. Their shapes are static and the pattern is not: one compiled
-    program serves all patterns. With ``R = outputs / b`` blocks of outputs, ``P = inputs / b``
+    program serves all patterns. With ``R = outputs / c`` blocks of outputs, ``P = inputs / b``
     blocks of inputs and at most ``k`` blocks for each block of outputs:
 
     Attributes:
-        values: ``(R, k, b, b)`` floating. ``values[r, s]`` is the block of the inputs
+        values: ``(R, k, b, c)`` floating. ``values[r, s]`` is the block of the inputs
             ``rows[r, s]`` and the outputs ``r``, its first axis the inputs'.
         rows: ``(R, k)`` int32: the blocks of inputs that each block of outputs sees, increasing;
             ``P`` where there is none, and the values are zero.
@@ -54,15 +54,16 @@ class BlockSparse:
     __array_ufunc__ = None  # an array of NumPy leaves ``x @ w`` to this class
 
     @property
-    def block_size(self) -> int:
-        """Rows, and columns, of a block."""
-        return self.values.shape[-1]
+    def block_shape(self) -> tuple[int, int]:
+        """Inputs and outputs of a block, ``(b, c)``."""
+        high, wide = self.values.shape[-2:]
+        return high, wide
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense matrix, ``(..., inputs, outputs)``."""
-        size = self.block_size
-        return (*self.values.shape[:-4], self.slots.shape[-2] * size, self.rows.shape[-2] * size)
+        high, wide = self.block_shape
+        return (*self.values.shape[:-4], self.slots.shape[-2] * high, self.rows.shape[-2] * wide)
 
     @property
     def dtype(self) -> Any:
@@ -86,8 +87,8 @@ class BlockSparse:
         """The transpose, ``(outputs, inputs)``."""
         if self.values.ndim > 4:
             return jax.vmap(lambda matrix: matrix.T)(self)
-        blocks, size = self.rows.size, self.block_size
-        flat = self.values.reshape(blocks, size, size)
+        blocks = self.rows.size
+        flat = self.values.reshape(blocks, *self.block_shape)
         values = jnp.swapaxes(flat.at[self.slots].get(mode="fill", fill_value=0), -1, -2)
         # The place of each block among the transpose's, found where the block is.
         places = jnp.full((blocks,), self.slots.size, jnp.int32)
@@ -105,11 +106,11 @@ class BlockSparse:
         """Return the matrix with its zeros, of :attr:`shape`."""
         if self.values.ndim > 4:
             return jax.vmap(BlockSparse.to_dense)(self)
-        (outputs, _), size, inputs = self.rows.shape, self.block_size, self.slots.shape[0]
-        blocks = jnp.zeros((inputs, outputs, size, size), self.dtype)
+        inputs, outputs = self.slots.shape[0], self.rows.shape[0]
+        blocks = jnp.zeros((inputs, outputs, *self.block_shape), self.dtype)
         columns = jnp.arange(outputs)[:, None]
         blocks = blocks.at[self.rows, columns].add(self.values, mode="drop")
-        return blocks.transpose(0, 2, 1, 3).reshape(inputs * size, outputs * size)
+        return blocks.transpose(0, 2, 1, 3).reshape(self.shape)
 
     def __rmatmul__(self, x: Any) -> Array:
         from eoi_jax.blocks.product import matmul
@@ -137,12 +138,15 @@ def _invert(rows: Array, inputs: int, most: int) -> Array:
     return slots.at[found, rank].set(order, mode="drop")
 
 
-def from_dense(matrix: Array, block_size: int, mask: Array | None = None) -> BlockSparse:
+def from_dense(
+    matrix: Array, block_size: int | tuple[int, int], mask: Array | None = None
+) -> BlockSparse:
     """Store a matrix by its blocks.
 
     Args:
         matrix: ``(inputs, outputs)`` floating, not traced: the pattern decides shapes.
-        block_size: Rows, and columns, of a block; a divisor of both sides.
+        block_size: Inputs and outputs of a block, one number if they are equal; divisors of the
+            matrix's.
         mask: Booleans of the matrix's shape, each block all true or all false: the blocks to keep,
             zeros included. Default: the blocks that have a non-zero entry.
 
@@ -165,10 +169,11 @@ def from_dense(matrix: Array, block_size: int, mask: Array | None = None) -> Blo
         raise ValueError("matrix or mask is traced, and decides shapes. Call this outside of jit.")
     matrix = checks.array(matrix, "matrix")
     checks.float_dtype(matrix.dtype, "matrix.dtype")
-    inputs, outputs = _check_shape(matrix.shape, block_size)
+    sizes = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    inputs, outputs = _check_shape(matrix.shape, *sizes)
 
     def blocks(array: Any) -> np.ndarray:
-        shaped = np.asarray(array).reshape(inputs, block_size, outputs, block_size)
+        shaped = np.asarray(array).reshape(inputs, sizes[0], outputs, sizes[1])
         return shaped.transpose(2, 0, 1, 3)
 
     support = blocks(nonzero(matrix))
@@ -182,13 +187,13 @@ def from_dense(matrix: Array, block_size: int, mask: Array | None = None) -> Blo
         cut = np.argwhere(wanted.all((2, 3)) != kept)
         if cut.size:
             raise ValueError(
-                f"mask has both values in {_place(cut[0], block_size)}, one of {len(cut)} such. "
+                f"mask has both values in {_place(cut[0], sizes)}, one of {len(cut)} such. "
                 "Give a block_size that the mask's blocks are made of."
             )
         off = np.argwhere((support & ~wanted).any((2, 3)))
         if off.size:
             raise ValueError(
-                f"matrix is not zero off the mask, in {_place(off[0], block_size)}. "
+                f"matrix is not zero off the mask, in {_place(off[0], sizes)}. "
                 "Apply the mask first: jnp.where(mask, matrix, 0)."
             )
     if not kept.any():
@@ -203,26 +208,29 @@ def from_dense(matrix: Array, block_size: int, mask: Array | None = None) -> Blo
     return BlockSparse(jnp.asarray(values, matrix.dtype), index, slots)
 
 
-def _place(block: Any, size: int) -> str:
+def _place(block: Any, sizes: tuple[int, int]) -> str:
     """Name a block, given as (outputs, inputs), by its entries in the matrix."""
-    column, row = (f"{size * at}:{size * (at + 1)}" for at in block)
-    return f"[{row}, {column}]"
+    pairs = zip(reversed(block), sizes, strict=True)
+    return "[" + ", ".join(f"{size * at}:{size * (at + 1)}" for at, size in pairs) + "]"
 
 
-def _check_shape(shape: Any, block_size: Any) -> tuple[int, int]:
-    """Return the numbers of blocks of both sides of a matrix."""
+def _check_shape(shape: Any, *block_size: Any) -> tuple[int, int]:
+    """Return the numbers of blocks of both sides of a matrix, for one block size or two."""
     dims = checks.shape(shape)
     if len(dims) != 2 or 0 in dims:
         problem = "is outside (inputs, outputs), both at least 1"
         raise checks.value_error("shape", dims, problem, "Use jax.vmap for a stack of matrices.")
-    rows, columns = dims
-    size = checks.integer(block_size, low=1, name="block_size")
-    if rows % size or columns % size:
-        common = math.gcd(rows, columns)
-        raise checks.value_error(
-            "block_size",
-            size,
-            f"is outside the divisors of both sides of shape={(rows, columns)}",
-            f"Give a divisor of {common}, or pad the layer to multiples of {size}.",
-        )
-    return rows // size, columns // size
+    if len(block_size) != 2:
+        problem = "is outside (inputs, outputs) of a block, or one number for both"
+        raise checks.value_error("block_size", block_size, problem, "Give one of these.")
+    sizes = tuple(checks.integer(size, low=1, name="block_size") for size in block_size)
+    for side, size in zip(dims, sizes, strict=True):
+        if side % size:
+            common = math.gcd(*dims) if sizes[0] == sizes[1] else side
+            raise checks.value_error(
+                "block_size",
+                size,
+                f"is outside the divisors of the sides of shape={dims}",
+                f"Give a divisor of {common}, or pad the layer to multiples of {size}.",
+            )
+    return dims[0] // sizes[0], dims[1] // sizes[1]

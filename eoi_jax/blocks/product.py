@@ -19,9 +19,9 @@ def matmul(x: Array, w: BlockSparse, *, precision: Any = None) -> Array:
     r"""Multiply by a block-sparse matrix: ``x @ w``, at the cost of the stored blocks.
 
     :math:`y_r = \sum_s x_{\text{rows}[r, s]} W_{r, s}` over blocks of features: a gather of the
-    inputs that each block of outputs sees, and one batched matrix product. The gradients are
-    products of the same kind, by the transposed pattern and one block at a time, so they cost the
-    stored blocks too. It has reverse mode, and all derivatives of that; no forward mode.
+    inputs that each block of outputs sees, and one batched matrix product. The gradients are one
+    batched product each, that of the inputs with a sum over the blocks which saw an input, so they
+    cost the stored blocks too. It has reverse mode, and all derivatives of that; no forward mode.
 
     Args:
         x: ``(..., inputs)`` floating.
@@ -57,31 +57,41 @@ def matmul(x: Array, w: BlockSparse, *, precision: Any = None) -> Array:
             "x.shape", x.shape, f"does not end in {inputs}, the inputs of w", "Give such an array."
         )
     dtype = jnp.promote_types(x.dtype, w.dtype)
-    size = w.block_size
-    # Blocks of features first: then the batch of the products is the leading axis everywhere.
-    by_block = x.astype(dtype).reshape(-1, inputs // size, size).swapaxes(0, 1)
+    by_block = _split(x.astype(dtype).reshape(-1, inputs), w.slots.shape[0])
     y = _multiply(by_block, w.values.astype(dtype), w.rows, w.slots, precision)
     return y.swapaxes(0, 1).reshape(*x.shape[:-1], outputs)
 
 
+def _split(x: Array, blocks: int) -> Array:
+    """Split features ``(batch, n)``: ``(blocks, batch, n / blocks)``.
+
+    With blocks first the batch of the products is the leading axis everywhere.
+    """
+    batch, features = x.shape
+    return x.reshape(batch, blocks, features // blocks).swapaxes(0, 1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _multiply(x: Array, values: Array, rows: Array, slots: Array, precision: Any = None) -> Array:
-    """Multiply in the order of blocks: ``(P, batch, b)`` to ``(R, batch, b)``."""
+    """Multiply in the order of blocks: ``(P, batch, b)`` to ``(R, batch, c)``."""
     del slots
     return _product(x, values, rows, precision)
 
 
+# Both without _multiply: of what has no rule of its own JAX finds all derivatives and transposes,
+# as functions of the spectrum and Hessian-vector products need them.
 def _forward(x: Array, values: Array, rows: Array, slots: Array, precision: Any) -> Any:
     return _product(x, values, rows, precision), (x, values, rows, slots)
 
 
 def _backward(precision: Any, saved: Any, dy: Array) -> Any:
     x, values, rows, slots = saved
-    transposed = BlockSparse(values, rows, slots).T
-    # Not by _multiply: of what has no rule of its own JAX finds all derivatives and transposes, as
-    # functions of the spectrum and Hessian-vector products need them.
-    dx = _product(dy, transposed.values, transposed.rows, precision)
     dw = _dot(_gathered(x, rows), dy, (1, 1), precision)
+    seen = _dot(dy, _joined(values), (2, 2), precision, narrow=False)  # (R, batch, k * b)
+    (outputs, per, high, _), batch = values.shape, dy.shape[1]
+    seen = seen.reshape(outputs, batch, per, high).swapaxes(1, 2)
+    by_place = seen.reshape(outputs * per, batch, high)
+    dx = by_place.at[slots].get(mode="fill", fill_value=0).sum(1).astype(x.dtype)
     # Integers have no gradient.
     return dx, dw.reshape(values.shape), None, None
 
@@ -90,8 +100,13 @@ _multiply.defvjp(_forward, _backward)
 
 
 def _product(x: Array, values: Array, rows: Array, precision: Any) -> Array:
-    outputs, per, size, _ = values.shape
-    return _dot(_gathered(x, rows), values.reshape(outputs, per * size, size), (2, 1), precision)
+    return _dot(_gathered(x, rows), _joined(values), (2, 1), precision)
+
+
+def _joined(values: Array) -> Array:
+    """Return all that a block of outputs is made of, one below the other: ``(R, k * b, c)``."""
+    outputs, per, high, wide = values.shape
+    return values.reshape(outputs, per * high, wide)
 
 
 def _gathered(x: Array, rows: Array) -> Array:
@@ -101,12 +116,12 @@ def _gathered(x: Array, rows: Array) -> Array:
     return seen.swapaxes(1, 2).reshape(outputs, batch, per * size)
 
 
-def _dot(a: Array, b: Array, axes: tuple[int, int], precision: Any) -> Array:
+def _dot(a: Array, b: Array, axes: tuple[int, int], precision: Any, narrow: bool = True) -> Array:
     """Contract one axis of both, batched over the first, and accumulate in float32 or wider."""
     wide = jnp.promote_types(a.dtype, jnp.float32)
     numbers = (((axes[0],), (axes[1],)), ((0,), (0,)))
     product = jax.lax.dot_general(a, b, numbers, precision, preferred_element_type=wide)
-    return product.astype(a.dtype)
+    return product.astype(a.dtype) if narrow else product
 
 
 def _check_type(w: Any) -> None:
