@@ -22,6 +22,7 @@ initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogona
 ``givens``             sequences of Givens rotations; ``rotation`` applies them
 ``planes``             what planes they have: independent ones, or matchings in rounds
 ``blocks``             block-sparse orthogonal matrices, whose products skip the zeros
+``condensed``          unstructured sparse matrices, stored as the weights of each output
 ``n_to_m``             exactly orthogonal matrices with N:M sparsity, 2:4 say, and such masks
 ``isometry``, ``sao``  one matrix with approximated isometry, one with SAO
 ``typing``             the types of the signatures
@@ -31,6 +32,7 @@ initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogona
 from eoi_jax import (
     blocks,
     budgets,
+    condensed,
     criteria,
     dynamic,
     givens,
@@ -72,6 +74,7 @@ __all__ = [
     "approximate_isometry",
     "blocks",
     "budgets",
+    "condensed",
     "conv",
     "criteria",
     "dense",
