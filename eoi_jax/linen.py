@@ -1,32 +1,45 @@
 """Layers of Flax Linen that store, train and multiply only the blocks of a sparse kernel.
 
 Import it by name, ``import eoi_jax.linen``: of the library only this module and ``eoi_jax.nnx``
-need Flax.
+need Flax. :func:`from_dense` and :func:`to_dense` convert variables from and to those of
+``nn.Dense`` under a mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from eoi_jax import blocks
+from eoi_jax._internal import checks, conv, trees
 from eoi_jax.blocks import BlockSparse, matmul, orthogonal
-from eoi_jax.typing import Array
+from eoi_jax.typing import Array, Mask, Params
 
-__all__ = ["BlockSparseDense"]
+__all__ = ["BlockSparseConv", "BlockSparseDense", "BlockSparseMlp", "from_dense", "to_dense"]
+
+_zeros = nn.initializers.zeros_init()
+# What both layers of an MLP take from it.
+_SHARED = (
+    *("density", "block_size", "use_bias", "dtype", "param_dtype"),
+    *("precision", "scale", "bias_init"),
+)
 
 
 class BlockSparseDense(nn.Module):
     """``nn.Dense`` with a block-sparse kernel that starts exactly orthogonal.
 
     The parameter ``kernel`` has the stored blocks alone, as :class:`~eoi_jax.blocks.BlockSparse`
-    does in its ``values``, so gradients
-    and the state of any optimizer are as small, and no mask is needed. The pattern is drawn with
-    it and stands in the collection ``pattern``, which no optimizer sees: pass it to ``apply`` with
-    the parameters, and name it in ``variable_axes`` of ``nn.scan`` and ``nn.vmap``. Where rows of
-    blocks have different numbers of blocks, the missing ones are stored as zeros, and stay so.
+    does in its ``values``, so gradients and the state of any optimizer are as small, and no mask is
+    needed. The pattern is drawn with it and stands in the collection ``pattern``, which no
+    optimizer sees: pass it to ``apply`` with the parameters, and name it in ``variable_axes`` of
+    ``nn.scan`` and ``nn.vmap``. Where rows of blocks have different numbers of blocks, the missing
+    ones are stored as zeros, and stay so.
 
     Attributes:
         features: Number of outputs.
@@ -38,6 +51,9 @@ class BlockSparseDense(nn.Module):
         precision: As that of :func:`jax.numpy.matmul`.
         scale: The singular value of the kernel at the start.
         bias_init: Initializer of the bias.
+        kernel_axes: Names of mesh axes for the four axes of the stored kernel, None for an axis
+            that is not divided. With them the kernel comes as ``nn.Partitioned``, as from
+            ``nn.with_partitioning``, which is for the bias: wrap ``bias_init`` in it.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -58,7 +74,8 @@ class BlockSparseDense(nn.Module):
     param_dtype: Any = jnp.float32
     precision: Any = None
     scale: float = 1.0
-    bias_init: Any = nn.initializers.zeros_init()
+    bias_init: Any = _zeros
+    kernel_axes: tuple[str | None, ...] | None = None
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
@@ -75,7 +92,7 @@ class BlockSparseDense(nn.Module):
             )
             rows = self.variable("pattern", "rows", lambda: drawn.rows).value
             slots = self.variable("pattern", "slots", lambda: drawn.slots).value
-            kernel = self.param("kernel", lambda _: drawn.values)
+            kernel = self._kernel(lambda _: drawn.values)
         elif not self.has_variable("pattern", "rows"):
             raise ValueError(
                 f"variables['pattern'] has nothing of {'/'.join(self.path)!r}. "
@@ -86,11 +103,232 @@ class BlockSparseDense(nn.Module):
             slots = self.get_variable("pattern", "slots")
             # Only the shape counts: the parameter is there.
             high, wide = jnp.shape(inputs)[-1] // len(slots), self.features // len(rows)
-            zeros = nn.initializers.zeros_init()
-            kernel = self.param("kernel", zeros, (*rows.shape, high, wide), self.param_dtype)
+            values = (*rows.shape, high, wide)
+            kernel = self._kernel(lambda key: _zeros(key, values, self.param_dtype))
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         y = matmul(inputs, BlockSparse(kernel, rows, slots), precision=self.precision)
         return y if bias is None else y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
+
+    def _kernel(self, init: Callable[[Array], Array]) -> Array:
+        """Return the parameter, of ``init(key)`` at the start."""
+        names = self.kernel_axes
+        if names is None:
+            return self.param("kernel", init)
+        if len(names) != 4:
+            problem = f"has {len(names)} names, not 4"
+            remedy = "Give one, or None, for each axis of the stored blocks, (R, k, b, c)."
+            raise checks.value_error("kernel_axes", names, problem, remedy)
+        boxed: Any = nn.with_partitioning(init, names)
+        return self.param("kernel", boxed)
+
+
+class BlockSparseConv(BlockSparseDense):
+    """``nn.Conv`` of one tap, with block-sparse channels that start exactly orthogonal.
+
+    It is the 1 × 1 convolution, :class:`BlockSparseDense` over the channels of each pixel that the
+    strides meet, the first of each cell. A larger kernel of which only the center tap is not zero
+    (a delta kernel, as :func:`eoi_jax.conv` draws them) is the same function at stride 1, with
+    circular or ``SAME`` padding, so there is no other size to give.
+
+    Attributes:
+        features: Number of output channels.
+        density: Fraction of the blocks of channels that are stored.
+        block_size: Rows, and columns, of a block; a divisor of both numbers of channels.
+        use_bias: Whether to add a bias.
+        dtype: Dtype to compute in. Default: that to which inputs and parameters promote.
+        param_dtype: Dtype of the parameters.
+        precision: As that of :func:`jax.numpy.matmul`.
+        scale: The singular value of the kernel at the start.
+        bias_init: Initializer of the bias.
+        kernel_axes: Names of mesh axes for the four axes of the stored kernel.
+        strides: One for each spatial axis, at least 1; its length tells how many there are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from eoi_jax.linen import BlockSparseConv
+        >>> layer = BlockSparseConv(64, density=1 / 4, block_size=8, strides=(2, 2))
+        >>> images = jnp.ones((5, 9, 9, 32))
+        >>> layer.init_with_output(jax.random.key(0), images)[0].shape
+        (5, 5, 5, 64)
+    """
+
+    strides: Sequence[int] = (1, 1)
+
+    def __call__(self, inputs: Array) -> Array:
+        """Return the convolution of ``(..., *spatial, channels)``."""
+        return super().__call__(conv.strided(inputs, self.strides))
+
+
+class BlockSparseMlp(nn.Module):
+    """The MLP of a transformer's block, of two :class:`BlockSparseDense`.
+
+    A layer ``hidden``, an activation, dropout and a layer ``output``, with the parameters and the
+    pattern of each under its name.
+
+    Attributes:
+        hidden_features: Number of outputs of the first layer.
+        density: Fraction of the blocks that are stored, in either kernel.
+        block_size: Rows, and columns, of a block; a divisor of all three numbers of features.
+        features: Number of outputs of the second layer. Default: that of the inputs.
+        activation: What stands between the layers.
+        dropout_rate: The probability, in [0, 1], that an activation is set to zero.
+        deterministic: Whether there is no dropout. Give it here or in the call, as that of
+            ``nn.Dropout``; it is not needed where ``dropout_rate`` is 0.
+        use_bias: Whether the layers add biases.
+        dtype: Dtype to compute in. Default: that to which inputs and parameters promote.
+        param_dtype: Dtype of the parameters.
+        precision: As that of :func:`jax.numpy.matmul`.
+        scale: The singular value of both kernels at the start.
+        bias_init: Initializer of the biases.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from eoi_jax.linen import BlockSparseMlp
+        >>> mlp = BlockSparseMlp(256, density=1 / 2, block_size=32, dropout_rate=0.1)
+        >>> x = jnp.ones((5, 10, 64))
+        >>> variables = mlp.init(jax.random.key(0), x, deterministic=True)
+        >>> variables["params"]["hidden"]["kernel"].shape
+        (8, 1, 32, 32)
+        >>> keys = {"dropout": jax.random.key(1)}
+        >>> mlp.apply(variables, x, deterministic=False, rngs=keys).shape
+        (5, 10, 64)
+    """
+
+    hidden_features: int
+    density: float
+    block_size: int
+    features: int | None = None
+    activation: Callable[[Array], Array] = nn.gelu
+    dropout_rate: float = 0.0
+    deterministic: bool | None = None
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+    scale: float = 1.0
+    bias_init: Any = _zeros
+
+    @nn.compact
+    def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
+        """Return what the two layers make of the last axis."""
+        rate = checks.number(self.dropout_rate, "dropout_rate", interval="[0, 1]")
+        options = {name: getattr(self, name) for name in _SHARED}
+        features = jnp.shape(inputs)[-1] if self.features is None else self.features
+        x = BlockSparseDense(self.hidden_features, name="hidden", **options)(inputs)
+        x = self.activation(x)
+        if rate > 0:
+            deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+            x = nn.Dropout(rate)(x, deterministic=deterministic)
+        return BlockSparseDense(features, name="output", **options)(x)
+
+
+def from_dense(
+    params: Params,
+    mask: Mask,
+    *,
+    block_size: int | tuple[int, int] | Callable[[tuple[str, ...]], int | tuple[int, int]],
+) -> dict[str, Any]:
+    """Convert masked kernels of ``nn.Dense`` to what :class:`BlockSparseDense` stores.
+
+    The outputs of a network whose masked layers are replaced by block-sparse ones of the same
+    names are the same, and :func:`to_dense` gives parameters and mask back exactly.
+
+    Args:
+        params: Parameters of Linen: nested dictionaries. ``nn.Partitioned`` and other boxes are
+            taken off, since the axes that they name are those of dense kernels.
+        mask: Of the structure of ``params``. A scalar ``True`` leaves a leaf as it is; a kernel
+            ``(inputs, outputs)`` with a mask of its shape, all of whose blocks are all true or all
+            false, is converted, and is zero off the mask.
+        block_size: Inputs and outputs of a block, one number if they are equal: those of all
+            kernels, or a function that returns those of the kernel of a path, such as
+            ``("first", "kernel")``.
+
+    Returns:
+        The variables ``{"params": ..., "pattern": ...}``.
+
+    Raises:
+        ValueError: If the mask does not fit; if a masked leaf is not named ``kernel`` or has not
+            two axes; if a mask cuts blocks, or a kernel is not zero off its mask.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from eoi_jax import linen
+        >>> kernel = jnp.diag(jnp.arange(1.0, 9.0))
+        >>> params = {"first": {"kernel": kernel, "bias": jnp.zeros(8)}}
+        >>> blocks = jnp.kron(jnp.eye(4), jnp.ones((2, 2))) != 0
+        >>> mask = {"first": {"kernel": blocks, "bias": jnp.array(True)}}
+        >>> variables = linen.from_dense(params, mask, block_size=2)
+        >>> variables["params"]["first"]["kernel"].shape
+        (4, 1, 2, 2)
+        >>> back, back_mask = linen.to_dense(variables)
+        >>> bool((back["first"]["kernel"] == kernel).all())
+        True
+    """
+    params, mask = nn.unbox(params), nn.unbox(mask)
+    trees.mask_fits(mask, params)
+    leaves = flatten_dict(params, keep_empty_nodes=True)
+    pattern = {}
+    for path, leaf_mask in flatten_dict(mask).items():
+        if np.ndim(leaf_mask) == 0:
+            continue
+        name = f"params[{'/'.join(path)}]"
+        if path[-1] != "kernel" or np.ndim(leaf_mask) != 2:
+            raise ValueError(
+                f"{name} of shape {np.shape(leaf_mask)} is masked, and is no kernel of two axes. "
+                "Mark it as dense by a scalar True; convert each layer of a stack by itself."
+            )
+        size = block_size(path) if callable(block_size) else block_size
+        try:
+            matrix = blocks.from_dense(leaves[path], size, leaf_mask)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        leaves[path] = matrix.values
+        pattern[*path[:-1], "rows"] = matrix.rows
+        pattern[*path[:-1], "slots"] = matrix.slots
+    return {"params": unflatten_dict(leaves), "pattern": unflatten_dict(pattern)}
+
+
+def to_dense(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Convert what block-sparse layers store to kernels of ``nn.Dense`` and a mask.
+
+    Args:
+        variables: With the collections ``params`` and ``pattern``. Stacks of layers, as ``nn.scan``
+            makes them along their first axis, become stacks of kernels. Boxes are taken off.
+
+    Returns:
+        ``(params, mask)``: kernels ``(..., inputs, outputs)`` and the masks of their stored blocks;
+        other leaves as they are, and a scalar ``True`` for each in the mask.
+
+    Raises:
+        ValueError: If a layer has a pattern and no kernel.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from eoi_jax import linen
+        >>> layer = linen.BlockSparseDense(16, density=1 / 2, block_size=4)
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 16)))
+        >>> params, mask = linen.to_dense(variables)
+        >>> params["kernel"].shape, float(mask["kernel"].mean()), bool(mask["bias"])
+        ((16, 16), 0.5, True)
+    """
+    leaves = flatten_dict(nn.unbox(variables["params"]), keep_empty_nodes=True)
+    mask = {
+        path: jnp.array(True) if hasattr(leaf, "shape") else leaf for path, leaf in leaves.items()
+    }
+    pattern = flatten_dict(nn.unbox(variables.get("pattern", {})))
+    for *layer, name in pattern:
+        if name != "rows":
+            continue
+        path = (*layer, "kernel")
+        if path not in leaves:
+            raise ValueError(
+                f"variables['params'] has no {'/'.join(path)!r}, of which there is a pattern. "
+                "Give both collections of the same network."
+            )
+        rows, slots = pattern[*layer, "rows"], pattern[*layer, "slots"]
+        matrix = BlockSparse(leaves[path], rows, slots)
+        leaves[path], mask[path] = matrix.to_dense(), matrix.mask()
+    return unflatten_dict(leaves), unflatten_dict(mask)

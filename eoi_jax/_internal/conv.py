@@ -22,6 +22,7 @@ __all__ = [
     "check_taps",
     "drawn_density",
     "place",
+    "strided",
 ]
 
 Taps: TypeAlias = Literal["center", "spread", "spread_both"]
@@ -129,3 +130,15 @@ def check_strides(
         remedy = "Draw transposed kernels at stride 1."
         raise checks.value_error(name, steps, "is not 1 with transposed=True", remedy)
     return steps
+
+
+def strided(inputs: Array, strides: Any) -> Array:
+    """Keep the pixels of ``(..., *spatial, channels)`` that a window of one tap meets."""
+    remedy = "Give one stride for each spatial axis, such as (2, 2)."
+    if not isinstance(strides, Sequence) or isinstance(strides, str) or not strides:
+        raise checks.value_error("strides", strides, "is not a sequence of ints", remedy)
+    steps = [checks.integer(step, low=1, name="strides", remedy=remedy) for step in strides]
+    if jnp.ndim(inputs) <= len(steps):
+        problem = f"has no {len(steps)} spatial axes before its channels"
+        raise checks.value_error("inputs.shape", jnp.shape(inputs), problem, remedy)
+    return inputs[(..., *(slice(None, None, step) for step in steps), slice(None))]
