@@ -1,8 +1,8 @@
 """The condensed form of an unstructured sparse matrix: for each output its inputs and weights.
 
 For inference with few examples at a time, and for small memory, where a pattern has no blocks. With
-a large batch a dense product is often faster: measure, ``python -m experiments.benchmarks
-sparse_layers`` does. To train faster than dense use :mod:`eoi_jax.blocks`.
+a large batch a dense product is often faster, and for gradients more so: measure, as ``python -m
+experiments.benchmarks sparse_layers`` does. To train faster than dense use :mod:`eoi_jax.blocks`.
 """
 
 from __future__ import annotations
@@ -153,9 +153,10 @@ def matmul(x: Array, w: Condensed) -> Array:
 
     :math:`y_o = \sum_s x_{\text{rows}[o, s]} W_{o, s}`: a gather for each of the ``k`` places and
     a sum, one place after the other, so that no array of all weights by all examples is formed, in
-    gradients neither. It counts :math:`d` times the operations of a dense product, at density
-    :math:`d`, but reads each input :math:`k` times and uses no matrix unit: it is a way to store
-    and to run networks, and training is slower than dense. JAX differentiates it, in both modes.
+    gradients neither. At density :math:`d` it counts :math:`d` times the operations of a dense
+    product, but every one of them reads and writes memory, and none uses a matrix unit: with
+    hundreds of examples dense is often faster, and in the backward pass more so. The loop has
+    :math:`k` steps, which suits CPUs. JAX differentiates it, in both modes.
 
     Args:
         x: ``(..., inputs)`` floating.

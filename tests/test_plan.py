@@ -501,7 +501,10 @@ def test_the_examples_are_commands(name, monkeypatch):
         ("report --htlm page.html", "Perhaps you meant.* --html"),
         ("quickstart --layer 3", "Perhaps you meant.* --layers"),
         ("benchmarks init --quik", "Perhaps you meant.* --quick"),
-        ("benchmarks optimizer", "subcommands: init, optim, methods, spectrum, training"),
+        (
+            "benchmarks optimizer",
+            "subcommands: init, optim, methods, spectrum, training, sparse_layers",
+        ),
     ],
 )
 def test_typos_are_answered(typo, answer, capsys, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ Commands:
     methods time to initialize networks and matrices with every method
     spectrum time of all singular values in one call, and of the extremes of a very deep network
     training images a second of a residual network's training step
+    sparse_layers time and memory of sparse layers, in both directions and in training
 
 Example:
     python -m experiments benchmarks init --quick
@@ -25,6 +26,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.initialization import Init, bench_init
 from experiments.benchmarks.methods import Methods, bench_methods
 from experiments.benchmarks.optimizers import Optim, bench_optim
+from experiments.benchmarks.sparse_layers import SparseLayers, bench_sparse_layers
 from experiments.benchmarks.spectrum import Spectrum, bench_spectrum
 from experiments.benchmarks.training import Training, bench_training
 
@@ -36,6 +38,7 @@ _BENCHMARKS: dict[type, Callable[[Any, Console], None]] = {
     Methods: bench_methods,
     Spectrum: bench_spectrum,
     Training: bench_training,
+    SparseLayers: bench_sparse_layers,
 }
 _Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
@@ -43,6 +46,7 @@ _Command = (
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
     | Annotated[Training, tyro.conf.subcommand("training")]
+    | Annotated[SparseLayers, tyro.conf.subcommand("sparse_layers")]
 )
 
 
@@ -55,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         checks.integer(options.repeats, low=1, name="repeats")
         if hasattr(options, "output"):
             timing.check_output(options.output)
+        if hasattr(options, "check"):
+            options.check()
     except ValueError as error:
         sys.exit(f"error: {error}")
     _BENCHMARKS[type(options)](options, console)
