@@ -13,6 +13,7 @@ import math
 from typing import Any, Literal, TypeAlias
 
 __all__ = [
+    "WITHOUT_CRITERION",
     "Counts",
     "Criterion",
     "Kernel",
@@ -36,7 +37,14 @@ Criterion: TypeAlias = Literal[
     "grasp",
     "synflow",
 ]
-Method: TypeAlias = Literal["dense", "base", "rescaled", "ai", "eoi", "eis", "sao"]
+Method: TypeAlias = Literal["dense", "base", "rescaled", "ai", "eoi", "eis", "sao", "2:4", "blocks"]
+
+WITHOUT_CRITERION: tuple[Method, ...] = ("dense", "sao", "2:4", "blocks")
+"""Methods that decide by themselves which weights there are."""
+
+# Fields that configs have not had from the beginning, and that count only if they are not at their
+# defaults: the digests of configs without them stay as they were.
+_LATER = ("block_size", "validate_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +70,15 @@ class Start:
 
     method: Method = "eoi"
     """Start: dense, or sparse by masking (base), by masking and rescaling to the mask's fan-in
-    (rescaled), by approximated isometry (ai), EOI, EIS or SAO."""
+    (rescaled), by approximated isometry (ai), EOI, EIS or SAO; exactly orthogonal too, with two of
+    four consecutive inputs of each output (2:4), or by layers that store only blocks (blocks)."""
     criterion: Criterion = "erdos_renyi_kernel"
-    """Where masks, or for EOI and EIS layer densities, come from. Dense and SAO have none."""
+    """Where masks, or for EOI and EIS layer densities, come from; of no use to
+    :data:`WITHOUT_CRITERION`."""
     density: float = 0.1
-    """Fraction of the weights that are kept, in (0, 1]; 1 for dense."""
+    """Fraction of the weights that are kept, in (0, 1]; 1 for dense, 0.5 for 2:4."""
+    block_size: int = 0
+    """Rows, and columns, of the blocks of method="blocks"; 0 for all others."""
     init: Literal["orthogonal", "fan_in"] = "orthogonal"
     """Dense weights that are masked: orthogonal (convolutions delta-orthogonal), or the normal
     ones of the network's default, He's or LeCun's."""
@@ -102,16 +114,32 @@ class Start:
         _require(self, 0 < self.density <= 1, "density", "(0, 1]")
         dense, remedy = self.method == "dense", "A dense start keeps all weights: give 1."
         _require(self, not dense or self.density == 1, "density", "{1}", remedy)
+        two_of_four, remedy = (
+            self.method == "2:4",
+            "A 2:4 start keeps half of the weights: give 0.5.",
+        )
+        _require(self, not two_of_four or self.density == 0.5, "density", "{0.5}", remedy)
         seeds = {seed for seed in self.seeds if 0 <= seed < 2**31}
         allowed, remedy = "the sets of one or more numbers in [0, 2**31)", "Give each seed once."
         _require(self, 0 < len(seeds) == len(self.seeds), "seeds", allowed, remedy)
         allowed = "'uniform', 'hadamard' and finite numbers"
         _require(self, _is_angle(self.angles), "angles", allowed, "Give degrees such as '80'.")
-        remedy = "Others are for method='eoi'."
-        for name in ("planes", "taps", "he_norm"):
-            default = getattr(Start, name)
+        self._require_defaults("planes", "taps", "he_norm", unless="eoi")
+        blocks = self.method == "blocks"
+        allowed = "[1, ...)" if blocks else "{0}"
+        remedy = "It is for method='blocks', which needs one, such as 128."
+        size = self.block_size
+        _require(self, size >= 1 if blocks else size == 0, "block_size", allowed, remedy)
+        if blocks:
+            self._require_defaults("init", "attention")
+
+    def _require_defaults(self, *names: str, unless: str = "") -> None:
+        """Require the defaults of fields, unless the method is the one that uses others."""
+        remedy = f"Others are for method={unless!r}." if unless else "Others are for masks."
+        for name in names:
+            default = getattr(type(self), name)
             usual = getattr(self, name) == default
-            _require(self, usual or self.method == "eoi", name, f"{{{default!r}}}", remedy)
+            _require(self, usual or self.method == unless, name, f"{{{default!r}}}", remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +167,9 @@ class Train(Start):
     """Nesterov momentum of SGD."""
     weight_decay: float = 1e-4
     """Weight decay of all parameters, added to the gradient."""
+    validate_every: int = 0
+    """Steps between two evaluations on validation data, besides those at the ends of epochs; 0 for
+    these alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,6 +183,9 @@ class Train(Start):
         _require(self, math.isfinite(self.density_power), "density_power", "finite numbers")
         _require(self, 0 <= self.weight_decay < math.inf, "weight_decay", "[0, inf)")
         _require(self, 0 <= self.momentum < 1, "momentum", "[0, 1)")
+        _require(self, self.validate_every >= 0, "validate_every", "[0, ...)")
+        if self.method == "blocks":
+            self._require_defaults("dynamic", "density_power")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +269,8 @@ def to_dict(config: Any) -> dict[str, Any]:
         config: A frozen dataclass of numbers, strings and tuples of them.
 
     Returns:
-        A new dictionary, its keys in the order of the fields.
+        A new dictionary, its keys in the order of the fields. ``block_size`` and
+        ``validate_every``, which came later than others, are left out at their defaults.
 
     Example:
         >>> from experiments import config
@@ -244,6 +279,9 @@ def to_dict(config: Any) -> dict[str, Any]:
         ('Train', 'mlp7', [1, 2])
     """
     fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name in _LATER:
+        if name in fields and fields[name] == getattr(type(config), name):
+            del fields[name]
     return {"kind": type(config).__name__, **fields}
 
 

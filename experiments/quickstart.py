@@ -7,6 +7,9 @@ One plain tanh MLP, no residuals, no normalization, is trained in the same way f
 * masked orthogonal: orthogonal kernels with random weights removed;
 * masked Gaussian: as many removed, variance ``scale² / kept inputs`` of each unit.
 
+With ``--blocks 16`` from a fifth: layers that store and multiply only blocks of 16 x 16, as sparse
+and exactly orthogonal too, trained by the optimizer alone, without a mask.
+
 Example:
     python -m experiments quickstart --layers 100
 """
@@ -25,6 +28,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from matplotlib.axes import Axes
 from rich.box import SIMPLE
@@ -42,7 +46,18 @@ from experiments.reporting.figures import Curves, Figure
 from experiments.studies import measure
 from experiments.training import starts, steps
 
-__all__ = ["STARTS", "Config", "Result", "StepFns", "check", "main", "run", "train"]
+__all__ = [
+    "BLOCKS",
+    "STARTS",
+    "Config",
+    "Result",
+    "StepFns",
+    "check",
+    "main",
+    "run",
+    "start_of",
+    "train",
+]
 
 _FLOOR = 1e-8  # smallest singular value in the picture
 
@@ -72,6 +87,8 @@ class Config:
     learning_rate: float | None = None
     """Learning rate of SGD with Nesterov momentum 0.9, the same for every start; default
     0.5 / layers, since every layer adds to what one step changes."""
+    blocks: int = 0
+    """If not 0, train block-sparse layers of this block size too, a divisor of the width."""
     seed: int = 0
     """Seed of everything random."""
     output: str = "quickstart.png"
@@ -108,20 +125,40 @@ def check(config: Config) -> None:
         checks.number(config.learning_rate, "learning_rate", interval="(0, inf)")
     remedy = f"Orthogonal matrices of width={config.width} have no fewer weights: use more."
     checks.density(config.density, minimum=1 / config.width, why=remedy)
+    if config.blocks:
+        sizes = [size for size in range(1, config.width + 1) if config.width % size == 0]
+        fit = [size for size in sizes if config.density * config.width >= size]
+        if config.blocks not in fit:
+            raise checks.value_error(
+                "blocks",
+                config.blocks,
+                f"is outside the divisors of width={config.width} up to density * width, "
+                f"{{{', '.join(map(str, fit))}}}",
+                "Choose one of them, or 0 for none.",
+            )
     timing.check_output(config.output)
 
 
-def _model(config: Config, dataset: data.Dataset, kernel_init: Any) -> models.Mlp:
-    """Build the network with one initializer for all its kernels."""
+def _model(
+    config: Config, dataset: data.Dataset, kernel_init: Any, blocks: models.Blocks | None = None
+) -> models.Mlp:
+    """Build the network with one initializer for all its dense kernels."""
     inits = {"kernel_init": kernel_init, "bias_init": jax.nn.initializers.normal(config.bias_std)}
-    return models.Mlp(config.layers, config.width, dataset.num_classes, **inits)
+    return models.Mlp(config.layers, config.width, dataset.num_classes, **inits, blocks=blocks)
+
+
+def _blocks(config: Config) -> models.Blocks:
+    return models.Blocks(config.density, config.blocks, config.scale)
 
 
 def _drawn(config: Config, key: Array, dataset: data.Dataset, kernel_init: Any) -> eoi.SparseInit:
     """Draw the network; what its initializer leaves zero is masked."""
-    example = dataset.normalize(dataset.train.images[:1])
-    params = _model(config, dataset, kernel_init).init(key, example)["params"]
+    params = _init(_model(config, dataset, kernel_init), key, dataset)["params"]
     return eoi.SparseInit(params, eoi.masks.support(params))
+
+
+def _init(model: models.Mlp, key: Array, dataset: data.Dataset) -> dict[str, Any]:
+    return dict(model.init(key, dataset.normalize(dataset.train.images[:1])))
 
 
 def _dense_orthogonal(config: Config, key: Array, dataset: data.Dataset) -> eoi.SparseInit:
@@ -161,18 +198,49 @@ STARTS: dict[str, Callable[[Config, Array, data.Dataset], eoi.SparseInit]] = {
     "masked orthogonal": _masked_orthogonal,
     "masked Gaussian": _masked_gaussian,
 }
-"""Starts by name: ``(config, key, dataset) -> (params, mask)``."""
+"""Starts under a mask by name: ``(config, key, dataset) -> (params, mask)``."""
+
+BLOCKS = "EOI in blocks"
+"""Name of the start whose layers store only blocks; it has no mask."""
+
+
+def start_of(config: Config, name: str, key: Array, dataset: data.Dataset) -> starts.Start:
+    """Make a start by its name: one of :data:`STARTS`, or :data:`BLOCKS`."""
+    if name != BLOCKS:
+        params, mask = STARTS[name](config, key, dataset)
+        return starts.Start({"params": params}, mask)
+    # The first layer and the last, 0.1 % of all weights, are dense.
+    ends = jax.nn.initializers.orthogonal(config.scale)
+    variables = _init(_model(config, dataset, ends, _blocks(config)), key, dataset)
+    return starts.Start(variables, jax.tree.map(lambda _: jnp.array(True), variables["params"]))
 
 
 class StepFns:
-    """The network, and the compiled functions that train it from any start."""
+    """The network, and the compiled functions that train it from any start.
 
-    def __init__(self, config: Config, dataset: data.Dataset) -> None:
-        self.model = _model(config, dataset, jax.nn.initializers.zeros)
+    Args:
+        config: The settings.
+        dataset: What is learned.
+        blocks: Whether its layers store only blocks. Then the optimizer is optax's as it is;
+            otherwise it holds a mask.
+    """
+
+    def __init__(self, config: Config, dataset: data.Dataset, *, blocks: bool = False) -> None:
+        zeros = jax.nn.initializers.zeros
+        self.model = _model(config, dataset, zeros, _blocks(config) if blocks else None)
         optimizer_of = steps.sparse_sgd(config.steps, weight_decay=0.0)
+        if blocks:
+            optimizer_of = _plain_sgd
         self.begin = functools.partial(steps.init_state, optimizer_of)
         self.step = jax.jit(steps.train_step(self.model, dataset, optimizer_of))
         self.evaluate = jax.jit(steps.evaluation(self.model, dataset, len(dataset.test.labels)))
+
+
+def _plain_sgd(key: Any, mask: Any, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer that the masked starts have too, without a mask."""
+    del key, mask
+    sgd = optax.sgd(learning_rate, momentum=0.9, nesterov=True)
+    return optax.with_extra_args_support(sgd)
 
 
 def _batches(config: Config, size: int) -> Iterator[np.ndarray]:
@@ -199,20 +267,19 @@ def train(
         config: The settings.
         dataset: What is learned.
         step_fns: The compiled functions.
-        name: One of :data:`STARTS`.
+        name: One of :data:`STARTS`, or :data:`BLOCKS`.
         results: Where the result is appended, before the first step; each step adds to it.
         tick: Called with the loss of each step.
     """
     key, (images, labels) = jax.random.key(config.seed), dataset.train
-    start = jax.jit(lambda key: STARTS[name](config, key, dataset))(key)
-    variables = {"params": start.params}
-    kept, size = starts.count(starts.Start(variables, start.mask))
+    start = jax.jit(lambda key: start_of(config, name, key, dataset))(key)
+    kept, size = starts.count(start)
     examples = dataset.normalize(images[: measure.SAMPLES])
-    values = np.asarray(measure.singular_values(step_fns.model, variables, examples))
+    values = np.asarray(measure.singular_values(step_fns.model, start.variables, examples))
     result = Result(name, kept / size, kept, values, [])
     results.append(result)
     rate = 0.5 / config.layers if config.learning_rate is None else config.learning_rate
-    state = step_fns.begin(key, variables, start.mask)
+    state = step_fns.begin(key, *start)
     batches = _batches(config, len(labels))
     for number, index in zip(range(config.steps), batches, strict=False):
         state, sums = step_fns.step(state, number, rate, images[index], labels[index])
@@ -240,10 +307,11 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
     console = console or Console()
     dataset = data.load(config.data, config.data_dir, validation=0)
     started, results = time.perf_counter(), list[Result]()
-    batch, total = min(config.batch_size, len(dataset.train.labels)), config.steps * len(STARTS)
+    names = [*STARTS, *([BLOCKS] if config.blocks else [])]
+    batch, total = min(config.batch_size, len(dataset.train.labels)), config.steps * len(names)
     console.print(
         f"{config.layers} layers of width {config.width}, tanh, no residuals, on {config.data}: "
-        f"{config.steps} steps of {batch} images from each of {len(STARTS)} starts"
+        f"{config.steps} steps of {batch} images from each of {len(names)} starts"
     )
     progress = Progress(
         TextColumn("{task.description:<18}"),
@@ -264,8 +332,10 @@ def run(config: Config, console: Console | None = None) -> list[Result]:
 
         try:
             step_fns = StepFns(config, dataset)
-            for name in STARTS:
+            for name in names:
                 progress.update(bar, description=name)
+                if name == BLOCKS:
+                    step_fns = StepFns(config, dataset, blocks=True)
                 train(config, dataset, step_fns, name, results, tick)
         except KeyboardInterrupt:
             stopped = True
@@ -325,7 +395,7 @@ def _figure(config: Config, results: list[Result]) -> Figure:
         points = zip(np.linspace(0, 1, len(values)), values, strict=True)
         rows += [{"start": start, "fraction": x, "value": y} for x, y in points]
     curves = functools.partial(
-        Curves, rows, by="start", names=names, order=tuple(STARTS), spread="none", markers=False
+        Curves, rows, by="start", names=names, order=(*STARTS, BLOCKS), spread="none", markers=False
     )
     losses = curves(
         "step", "loss", xlabel="training step", ylabel="cross-entropy (nats)", title="Training loss"

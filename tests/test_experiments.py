@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 import re
@@ -7,13 +8,16 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 from helpers import refuses
 from matplotlib.image import imread
 from rich.console import Console
 
 import eoi_jax as eoi
+from eoi_jax import linen
 from experiments import data, models, quickstart
+from experiments.training import starts
 
 
 @pytest.fixture
@@ -48,14 +52,17 @@ SMALL = {"layers": 12, "width": 32}
 
 @pytest.mark.slow
 def test_quickstart_runs_and_saves_its_picture(tmp_path, console):
-    config = quickstart.Config(**SMALL, steps=6, output=str(tmp_path / "q.png"))
+    config = quickstart.Config(**SMALL, steps=6, blocks=4, output=str(tmp_path / "q.png"))
     results = quickstart.run(config, console)
-    assert [result.start for result in results] == list(quickstart.STARTS)
+    assert [result.start for result in results] == [*quickstart.STARTS, quickstart.BLOCKS]
     for result in results:
         assert len(result.losses) == 6
         assert np.isfinite(result.losses).all()
         assert 0 <= result.accuracy <= 1
-        assert abs(result.density - (1 if "dense" in result.start else 0.125)) < 0.01
+        # The first layer and the last of the network with blocks are dense.
+        ends = 2368 / 12608 * 0.875 if result.start == quickstart.BLOCKS else 0
+        expected = 1 if "dense" in result.start else 0.125 + ends
+        assert abs(result.density - expected) < 0.01
     text = console.export_text()
     assert "12-layer tanh MLP on digits" in text
     for result in results:
@@ -86,6 +93,34 @@ def test_sparse_starts_stay_on_their_mask(name, net_on_digits):
         assert (last[~leaf_mask] == 0).all()
         assert (last != first).any()
         assert 0.1 < leaf_mask.mean() < 0.15
+
+
+def test_blocks_train_without_a_mask_as_the_masked_dense_network_does(net_on_digits):
+    """The same numbers in the same places, under a mask: the losses are those of the blocks."""
+    config, digits, masked_fns = net_on_digits
+    config = dataclasses.replace(config, blocks=4)
+    block_fns = quickstart.StepFns(config, digits, blocks=True)
+    start = quickstart.start_of(config, quickstart.BLOCKS, jax.random.key(0), digits)
+    kernel = start.variables["params"]["hidden"]["linear"]["kernel"]
+    assert kernel.size == 10 * 32 * 32 // 8
+    dense, mask = linen.to_dense(start.variables)
+    assert starts.count(start) == (
+        64 * 32 + 10 * 32 * 32 // 8 + 32 * 10,
+        64 * 32 + 10 * 32 * 32 + 32 * 10,
+    )
+    states = {
+        block_fns: block_fns.begin(jax.random.key(0), *start),
+        masked_fns: masked_fns.begin(jax.random.key(0), {"params": dense}, mask),
+    }
+    assert optax.tree.get(states[block_fns].optimizer, "mask") is None
+    losses = {fns: [] for fns in states}
+    for number in range(3):
+        images, labels = digits.train.images[:128], digits.train.labels[:128]
+        for fns, state in states.items():
+            states[fns], sums = fns.step(state, number, 0.1, images, labels)
+            losses[fns].append(float(sums.loss))
+    np.testing.assert_allclose(losses[block_fns], losses[masked_fns], rtol=1e-4)
+    assert losses[block_fns][-1] != losses[block_fns][0]
 
 
 @pytest.mark.slow
@@ -165,6 +200,8 @@ def test_help_states_the_command():
         ("learning-rate", "0.0"),
         ("bias-std", "-1.0"),
         ("seed", "-1"),
+        ("blocks", "12"),
+        ("blocks", "32"),
     ],
 )
 def test_bad_settings_are_named_before_any_training(name, value):

@@ -31,6 +31,8 @@ def test_every_start_has_a_name_of_its_own():
     assert len(set(variants.values())) == len(variants)
     assert variants["rescaled"] == "rescaled Base"
     assert variants["smupar"] == "SμPar"
+    assert variants["blocks"] == "blocks of 128"
+    assert rows[list(variants).index("blocks")]["start"] == "blocks of 128"
     assert variants["hadamard"] == "EOI, matching, Hadamard angles"
     assert variants["spread_matching_he"] == "EOI, spread, matching, He norm"
     assert rows[list(variants).index("spread")]["start"] == "ERK EOI, spread"

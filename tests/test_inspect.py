@@ -237,6 +237,31 @@ def test_training_saves_what_it_has_trained(tmp_path, monkeypatch, capsys):
     assert layouts["params"]["first"]["kernel"] == Layout()
 
 
+def test_blocks_are_told_as_the_dense_kernels_that_they_are(tmp_path, capsys):
+    """The stack of two matrices is read from the run's folder and from the file it saves."""
+    arguments = "--data made --model mlp7_wide --method blocks --density 0.5 --block-size 4"
+    arguments += " --depth 4 --width 8 --epochs 0.01 --learning-rate 1e-9 --no-progress"
+    path = tmp_path / "net.safetensors"
+    command = [*arguments.split(), "--runs", str(tmp_path), "--save", str(path)]
+    commands.main(["train", *command])
+    assert "test accuracy" in capsys.readouterr().out
+    [folder] = tmp_path.glob("train/*/")
+    for where in (folder, path):
+        found = {kernel.name: kernel for kernel in show.inspect(show.read(where))}
+        assert set(found) == {
+            f"params/{name}/kernel" for name in ("first", "hidden/linear", "last")
+        }
+        kernel = found["params/hidden/linear/kernel"]
+        assert (kernel.shape, kernel.num_layers, kernel.kept, kernel.off) == ((8, 8), 2, 64, 0)
+        assert max(kernel.errors) < 1e-5
+        np.testing.assert_allclose(kernel.extremes, 1, atol=1e-5)
+        assert found["params/last/kernel"].kept is None
+        commands.main(["inspect", str(where)])
+        cells = lines_of(capsys.readouterr().out)["params/hidden/linear/kernel"]
+        assert cells[:6] == ["(2", "layers)", "8x8", "0.5000", "64", "128"]
+        assert cells[-1] == "holds"
+
+
 def test_training_does_not_begin_without_a_place_for_what_it_saves(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "execute", lambda config, runtime: pytest.fail("it trains"))
     for path in (tmp_path, tmp_path / "no" / "net.safetensors"):

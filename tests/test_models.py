@@ -10,6 +10,7 @@ from helpers import refuses
 from jax.tree_util import tree_leaves_with_path
 
 import eoi_jax as eoi
+from eoi_jax import linen
 from eoi_jax.typing import Layout
 from experiments import models
 from experiments.models.deit import gelu
@@ -84,12 +85,11 @@ def bottlenecks():
     return weights, weights + 2 * norms + 1000
 
 
-def deit():
+def deit(d, depth, patch, size, classes):
     """Patches have positions, the class token none; blocks have two norms and two LayerScales."""
-    d = 384
-    weights = 16 * 16 * 3 * d + 12 * (4 * d**2 + 2 * d * 4 * d) + d * 1000
-    others = d + (224 // 16) ** 2 * d + d + 2 * d + 1000
-    others += 12 * (4 * d + 4 * d + d + 2 * 2 * d + 2 * d)
+    weights = patch * patch * 3 * d + depth * (4 * d**2 + 2 * d * 4 * d) + d * classes
+    others = d + (size // patch) ** 2 * d + d + 2 * d + classes
+    others += depth * (4 * d + 4 * d + d + 2 * 2 * d + 2 * d)
     return weights, weights + others
 
 
@@ -97,6 +97,8 @@ def deit():
 COUNTS = {
     "mlp7": mlp(7, 100),
     "mlp1000": mlp(1000, 128),
+    "mlp7_wide": mlp(7, 2048),
+    "mlp1000_wide": mlp(1000, 512),
     "cnn1000": cnn(),
     "resnet20": resnet(20),
     "resnet32": resnet(32),
@@ -105,11 +107,14 @@ COUNTS = {
     "vgg16": vgg(),
     "efficientnet_b0": efficientnet(200),
     "resnet50": bottlenecks(),
-    "deit_s": deit(),
+    "deit_s": deit(384, 12, 16, 224, 1000),
+    "vit": deit(256, 4, 4, 32, 10),
 }
 SMALL = {
     "mlp7": {},
     "mlp1000": {"depth": 4},
+    "mlp7_wide": {"width": 16},
+    "mlp1000_wide": {"depth": 4, "width": 16},
     "cnn1000": {"depth": 6, "width": 8},
     "resnet20": {"depth": 8},
     "resnet32": {"depth": 8, "width": 4},
@@ -119,6 +124,7 @@ SMALL = {
     "efficientnet_b0": {"depth": 3, "width": 8},
     "resnet50": {"depth": 14, "width": 4},
     "deit_s": {"depth": 2, "width": 12},
+    "vit": {"depth": 2, "width": 16},
 }
 
 
@@ -265,7 +271,8 @@ def test_activations_are_those_of_the_list():
 
 def test_activations_by_default_and_by_function():
     defaults = {"mlp7": jnp.tanh, "mlp1000": jnp.tanh, "cnn1000": jnp.tanh}
-    defaults |= {"efficientnet_b0": nn.silu, "deit_s": gelu}
+    defaults |= {"mlp7_wide": jnp.tanh, "mlp1000_wide": jnp.tanh}
+    defaults |= {"efficientnet_b0": nn.silu, "deit_s": gelu, "vit": gelu}
     for name in models.NAMES:
         assert models.create(name).activation is defaults.get(name, nn.relu)
         assert models.create(name, activation=nn.softplus).activation is nn.softplus
@@ -353,12 +360,15 @@ def test_bad_names_and_sizes_are_answered(call, parts):
 STACKS = {
     "mlp7": {"hidden/linear": Layout(1)},
     "mlp1000": {"hidden/linear": Layout(1)},
+    "mlp7_wide": {"hidden/linear": Layout(1)},
+    "mlp1000_wide": {"hidden/linear": Layout(1)},
     "cnn1000": {"hidden/conv": Layout(1)},
     "deit_s": {
         **{f"hidden/attention/{name}": Layout(2) for name in ("query", "key", "value", "out")},
         **{f"hidden/{name}": Layout(1) for name in ("mlp_in", "mlp_out")},
     },
 }
+STACKS["vit"] = STACKS["deit_s"]
 
 
 @pytest.mark.parametrize("name", models.NAMES)
@@ -418,7 +428,7 @@ def test_no_network_means_something_else_by_a_name(name):
 def test_networks_that_are_fast_in_a_loop_compute_the_same():
     """On CPUs convolutions without residuals get other gradients, and those with them no loop."""
     adapt = {name: spec.in_cpu_loop for name, spec in models.SPECS.items() if spec.in_cpu_loop}
-    assert set(adapt) == {"mlp7", "mlp1000", "cnn1000"}
+    assert set(adapt) == {"mlp7", "mlp1000", "mlp7_wide", "mlp1000_wide", "cnn1000"}
     model = models.create("cnn1000", 3, depth=5, width=4)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = model.init(jax.random.key(1), images)
@@ -430,16 +440,69 @@ def test_networks_that_are_fast_in_a_loop_compute_the_same():
 
 
 def test_what_is_pruned():
-    for name in set(models.NAMES) - {"deit_s"}:
+    perceptrons, transformers = {"mlp7_wide", "mlp1000_wide"}, {"deit_s", "vit"}
+    for name in set(models.NAMES) - perceptrons - transformers:
         assert models.where(name) is eoi.masks.is_kernel
-    params = built("deit_s")[1]["params"]
-    for attention in (False, True):
-        where = models.where("deit_s", attention=attention)
-        pruned = {
-            path_of(path[:-1]) for path, leaf in tree_leaves_with_path(params) if where(path, leaf)
-        }
-        heads = set() if not attention else set(STACKS["deit_s"])
-        assert pruned == {"hidden/mlp_in", "hidden/mlp_out"} | heads
+
+    def pruned(name, attention=False):
+        where = models.where(name, attention=attention)
+        leaves = tree_leaves_with_path(built(name)[1]["params"])
+        return {path_of(path[:-1]) for path, leaf in leaves if where(path, leaf)}
+
+    for name in perceptrons:
+        assert pruned(name) == {"hidden/linear"}
+    for name in transformers:
+        assert pruned(name) == {"hidden/mlp_in", "hidden/mlp_out"}
+        assert pruned(name, attention=True) == set(STACKS["deit_s"])
+
+
+# ------------------------------------------------------------------ layers of blocks
+
+
+@pytest.mark.parametrize("name", ["mlp7_wide", "deit_s", "vit"])
+def test_what_is_pruned_is_what_is_stored_in_blocks(name):
+    """Half of each such kernel; all other leaves are those of the dense network."""
+    sizes = {"depth": 4, "width": 24}
+    dense, sparse = (
+        shapes_of(models.create(name, **sizes, blocks=blocks), models.input_shape(name))[1]
+        for blocks in (None, models.Blocks(density=0.5, size=4))
+    )
+    stored = {path_of(path): leaf for path, leaf in tree_leaves_with_path(sparse["params"])}
+    assert set(dense) == {"params"}
+    for path, leaf in tree_leaves_with_path(dense["params"]):
+        if models.where(name)(path, leaf):
+            assert 2 * stored.pop(path_of(path)).size == leaf.size
+        else:
+            assert stored.pop(path_of(path)).shape == leaf.shape
+    assert not stored
+
+
+@pytest.mark.parametrize("name", ["mlp7_wide", "vit"])
+def test_blocks_compute_what_the_dense_network_does(name):
+    """With the blocks in their places, which the mask keeps, and orthogonal at the start."""
+    sizes, shape = {"depth": 4, "width": 16}, (2, 8, 8, 1)
+    sparse = models.create(name, **sizes, blocks=models.Blocks(0.5, 4, scale=2.0))
+    images = jax.random.normal(jax.random.key(0), shape)
+    logits, variables = jax.jit(sparse.init_with_output)(jax.random.key(1), images)
+    dense, mask = linen.to_dense(variables)
+    found = models.create(name, **sizes).apply({"params": dense}, images)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+    for path, leaf in tree_leaves_with_path(dense):
+        if not models.where(name)(path, leaf):
+            continue
+        names = tuple(key.key for key in path[:-1])
+        kept = functools.reduce(lambda tree, name: tree[name], names, mask)["kernel"]
+        for matrix, matrix_mask in zip(leaf, kept, strict=True):
+            assert matrix_mask.mean() == 0.5
+            assert (matrix[~matrix_mask] == 0).all()
+            narrow = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            np.testing.assert_allclose(narrow @ narrow.T, 4 * np.eye(len(narrow)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp7", "resnet32"])
+def test_networks_without_layers_of_blocks_say_so(name):
+    with refuses("blocks", name, "vit"):
+        models.create(name, blocks=models.Blocks(0.5, 4))
 
 
 def test_a_stack_counts_as_its_layers():

@@ -62,6 +62,10 @@ def test_curves_are_those_of_the_rate_chosen(root):
         for seed in TWO.seeds
     ]
     assert lines == [*apart[0], *apart[1]]
+    curves = [row for row in runs.load_curves(root) if row["digest"] == digest(TWO)]
+    times = {(row["seed"], row["step"]): row["seconds"] for row in curves}
+    assert len(times) == len({(line["seed"], line["step"]) for line in lines})
+    assert all(seconds > 0 for seconds in times.values())
 
 
 def test_results_name_the_rate_apart_from_the_field(root):

@@ -191,6 +191,48 @@ def test_rows_join_results_and_config(runner, runtime):
     assert [(row["step"], row["loss"]) for row in curves] == [(0, 2.0), (10, 1.0), (20, 2 / 3)]
 
 
+def test_curves_have_times_where_they_are_known(runner, runtime):
+    folder = runs.execute(Made(), runtime)
+    line = {"step": 10, "seconds": 1.5, "seeds": [1]}
+    (folder / "times.jsonl").write_text(json.dumps(line) + "\n")
+    lines = [{"step": step, "seed": seed} for seed in (1, 2) for step in (10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = [(row["seed"], row["step"], row["seconds"]) for row in runs.load_curves(runtime.runs)]
+    assert found == [(1, 10, 1.5), (1, 20, None), (2, 10, None), (2, 20, None)]
+
+
+def test_fields_that_came_later_change_no_digest_at_their_defaults():
+    plain = config.Train(seeds=(1, 2))
+    assert config.digest(plain) == "d81aa5c1ca1e"  # as it was before them
+    later = [
+        dataclasses.replace(plain, validate_every=10),
+        dataclasses.replace(plain, method="blocks", block_size=16),
+        dataclasses.replace(plain, method="blocks", block_size=32),
+    ]
+    assert len({config.digest(one) for one in (plain, *later)}) == 4
+    assert config.to_dict(later[0])["validate_every"] == 10
+    assert "validate_every" not in config.to_dict(plain)
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"method": "blocks"}, ("block_size=0", "[1, ...)")),
+        ({"block_size": 16}, ("block_size=16", "{0}", "method='blocks'")),
+        ({"method": "2:4"}, ("density=0.1", "{0.5}")),
+        ({"validate_every": -1}, ("validate_every=-1", "[0, ...)")),
+        ({"method": "blocks", "block_size": 4, "dynamic": "set"}, ("dynamic='set'", "'static'")),
+        ({"method": "blocks", "block_size": 4, "init": "fan_in"}, ("init='fan_in'", "orthogonal")),
+        ({"method": "blocks", "block_size": 4, "density_power": 1}, ("density_power=1.0", "{0.0}")),
+        ({"method": "blocks", "block_size": 4, "attention": True}, ("attention=True", "{False}")),
+        ({"method": "blocks", "block_size": 4, "planes": "matching"}, ("planes='matching'", "eoi")),
+    ],
+)
+def test_fields_that_do_not_go_together(fields, parts):
+    with refuses(*parts):
+        config.Train(**fields)
+
+
 def test_a_run_without_metrics_has_no_curves(runner, runtime):
     folder = runs.execute(Made(), runtime)
     (folder / "metrics.jsonl").unlink()

@@ -13,6 +13,7 @@ import pytest
 from helpers import refuses
 
 import eoi_jax as eoi
+from eoi_jax import linen
 from experiments import data, models
 from experiments.config import Criterion, Method, Train
 from experiments.runs.cache import get_or_compute
@@ -157,6 +158,31 @@ def test_the_center_of_the_plain_convolutional_network(method, center, monkeypat
     config = Train(model="cnn1000", method=method, depth=4, width=4, init="fan_in", density=0.5)
     make(config, data.load("made", image_shape=(8, 8, 3)))
     assert seen == [center]
+
+
+# Two layers of 8 x 8 between the first and the last, which stay dense.
+HALF = Train(data="made", model="mlp7_wide", depth=4, width=8, density=0.5, scale=1.5)
+
+
+@pytest.mark.parametrize("fields", [{"method": "2:4"}, {"method": "blocks", "block_size": 2}])
+def test_starts_that_decide_by_themselves_which_weights_there_are(fields, dataset):
+    config = dataclasses.replace(HALF, **fields)
+    start = make(config, dataset)
+    assert starts.count(start) == (10 * 8 + 64 + 8 * 10, 10 * 8 + 128 + 8 * 10)
+    if config.method == "2:4":
+        params, mask = start.variables["params"], start.mask
+        assert mask["first"]["kernel"].shape == ()
+    else:
+        assert all(leaf.shape == () and leaf for leaf in jax.tree.leaves(start.mask))
+        params, mask = linen.to_dense(start.variables)
+    kernel, kept = (tree["hidden"]["linear"]["kernel"] for tree in (params, mask))
+    for matrix, matrix_mask in zip(np.asarray(kernel), np.asarray(kept), strict=True):
+        np.testing.assert_allclose(matrix @ matrix.T, 2.25 * np.eye(8), atol=1e-5)
+        np.testing.assert_array_equal(matrix != 0, matrix_mask)
+        if config.method == "2:4":
+            assert (matrix_mask.reshape(2, 4, 8).sum(1) == 2).all()
+    other = make(config, dataset, seed=2).variables["params"]["hidden"]["linear"]["kernel"]
+    assert not np.array_equal(other, start.variables["params"]["hidden"]["linear"]["kernel"])
 
 
 def test_the_command_line_offers_what_the_registries_have():

@@ -20,6 +20,7 @@ import optax
 import pytest
 from helpers import refuses
 
+from eoi_jax import linen
 from experiments import __main__ as commands
 from experiments.config import Train
 from experiments.runs import Runtime
@@ -44,6 +45,9 @@ ONE = Train(
     seeds=(3,),
 )
 DYNAMIC = dataclasses.replace(ONE, dynamic="set", seeds=(3, 5))
+BLOCKS = dataclasses.replace(
+    ONE, model="mlp7_wide", method="blocks", block_size=4, init="orthogonal", depth=4, seeds=(3, 5)
+)
 
 
 def begin(config):
@@ -235,8 +239,37 @@ def test_functions_are_shared():
     assert train.compiled(dataclasses.replace(ONE, **same), None) is one
     for change in ({"epochs": 1.0}, {"seeds": (1, 2)}, {"width": 12}):
         assert train.compiled(dataclasses.replace(ONE, **change), None) is not one
+    blocks = train.compiled(BLOCKS, None)
+    assert train.compiled(dataclasses.replace(BLOCKS, seeds=(1, 2)), None) is blocks
+    for change in ({"density": 1.0}, {"block_size": 8, "density": 1.0}, {"scale": 2.0}):
+        assert train.compiled(dataclasses.replace(BLOCKS, **change), None) is not blocks
     with refuses("batch_size", "batch_size=577", "[1, 576]"):
         train.compiled(dataclasses.replace(ONE, batch_size=577), None)
+
+
+def test_blocks_train_as_the_masked_dense_network_does():
+    """From the same weights in the same places, with the mask that the blocks are."""
+    one = dataclasses.replace(BLOCKS, seeds=(3,))
+    block_fns, arrays, state = begin(one)
+    stored = optax.tree.get(state.optimizer, "mask")
+    assert all(leaf.shape == () for leaf in jax.tree.leaves(stored))
+    dense, mask = linen.to_dense({"params": state.params, **state.others})
+    assert float(mask["hidden"]["linear"]["kernel"].mean()) == 0.5
+    start = [leaf.copy() for leaf in leaves(dense)]
+    dense_fns = train.compiled(
+        dataclasses.replace(one, method="base", block_size=0, init="fan_in"), None
+    )
+    dense_state = loops.stack([dense_fns.begin(jax.random.key(3), {"params": dense}, mask)])
+    epoch = epoch_of(block_fns.order(state, 0), arrays)
+    state, sums = block_fns.advance(state, 0, 11, epoch)
+    dense_state, dense_sums = dense_fns.advance(dense_state, 0, 11, epoch)
+    assert float(sums.loss) == pytest.approx(float(dense_sums.loss), rel=1e-5)
+    trained, _ = linen.to_dense({"params": state.params, **state.others})
+    for found, expected, first in zip(
+        *map(leaves, (trained, dense_state.params, start)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert np.abs(found - first).max() > 1e-3
 
 
 # ------------------------------------------------------------------ whole runs
@@ -277,13 +310,62 @@ def test_a_run_leaves_metrics_and_results(tmp_path, made):
     assert after == before
 
 
-def test_a_run_of_set_goes_on_with_mask_momentum_and_count(tmp_path, monkeypatch):
+def test_validation_data_are_evaluated_at_more_steps_if_asked(tmp_path):
+    runtime = Runtime(runs=str(tmp_path), log_every=4)
+    train.run(dataclasses.replace(ONE, validate_every=3), tmp_path, runtime)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    steps_of = {
+        split: [row["step"] for row in rows if row["split"] == split]
+        for split in ("train", "validation", "test")
+    }
+    assert steps_of == {
+        "train": [3, 4, 6, 8, 9, 11, 12, 13],
+        "validation": [3, 6, 9, 11, 12, 13],
+        "test": [13],
+    }
+
+
+def test_the_clock_counts_training_alone_and_goes_on(tmp_path, monkeypatch):
+    """A second a step, as a false clock has it, that other work takes another hundred of."""
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    path = tmp_path / "times.jsonl"
+
+    def train_to(steps_done, *stops):
+        with metrics.Clock(tmp_path, (3, 5), steps_done) as clock:
+            for stop in stops:
+                with clock.running():
+                    now[0] += stop - steps_done
+                now[0] += 100
+                clock.write(stop)
+                steps_done = stop
+
+    def seconds():
+        lines = list(map(json.loads, path.read_text().splitlines()))
+        assert all(line["seeds"] == [3, 5] for line in lines)
+        return {line["step"]: line["seconds"] for line in lines}
+
+    train_to(0, 4, 8, 12)
+    assert seconds() == {4: 4, 8: 8, 12: 12}
+    train_to(8, 10)  # what was after the checkpoint of step 8 is done again
+    assert seconds() == {4: 4, 8: 8, 10: 10}
+    path.write_text(path.read_text() + '{"step": 11, "sec')
+    train_to(10, 12)
+    assert seconds() == {4: 4, 8: 8, 10: 10, 12: 12}
+    for damaged in ("[]\n", '{"step": 12}\n', "", '{"step": 8, "seconds": 8.0, "seeds": [3, 5]}\n'):
+        path.write_text(damaged)
+        train_to(12, 13)
+        assert seconds() == {}
+
+
+@pytest.mark.parametrize("config", [DYNAMIC, BLOCKS], ids=["set", "blocks"])
+def test_a_run_goes_on_with_mask_momentum_and_count(config, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "DROP_AND_GROW_EVERY", 4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     runtime = Runtime(runs=str(tmp_path), log_every=3, checkpoint_every=0.0)
     for folder in (whole, cut):
         folder.mkdir()
-    train.run(DYNAMIC, whole, runtime)
+    train.run(config, whole, runtime)
     written = metrics.Metrics.write
 
     def stop(self, step, *rest):
@@ -293,19 +375,25 @@ def test_a_run_of_set_goes_on_with_mask_momentum_and_count(tmp_path, monkeypatch
 
     monkeypatch.setattr(metrics.Metrics, "write", stop)
     with pytest.raises(KeyboardInterrupt):
-        train.run(DYNAMIC, cut, runtime)
+        train.run(config, cut, runtime)
     monkeypatch.setattr(metrics.Metrics, "write", written)
     assert not (cut / "results.json").exists()
-    train.run(DYNAMIC, cut, runtime)
+    train.run(config, cut, runtime)
     for name in ("metrics.jsonl", "results.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     states = []
     for folder in (whole, cut):
         checkpoints = Checkpoints(folder / "checkpoints")
         assert checkpoints.latest == 13
-        states.append(checkpoints.restore(begin(DYNAMIC)[2]))
+        states.append(checkpoints.restore(begin(config)[2]))
     assert equal(*states)
-    assert int(states[0].optimizer.step) == 13
+    if config is DYNAMIC:
+        assert int(states[0].optimizer.step) == 13
+    times = [json.loads(line) for line in (cut / "times.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in times] == [3, 6, 9, 11, 12, 13]
+    seconds = [line["seconds"] for line in times]
+    assert 0 < seconds[0] < seconds[-1]
+    assert seconds == sorted(seconds)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -340,7 +428,7 @@ def files(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".damaged"
+        if path.is_file() and path.suffix != ".damaged" and path.name != "times.jsonl"
     }
 
 

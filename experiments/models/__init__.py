@@ -5,6 +5,8 @@ name             input         network
 ================ ============= =====================================================================
 mlp7             28 x 28 x 1   7 linear layers of width 100, tanh
 mlp1000          28 x 28 x 1   1000 linear layers of width 128, tanh
+mlp7_wide        28 x 28 x 1   7 linear layers of width 2048, tanh; not of the paper
+mlp1000_wide     28 x 28 x 1   1000 linear layers of width 512, tanh; not of the paper
 cnn1000          32 x 32 x 3   997 convolutions of width 128, circular padding, tanh, and a linear
                                layer
 resnet20         32 x 32 x 3   residual, 20 layers of 16, 32 and 64 channels, ReLU; not of the paper
@@ -15,6 +17,7 @@ resnet50         224 x 224 x 3 residual, bottlenecks of three convolutions, ReLU
 vgg16            32 x 32 x 3   configuration C with batch normalization, ReLU
 efficientnet_b0  64 x 64 x 3   inverted residuals with depthwise convolutions, SiLU
 deit_s           224 x 224 x 3 DeiT III, small: 12 blocks of width 384 with 6 heads, GELU
+vit              32 x 32 x 3   its blocks: 4 of width 256 with 4 heads, GELU; not of the paper
 ================ ============= =====================================================================
 
 Every network is called as ``model.apply(variables, images, train=False)``. Those with batch
@@ -35,8 +38,9 @@ import jax.numpy as jnp
 
 from eoi_jax import masks
 from eoi_jax.typing import Array, Initializer, Layout, Where
-from experiments.models import deit, efficientnet, plain, resnet, vgg
-from experiments.models.deit import Deit, HeadProjection, gelu
+from experiments.models import block_sparse, deit, efficientnet, plain, resnet, vgg
+from experiments.models.block_sparse import Blocks
+from experiments.models.deit import Deit, HeadProjection, Vit, gelu
 from experiments.models.efficientnet import EfficientNet
 from experiments.models.plain import Cnn, Mlp
 from experiments.models.resnet import BottleneckResNet, ResNet
@@ -45,8 +49,10 @@ from experiments.models.vgg import Vgg
 
 __all__ = [
     "ACTIVATIONS",
+    "BLOCK_SPARSE",
     "NAMES",
     "SPECS",
+    "Blocks",
     "BottleneckResNet",
     "Cnn",
     "Deit",
@@ -55,6 +61,8 @@ __all__ = [
     "Mlp",
     "ResNet",
     "Vgg",
+    "Vit",
+    "block_sparse",
     "choose",
     "create",
     "input_shape",
@@ -71,6 +79,11 @@ SPECS: dict[str, Spec] = {
     **deit.SPECS,
 }
 NAMES = tuple(SPECS)
+BLOCK_SPARSE = tuple(  # networks whose pruned layers may be block-sparse ones
+    name
+    for name, spec in SPECS.items()
+    if spec.pruned is not None and "blocks" in spec.module.__dataclass_fields__
+)
 _STACKED = {name for spec in SPECS.values() for name in spec.stacked}
 _DEPTHWISE = {name for spec in SPECS.values() for name in spec.depthwise}
 
@@ -101,6 +114,7 @@ def create(
     kernel_init: Initializer | None = None,
     conv_init: Initializer | None = None,
     bias_init: Initializer | None = None,
+    blocks: Blocks | None = None,
 ) -> nn.Module:
     """Build a network by its name.
 
@@ -120,6 +134,8 @@ def create(
         conv_init: Initializer of the convolutions' kernels; default: He's or LeCun's normal, as
             above. A network without convolutions has no use for it.
         bias_init: Initializer of the biases; default: zeros.
+        blocks: If given, the layers that :func:`where` selects are block-sparse, with density and
+            size of these blocks; for the networks of :data:`BLOCK_SPARSE`.
 
     Returns:
         A Linen module: ``init(key, images)`` and ``apply(variables, images, train=False)``, from
@@ -127,7 +143,7 @@ def create(
 
     Raises:
         ValueError: For a name that is none, of the network or of the activation, for less than
-            one class, or for a depth or width that the network cannot have.
+            one class, or for a depth, width or blocks that the network cannot have.
 
     Example:
         >>> import jax
@@ -148,6 +164,11 @@ def create(
             raise ValueError(
                 f"{size}={value} is given, but {name} has one {size} only. Leave {size} out."
             )
+    if blocks is not None and name not in BLOCK_SPARSE:
+        raise ValueError(
+            f"blocks={blocks} is given, but {name} has no layers that may be block-sparse. Choose "
+            f"one of {', '.join(BLOCK_SPARSE)}."
+        )
     function = spec.activation if activation is None else activation
     if not callable(function):
         function = ACTIVATIONS[choose(function, ACTIVATIONS, "activation")]
@@ -159,6 +180,7 @@ def create(
         "kernel_init": kernel_init or spec.kernel_init or default,
         "conv_init": conv_init or default,
         "bias_init": bias_init or nn.initializers.zeros,
+        "blocks": blocks,
     }
     fields = {field.name for field in dataclasses.fields(spec.module)}
     options = {option: value for option, value in options.items() if option in fields}
@@ -223,7 +245,8 @@ def where(name: str, *, attention: bool = False) -> Where:
     """Return which leaves of a network are pruned: the predicate that tree functions take.
 
     All kernels of linear layers and convolutions, the first, the last and the shortcuts' included;
-    of DeiT only those of the perceptrons in its blocks, as in the paper.
+    of DeiT only those of the perceptrons in its blocks, as in the paper, and so of vit; of the wide
+    perceptrons those between the first and the last.
 
     Args:
         name: One of :data:`NAMES`.

@@ -1,4 +1,4 @@
-"""DeiT III: a vision transformer whose heads have a matrix each, so that each can be orthogonal."""
+"""Vision transformers whose heads have a matrix each, so that each can be orthogonal: DeiT III."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer, Shape
+from experiments.models.block_sparse import Blocks, linear
 from experiments.models.layers import at_least, logits
-from experiments.models.spec import IMAGENET, Spec
+from experiments.models.spec import CIFAR, IMAGENET, Spec
 
-__all__ = ["SPECS", "Deit", "HeadProjection", "gelu"]
+__all__ = ["SPECS", "Deit", "HeadProjection", "Vit", "gelu"]
 
 _NORM_EPSILON = 1e-6
-_LAYER_SCALE = 1e-4
 _EMBEDDING = nn.initializers.normal(0.02)
 
 
@@ -45,7 +45,9 @@ class Deit(nn.Module):
         patch: Height and width of a patch, which divide those of an image.
         num_classes: Units of the last layer.
         activation: The one within the perceptrons.
-        kernel_init: Initializer of every linear kernel, called for each head by itself.
+        layer_scale: The factors of LayerScale at the start.
+        blocks: If given, the perceptrons' layers are block-sparse.
+        kernel_init: Initializer of every linear kernel that is not, called for each head by itself.
         conv_init: Initializer of the patch embedding, which is a convolution.
         bias_init: Initializer of every bias of a linear layer or of the embedding.
 
@@ -59,6 +61,8 @@ class Deit(nn.Module):
     patch: int = 16
     num_classes: int = 1000
     activation: Callable[[Array], Array] = gelu
+    layer_scale: float = 1e-4
+    blocks: Blocks | None = None
     kernel_init: Initializer = _EMBEDDING
     conv_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
@@ -95,13 +99,24 @@ class Deit(nn.Module):
         x = x + self.param("position", _EMBEDDING, x.shape[-2:])
         token = self.param("token", _EMBEDDING, (1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(token, (*batch, 1, self.width)), x], axis=-2)
-        hidden = nn.scan(
-            _Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
-        )
-        inits = (self.kernel_init, self.bias_init)
-        x, _ = hidden(self.heads, self.activation, *inits, name="hidden")(x, None)
+        axes: Any = {"params": 0, "pattern": 0}
+        split: Any = {"params": True}
+        hidden = nn.scan(_Block, variable_axes=axes, split_rngs=split, length=self.depth)
+        options = (self.layer_scale, self.blocks, self.kernel_init, self.bias_init)
+        x, _ = hidden(self.heads, self.activation, *options, name="hidden")(x, None)
         x = nn.LayerNorm(_NORM_EPSILON, name="norm")(x)[..., 0, :]
         return logits(self, x)
+
+
+class Vit(Deit):
+    """A small one for images of about 32 x 32 pixels, whose blocks count fully from the start."""
+
+    depth: int = 4
+    width: int = 256
+    heads: int = 4
+    patch: int = 4
+    num_classes: int = 10
+    layer_scale: float = 1.0
 
 
 class _Block(nn.Module):
@@ -109,19 +124,22 @@ class _Block(nn.Module):
 
     heads: int
     activation: Callable[[Array], Array]
+    layer_scale: float
+    blocks: Blocks | None
     kernel_init: Initializer
     bias_init: Initializer
 
     @nn.compact
     def __call__(self, x: Array, _: None) -> tuple[Array, None]:
         width = x.shape[-1]
-        scale = nn.initializers.constant(_LAYER_SCALE)
-        linear = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        scale = nn.initializers.constant(self.layer_scale)
+        inits: Any = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
         attend = _Attention(self.heads, self.kernel_init, self.bias_init, name="attention")
         y = attend(nn.LayerNorm(_NORM_EPSILON, name="norm1")(x))
         x = x + y * self.param("scale1", scale, (width,))
         y = nn.LayerNorm(_NORM_EPSILON, name="norm2")(x)
-        y = linear(width, name="mlp_out")(self.activation(linear(4 * width, name="mlp_in")(y)))
+        y = self.activation(linear(self.blocks, 4 * width, **inits, name="mlp_in")(y))
+        y = linear(self.blocks, width, **inits, name="mlp_out")(y)
         return x + y * self.param("scale2", scale, (width,)), None
 
 
@@ -179,11 +197,18 @@ class HeadProjection(nn.Module):
         return jax.vmap(lambda key: self.kernel_init(key, tuple(shape[1:]), dtype))(keys)
 
 
-_DEIT = Spec(Deit, {"depth": 12, "width": 384}, IMAGENET, 1000, "gelu", ("hidden", "attention"))
-SPECS = {
-    "deit_s": _DEIT._replace(
-        pruned=("mlp_in", "mlp_out"),  # as in the paper
-        attention=("attention",),
-        kernel_init=_EMBEDDING,
-    )
-}
+_DEIT = Spec(
+    Deit,
+    {"depth": 12, "width": 384},
+    IMAGENET,
+    1000,
+    "gelu",
+    ("hidden", "attention"),
+    pruned=("mlp_in", "mlp_out"),  # as in the paper
+    attention=("attention",),
+    kernel_init=_EMBEDDING,
+)
+_VIT = _DEIT._replace(
+    module=Vit, sizes={"depth": 4, "width": 256}, input_shape=CIFAR, num_classes=10
+)
+SPECS = {"deit_s": _DEIT, "vit": _VIT}

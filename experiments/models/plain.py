@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer
+from experiments.models.block_sparse import Blocks, linear
 from experiments.models.convolve import valid_convolution
 from experiments.models.layers import at_least, logits
 from experiments.models.spec import CIFAR, MNIST, Spec
@@ -30,8 +31,9 @@ class Mlp(nn.Module):
         width: Units of every layer but the last.
         num_classes: Units of the last layer.
         activation: Applied after every layer but the last.
-        kernel_init: Initializer of every kernel.
+        kernel_init: Initializer of every kernel that is not block-sparse.
         bias_init: Initializer of every bias.
+        blocks: If given, the layers between the first and the last are block-sparse.
     """
 
     depth: int
@@ -40,6 +42,7 @@ class Mlp(nn.Module):
     activation: Callable[[Array], Array] = jnp.tanh
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
+    blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
         at_least(2, depth=self.depth)
@@ -51,9 +54,9 @@ class Mlp(nn.Module):
         """Map images ``(..., height, width, channels)`` to logits ``(..., num_classes)``."""
         del train  # there is no normalization
         x = images.reshape(*images.shape[:-3], -1)
-        layer = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init)
-        x = self.activation(layer(self.width, name="first")(x))
-        hidden = functools.partial(layer, self.width, name="linear")
+        inits: Any = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        x = self.activation(nn.Dense(self.width, **inits, name="first")(x))
+        hidden = functools.partial(linear, self.blocks, self.width, **inits, name="linear")
         x = _scanned(x, hidden, self.activation, self.depth - 2)
         return logits(self, x)
 
@@ -122,9 +125,8 @@ def _scanned(
     """Apply layers of one shape, each followed by the activation, as one scan."""
     if length == 0:
         return x
-    hidden = nn.scan(
-        _Hidden, variable_axes={"params": 0}, split_rngs={"params": True}, length=length
-    )
+    axes: Any = {"params": 0, "pattern": 0}
+    hidden = nn.scan(_Hidden, variable_axes=axes, split_rngs={"params": True}, length=length)
     x, _ = hidden(layer, activation, name="hidden")(x, None)
     return x
 
@@ -143,8 +145,11 @@ class _Hidden(nn.Module):
 _STACK = ("hidden",)
 _MLP = Spec(Mlp, {"depth": 7, "width": 100}, MNIST, 10, "tanh", _STACK, in_cpu_loop=lambda mlp: mlp)
 _CNN = Spec(Cnn, {"depth": 998, "width": 128}, CIFAR, 10, "tanh", _STACK, center_density="density")
+_WIDE = _MLP._replace(pruned=_STACK, kernel_init=nn.initializers.orthogonal())
 SPECS = {
     "mlp7": _MLP,
     "mlp1000": _MLP._replace(sizes={"depth": 1000, "width": 128}),
+    "mlp7_wide": _WIDE._replace(sizes={"depth": 7, "width": 2048}),
+    "mlp1000_wide": _WIDE._replace(sizes={"depth": 1000, "width": 512}),
     "cnn1000": _CNN._replace(in_cpu_loop=lambda cnn: cnn.clone(convolve=valid_convolution)),
 }

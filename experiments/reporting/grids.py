@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from experiments.config import Train
+from experiments.config import WITHOUT_CRITERION, Train
 from experiments.reporting.figures import Curves, Figure
 from experiments.reporting.tables import Table, Value, label
 from experiments.runs import Row
@@ -52,6 +52,8 @@ STARTS: Mapping[str, Mapping[str, Any]] = {
     "smupar": {"method": "rescaled", "density_power": 1.0},
     "ai": {"method": "ai"},
     "sao": {"method": "sao"},
+    "blocks": {"method": "blocks", "block_size": 128},
+    "two_of_four": {"method": "2:4", "density": 0.5},
     "eoi": {"method": "eoi"},
     "matching": {"method": "eoi", "planes": "matching"},
     "hadamard": {"method": "eoi", "planes": "matching", "angles": "hadamard"},
@@ -88,6 +90,8 @@ NAMES: Mapping[Any, str] = {
     "selu": "SELU",
     "mlp7": "MLP-7",
     "mlp1000": "MLP-1000",
+    "mlp7_wide": "MLP-7, wide",
+    "mlp1000_wide": "MLP-1000, wide",
     "cnn1000": "CNN-1000",
     "resnet20": "ResNet-20",
     "resnet32": "ResNet-32",
@@ -97,6 +101,7 @@ NAMES: Mapping[Any, str] = {
     "vgg16": "VGG-16",
     "efficientnet_b0": "EfficientNet-B0",
     "deit_s": "DeiT III-S",
+    "vit": "ViT",
     "mnist": "MNIST",
     "cifar10": "CIFAR-10 (JPEG)",
     "tiny_imagenet": "Tiny-ImageNet",
@@ -147,7 +152,7 @@ def product_of_starts(base: Train, names: Sequence[str], **values: Sequence[Any]
 def with_start_names(rows: Sequence[Row]) -> list[Row]:
     """Return rows whose start as a whole stands under ``"start"``: ``"ERK EOI"``, ``"dense"``.
 
-    Dense and SAO starts have no criterion; theirs becomes None. Under ``"variant"`` stands the
+    The criterion of starts that have none becomes None. Under ``"variant"`` stands the
     method with what distinguishes it: ``"EOI, spread, matching"``, ``"SμPar"``.
 
     Args:
@@ -155,7 +160,8 @@ def with_start_names(rows: Sequence[Row]) -> list[Row]:
     """
     found = []
     for row in rows:
-        criterion = None if row["method"] in ("dense", "sao") else row["criterion"]
+        without = row["method"] in WITHOUT_CRITERION
+        criterion = None if without else row["criterion"]
         variant = ", ".join([_method(row), *_differences(row)])
         start = f"{label(criterion, NAMES)} {variant}".strip()
         found.append({**row, "criterion": criterion, "start": start, "variant": variant})
@@ -163,6 +169,8 @@ def with_start_names(rows: Sequence[Row]) -> list[Row]:
 
 
 def _method(row: Row) -> str:
+    if row["method"] == "blocks":
+        return f"blocks of {row['block_size']}"
     scaled = row["method"] == "rescaled" and row.get("density_power") == 1
     return "SμPar" if scaled else label(row["method"], NAMES)
 

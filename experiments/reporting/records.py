@@ -151,7 +151,8 @@ def match(rows: Iterable[Row], grid: Sequence[Any]) -> dict[Any, list[Row]]:
 
 def _alike(row: Mapping[str, Any], config: Any) -> bool:
     default = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, value in to_dict(config).items():
+    # Those that are at their defaults may be left out of it.
+    for name, value in {**default, **to_dict(config)}.items():
         cell = row.get(name)
         cell = default.get(name) if cell is None else cell
         if name == "seeds":

@@ -64,7 +64,8 @@ def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> li
 
     Its function ``report(rows)`` gets the rows of all configs of one scale, in their order.
     A config that did not run has one row, of its fields alone: it leaves a cell empty. If the
-    function has a second argument, it gets the logged curves, with the fields of their configs.
+    function has a second argument, it gets the logged curves, with the fields of their configs; if
+    the module says ``TIMED = True``, each with the ``seconds`` that its steps took until then.
 
     Args:
         name: of the module.
@@ -162,9 +163,10 @@ def _merge(options: Report, names: Sequence[str], console: Console) -> None:
         if all_curves is None:
             all_curves = runs.load_curves(options.runs)
         path = _curves(results, name)
-        logged = records.merge(
-            records.read(path), [row for row in all_curves if row["digest"] in digests]
-        )
+        new = [row for row in all_curves if row["digest"] in digests]
+        if not getattr(module, "TIMED", False):  # times are of one machine on one day
+            new = [{key: row[key] for key in row if key != "seconds"} for row in new]
+        logged = records.merge(records.read(path), new)
         kept = {row["digest"] for row in rows}
         _tell(console, path, records.save(path, [row for row in logged if row["digest"] in kept]))
 

@@ -6,6 +6,7 @@ in ``RUNS/<experiment>/<digest>/``
 ``config.json``                         all that decides the run's numbers
 ``start.json``                          of a training, what is known of the start of each seed
 ``metrics.jsonl``                       what it logged, an object a line
+``times.jsonl``                         seconds that its steps took so far, an object a line
 ``results.json``                        a list of flat objects, one a seed or cell
 ``checkpoints/``, ``tensorboard/``      where it goes on from, what TensorBoard shows
 ``failed.txt``                          traceback of the last start, if it failed
@@ -264,13 +265,20 @@ def load_curves(root: str | Path) -> list[Row]:
     """Return what all complete runs logged, each row with its run's ``digest``.
 
     Returns:
-        The lines of ``metrics.jsonl``; those of one run in the order they were written.
+        The lines of ``metrics.jsonl``, those of one run in the order they were written; with
+        ``seconds`` from ``times.jsonl``, None where the time is not known.
     """
-    return [
-        {"digest": folder.name, **row}
-        for folder in _complete(root)
-        for row in read_lines(folder / "metrics.jsonl")
-    ]
+    found = []
+    for folder in _complete(root):
+        times = {
+            (seed, line["step"]): line["seconds"]
+            for line in read_lines(folder / "times.jsonl")
+            for seed in line["seeds"]
+        }
+        for row in read_lines(folder / "metrics.jsonl"):
+            seconds = times.get((row.get("seed"), row.get("step")))
+            found.append({"digest": folder.name, **row, "seconds": seconds})
+    return found
 
 
 def read_lines(path: Path, *, cut: bool = False) -> list[Row]:

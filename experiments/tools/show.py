@@ -3,8 +3,9 @@
 The network is a file that eoi.save wrote, or the last checkpoint of a run's folder. Each kernel, or
 stack of kernels, has a line: the weights that its mask keeps, the orthogonality error, which is the
 largest entry by which a Gram matrix misses the identity, the smallest and the largest singular
-value, and whether all weights off the mask are zero. Convolutions count as if they had stride 1 and
-circular padding. Of a file that was saved without layout= only kernels of two axes are measured.
+value, and whether all weights off the mask are zero. A kernel of blocks counts as the dense one
+whose mask keeps them. Convolutions count as if they had stride 1 and circular padding. Of a file
+that was saved without layout= only kernels of two axes are measured.
 
 Example:
     python -m experiments inspect runs/train/0123456789ab
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import eoi_jax as eoi
+from eoi_jax import linen
 from eoi_jax._internal import checks
 from eoi_jax._internal.arrays import nonzero
 from eoi_jax.typing import Layout, LayoutOf, Mask, Params
@@ -97,12 +99,30 @@ def inspect(saved: Saved, *, grid: int = 8) -> list[Kernel]:
             values.
     """
     checks.integer(grid, low=1, name="grid")
+    saved = _dense(saved)
     leaves = jax.tree_util.tree_leaves_with_path(saved.variables)
     return [
         _kernel(path, np.asarray(leaf), np.asarray(leaf_mask), saved.layout, grid)
         for (path, leaf), leaf_mask in zip(leaves, jax.tree.leaves(saved.mask), strict=True)
         if np.ndim(leaf_mask) or eoi.masks.is_kernel(path, leaf)
     ]
+
+
+def _dense(saved: Saved) -> Saved:
+    """Return a network whose block-sparse kernels are dense ones under masks."""
+    if not {"params", "pattern"} <= set(saved.variables):
+        return saved
+    params, blocks = linen.to_dense(saved.variables)
+    old = saved.mask["params"]
+    mask = jax.tree.map(lambda new, old: old if np.ndim(old) else new, blocks, old)
+
+    def others(tree: Any) -> dict[str, Any]:
+        return {name: tree[name] for name in tree if name not in ("params", "pattern")}
+
+    return saved._replace(
+        variables={"params": params, **others(saved.variables)},
+        mask={"params": mask, **others(saved.mask)},
+    )
 
 
 def _kernel(path: Any, leaf: Any, mask: Any, layout_of: LayoutOf | None, grid: int) -> Kernel:

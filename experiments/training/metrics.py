@@ -1,18 +1,19 @@
-"""What a run logs: lines of JSON, TensorBoard, Weights & Biases, and a progress bar.
+"""What a run logs: lines of JSON, TensorBoard, Weights & Biases, a clock and a progress bar.
 
 A line of ``metrics.jsonl`` is one seed at one step, such as ``{"step": 10, "epoch": 0.02, "seed":
 1, "split": "train", "loss": 2.1, "accuracy": 0.2}``. Lines hold no times, so the file of a run that
-was interrupted equals that of one that was not.
+was interrupted equals that of one that was not; times are in ``times.jsonl``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from eoi_jax._internal.files import atomic_write_text
 from experiments.config import digest, to_dict
 from experiments.runs import Runtime, read_lines
 
-__all__ = ["Bar", "Metrics", "read"]
+__all__ = ["Bar", "Clock", "Metrics", "read"]
 
 # Those of a line that this module wrote; the loss and the accuracy may be NaN, which is a float.
 _TYPES = {"step": int, "epoch": float, "seed": int, "split": str, "loss": float, "accuracy": float}
@@ -148,6 +149,55 @@ class Metrics:
         """
         os.fsync(self._file.fileno())
         return self._sha256.hexdigest()
+
+
+class Clock:
+    """Counts the seconds that training steps take, in ``times.jsonl``; a context, whose end closes.
+
+    A line is ``{"step": 10, "seconds": 1.25, "seeds": [1]}``: all steps so far, of these seeds at
+    once, without compilation, evaluation and checkpoints, those of earlier processes of the run
+    included. If the file does not tell the latter, times are not known, and none are written. No
+    other file depends on it.
+
+    Args:
+        folder: Folder of the run.
+        seeds: Those of its config.
+        step: Steps that were done before.
+    """
+
+    def __init__(self, folder: Path, seeds: Iterable[int], step: int) -> None:
+        path = folder / "times.jsonl"
+        self.seeds = list(seeds)
+        rows: list[dict[str, Any]] = []
+        self._seconds = None if step else 0.0
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a damaged file
+            rows = [row for row in read_lines(path, cut=True) if row["step"] <= step]
+            if rows and rows[-1]["step"] == step:
+                self._seconds = float(rows[-1]["seconds"])
+        kept = rows if self._seconds is not None else []
+        atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of a block, in which the results of the steps have to arrive."""
+        begin = time.perf_counter()
+        yield
+        if self._seconds is not None:
+            self._seconds += time.perf_counter() - begin
+
+    def write(self, step: int) -> None:
+        """Log the time of all steps so far."""
+        if self._seconds is not None:
+            row = {"step": step, "seconds": round(self._seconds, 6), "seeds": self.seeds}
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
 
 class Bar:

@@ -21,7 +21,8 @@ def build(config: Start, num_classes: int) -> Any:
     """Build the network of a config.
 
     Args:
-        config: Its model, activation, depth, width and bias_std decide.
+        config: Its model, activation, depth, width and bias_std decide; for method="blocks" its
+            density, block_size and scale too.
         num_classes: Number of logits, at least 1.
 
     Returns:
@@ -29,7 +30,10 @@ def build(config: Start, num_classes: int) -> Any:
         the network has by default.
     """
     sizes = (config.depth, config.width)
-    return _build(config.model, num_classes, config.activation, *sizes, config.bias_std)
+    blocks = None
+    if config.method == "blocks":
+        blocks = models.Blocks(config.density, config.block_size, config.scale)
+    return _build(config.model, num_classes, config.activation, *sizes, config.bias_std, blocks)
 
 
 def image_shape(config: Start) -> tuple[int, int, int] | None:
@@ -45,8 +49,14 @@ def _build(
     depth: int | None,
     width: int | None,
     bias_std: float,
+    blocks: models.Blocks | None,
 ) -> nn.Module:
-    bias_init = jax.nn.initializers.normal(bias_std) if bias_std else None
     return models.create(
-        name, num_classes, activation=activation, bias_init=bias_init, depth=depth, width=width
+        name,
+        num_classes,
+        activation=activation,
+        depth=depth,
+        width=width,
+        bias_init=jax.nn.initializers.normal(bias_std) if bias_std else None,
+        blocks=blocks,
     )

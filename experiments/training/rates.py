@@ -50,14 +50,16 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
     rate = best(tried)
     chosen = [folders[rate], *(execute(_single(config, s, rate), runtime) for s in others)]
     rows: list[dict[str, Any]] = []
-    lines: list[dict[str, Any]] = []
+    lines: dict[str, list[dict[str, Any]]] = {"metrics.jsonl": [], "times.jsonl": []}
     accuracies = {f"{key:g}": None if math.isnan(tried[key]) else tried[key] for key in tried}
     for child in chosen:
         (row,) = json.loads((child / "results.json").read_bytes())
         rows.append({**row, "learning_rate": rate, "tried": accuracies})
-        lines += read_lines(child / "metrics.jsonl")
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    atomic_write_text(folder / "metrics.jsonl", text)
+        for name, of_file in lines.items():
+            of_file += read_lines(child / name)
+    for name, of_file in lines.items():
+        text = "".join(json.dumps(line) + "\n" for line in of_file)
+        atomic_write_text(folder / name, text)
     write_json(folder / "results.json", rows)
 
 

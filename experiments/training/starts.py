@@ -10,6 +10,8 @@ method       weights and mask
 ``eoi``      the layer densities of the same mask; mask and weights drawn, exactly orthogonal
 ``eis``      the same, with all taps unmasked wherever the center tap is not zero
 ``sao``      block-diagonal masks of Haar blocks; layers that are not square stay dense
+``2:4``      two of each four consecutive inputs of an output, exactly orthogonal
+``blocks``   layers that store only blocks, exactly orthogonal; nothing is masked
 ============ =======================================================================================
 
 The methods of one seed share the dense weights and the criterion's mask. Where a layer's density is
@@ -40,8 +42,10 @@ from experiments.training import criteria, network
 from experiments.training.criteria import DenseNetwork
 from experiments.training.keys import Purpose, key_of
 
-__all__ = ["METHODS", "Start", "count", "dense", "make", "record", "redraw_orthogonal"]
+__all__ = ["MASKLESS", "METHODS", "Start", "count", "dense", "make", "record", "redraw_orthogonal"]
 
+MASKLESS = ("dense", "blocks")
+"""Methods that train all weights of their networks."""
 _ANGLES = {"uniform": eoi.givens.uniform_angle, "hadamard": eoi.givens.hadamard_angle}
 
 
@@ -73,14 +77,18 @@ def make(config: config.Start, seed: int, dataset: Dataset, *, cache: Path | Non
 
 
 def count(start: Start) -> tuple[int, int]:
-    """Count the kernels' weights that a start keeps, and all of them, without biases and norms."""
+    """Count the kernels' weights that a start keeps, and all of them, without biases and norms.
+
+    Of a block-sparse kernel those that are stored, and those that a dense one would have.
+    """
+    matrices = models.block_sparse.matrices(start.variables)
+    counts = [models.block_sparse.sizes(matrix) for matrix in matrices.values()]
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
-    kernels = [
-        np.broadcast_to(leaf_mask, leaf.shape)
-        for (path, leaf), leaf_mask in zip(leaves, jax.tree.leaves(start.mask), strict=True)
-        if eoi.masks.is_kernel(path, leaf)
-    ]
-    return sum(map(selection.count, kernels)), sum(mask.size for mask in kernels)
+    for (path, leaf), leaf_mask in zip(leaves, jax.tree.leaves(start.mask), strict=True):
+        if eoi.masks.is_kernel(path, leaf) and models.block_sparse.module(path) not in matrices:
+            counts.append((selection.count(np.broadcast_to(leaf_mask, leaf.shape)), leaf.size))
+    kept, size = map(sum, zip(*counts, strict=True))
+    return kept, size
 
 
 def record(seed: int, start: Start) -> dict[str, Any]:
@@ -90,7 +98,7 @@ def record(seed: int, start: Start) -> dict[str, Any]:
 
 
 def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
-    """Draw all weights of the network, as those of a dense one.
+    """Draw all weights of the network, as those of a dense one or of one with blocks.
 
     Args:
         config: Its network, init, scale and bias_std decide.
@@ -103,7 +111,7 @@ def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
     key = key_of(jax.random.key(seed), Purpose.WEIGHTS)
     model = network.build(config, dataset.num_classes)
     variables = _init(model, key, (1, *dataset.image_shape))
-    if config.init == "orthogonal":
+    if config.init == "orthogonal" and config.method != "blocks":
         pruned = models.where(config.model, attention=config.attention)
         params = redraw_orthogonal(key, variables["params"], config.scale, pruned)
         variables = {**variables, "params": params}
@@ -231,6 +239,17 @@ def _sao(net: DenseNetwork) -> eoi.SparseInit:
     )
 
 
+def _two_of_four(net: DenseNetwork) -> eoi.SparseInit:
+    def init(key: Array, shape: Shape, dtype: DType = jnp.float32, out_sharding: Any = None) -> Any:
+        del out_sharding
+        two: Any = tuple(shape)
+        return eoi.n_to_m.orthogonal(key, two, 2, 4, scale=net.config.scale, dtype=dtype)
+
+    key = net.key(Purpose.START)
+    params = eoi.networks.redraw(key, net.params, init, where=net.where, layout=models.layout)
+    return eoi.SparseInit(params, eoi.masks.support(params, where=net.where))
+
+
 METHODS: Mapping[str, Callable[[DenseNetwork], eoi.SparseInit]] = {
     "dense": _dense,
     "base": _base,
@@ -239,5 +258,7 @@ METHODS: Mapping[str, Callable[[DenseNetwork], eoi.SparseInit]] = {
     "eoi": _eoi,
     "eis": _eis,
     "sao": _sao,
+    "2:4": _two_of_four,
+    "blocks": _dense,  # of layers that have drawn their blocks themselves
 }
 """Methods by name: a config's ``method``."""

@@ -15,7 +15,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -27,7 +27,7 @@ import tyro
 import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import data, models
-from experiments.config import Train, to_dict
+from experiments.config import WITHOUT_CRITERION, Train, to_dict
 from experiments.runs import RunningElsewhere, Runtime, execute, explain, write_json
 from experiments.studies import measure
 from experiments.tools import show
@@ -100,6 +100,9 @@ def _load(name: str, data_dir: str | None, shape: Any) -> Any:
 def compiled(config: Train, data_dir: str | None) -> StepFns:
     """Return the functions of a config; configs that need the same ones share them."""
     fields = {name: getattr(config, name) for name in _FIELDS}
+    if config.method == "blocks":  # its network depends on more
+        more = ("method", "density", "block_size", "scale")
+        fields |= {name: getattr(config, name) for name in more}
     seeds = (0,) if len(config.seeds) == 1 else (0, 1)
     return _compiled(Train(seeds=seeds, **fields), data_dir)
 
@@ -165,10 +168,10 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
 def run(config: Train, folder: Path, runtime: Runtime) -> None:
     """Train, or go on training, and leave metrics and results in a folder.
 
-    Validation data are evaluated after each epoch and at the end, test data at the end. A
-    checkpoint is written every ``runtime.checkpoint_every`` seconds, at the end of an epoch already
-    after a tenth of that, and at the end. A config of several learning rates is left to
-    :mod:`experiments.training.rates`.
+    Validation data are evaluated after each epoch, every ``config.validate_every`` steps and at the
+    end, test data at the end. A checkpoint is written every ``runtime.checkpoint_every`` seconds,
+    at the end of an epoch already after a tenth of that, and at the end. A config of several
+    learning rates is left to :mod:`experiments.training.rates`.
     """
     if config.learning_rates:
         rates.run(config, folder, runtime)
@@ -176,6 +179,8 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
     dataset, arrays = load(config, runtime.data_dir)
     step_fns = compiled(config, runtime.data_dir)
     num_steps, steps_of_epoch = step_fns.num_steps, step_fns.steps_of_epoch
+    every = config.validate_every
+    occasions = (steps_of_epoch, runtime.log_every, *([every] if every else []))
     checkpoints = Checkpoints(folder / "checkpoints")
     found = checkpoints.recover()
     reached = step = found.step if found else 0
@@ -190,15 +195,21 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
         logged = found.record["metrics"] if found else None
         with (
             metrics.Metrics(folder, config, runtime, step, logged) as log,
+            metrics.Clock(folder, config.seeds, step) as clock,
             metrics.Bar(_title(config), num_steps, step, shown=runtime.progress) as bar,
         ):
             while step < num_steps:
                 if epoch is None or step % steps_of_epoch == 0:
+                    compiles = epoch is None
                     order = step_fns.order(state, step // steps_of_epoch)
                     epoch = Epoch(order, config.learning_rate, *arrays["train"])
-                first, step = step, _next_stop(step, num_steps, steps_of_epoch, runtime.log_every)
-                state, sums = step_fns.advance(state, first, step, epoch)
-                loss, accuracy, bad = map(_numbers, sums)
+                    if compiles:
+                        _compile(step_fns, state, step, epoch)
+                first, step = step, _next_stop(step, num_steps, occasions)
+                with clock.running():
+                    state, sums = step_fns.advance(state, first, step, epoch)
+                    loss, accuracy, bad = map(_numbers, sums)
+                clock.write(step)
                 _check(bad == steps.NEVER, int(bad.min()), "loss", config, checkpoints)
                 reached = step
                 loss, accuracy = loss / (step - first), accuracy / (step - first)
@@ -207,8 +218,9 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
                 bar.update(step, loss.mean(), accuracy.mean(), examples)
 
                 ends = step == num_steps or step % steps_of_epoch == 0
+                validates = ends or (every > 0 and step % every == 0)
                 for split in ("validation", "test") if step == num_steps else ("validation",):
-                    if ends:
+                    if validates:
                         loss, accuracy = map(_numbers, step_fns.evaluate(state, *arrays[split]))
                         log.write(step, step / steps_of_epoch, split, loss, accuracy)
                 waited = time.monotonic() - saved
@@ -232,13 +244,19 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _title(config: Train) -> str:
-    rule = "" if config.method in ("dense", "sao") else f" {config.criterion}"
+    rule = "" if config.method in WITHOUT_CRITERION else f" {config.criterion}"
     return f"{config.model} {config.method}{rule} {config.density:g}"
 
 
-def _next_stop(step: int, num_steps: int, steps_of_epoch: int, log_every: int) -> int:
-    """Return where a dispatch ends: at a line of the log, an epoch's end or the last step."""
-    return min(num_steps, *((step // every + 1) * every for every in (steps_of_epoch, log_every)))
+def _compile(step_fns: StepFns, state: State, step: int, epoch: Epoch) -> None:
+    """Take one step and forget it, so that no time to compile is in that of training."""
+    copied = jax.tree.map(jnp.copy, state)
+    jax.block_until_ready(step_fns.advance(copied, step, step + 1, epoch))
+
+
+def _next_stop(step: int, num_steps: int, occasions: Iterable[int]) -> int:
+    """Return where a dispatch ends: at the next multiple of one of the occasions, or the end."""
+    return min(num_steps, *((step // every + 1) * every for every in occasions))
 
 
 def _check(
@@ -286,13 +304,12 @@ def _write_start(path: Path, rows: list[dict[str, Any]], *, kept: bool) -> None:
 def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
     """Return the shapes of a state, without making a start."""
     pruned = models.where(config.model, attention=config.attention)
+    masked = config.method not in starts.MASKLESS
 
     def begin(seed: Any) -> State:
         variables = starts.dense(config, seed, dataset)
         mask = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.ones(
-                leaf.shape if config.method != "dense" and pruned(path, leaf) else (), bool
-            ),
+            lambda path, leaf: jnp.ones(leaf.shape if masked and pruned(path, leaf) else (), bool),
             variables["params"],
         )
         one = step_fns.begin(jax.random.key(seed), variables, mask)
@@ -306,8 +323,11 @@ def _spectrum(config: Train, dataset: data.Dataset, start: starts.Start) -> dict
 
     The Jacobian of one with convolutions would take longer than much of its training.
     """
+    matrices = models.block_sparse.matrices(start.variables)
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
     for path, leaf in leaves:
+        if models.block_sparse.module(path) in matrices:
+            continue
         if eoi.masks.is_kernel(path, leaf) and leaf.ndim > 2 + models.layout(path, leaf).batch_axes:
             return {}
     return measure.spectrum_of(config, dataset, start)
