@@ -209,6 +209,22 @@ def blocks_of(n):
     return sparse_layers._networks(**(LAYERS | {"n": n}))["block 8"][0].pattern
 
 
+def test_products_alone_are_those_of_the_layer():
+    layer = sparse_layers._networks(**LAYERS)["block 8"][0]
+    alone = sparse_layers._products_alone(layer.weights, 3)
+    rows, _ = layer.pattern
+    outputs, per, high, wide = layer.weights.shape
+    assert rows.shape == (outputs, per)
+    ones = jnp.ones((3, 32))
+    y, pull = jax.vjp(lambda x, w: layer.multiply(x, w, layer.pattern), ones, layer.weights)
+    forward = alone["forward"]().swapaxes(0, 1).reshape(3, 32)
+    np.testing.assert_allclose(forward, y, atol=1e-5)
+    assert alone["input gradient"]().shape == (outputs, 3, per * high)
+    _, dw = pull(ones)
+    np.testing.assert_allclose(alone["weight gradient"]().reshape(dw.shape), dw, atol=1e-5)
+    assert wide * outputs == 32
+
+
 def test_programs_that_need_too_much_memory_are_not_run():
     networks = {"dense": sparse_layers._networks(**LAYERS)["dense"]}
     grid = sparse_layers.SparseLayers(memory=1e-9)

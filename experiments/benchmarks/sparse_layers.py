@@ -189,6 +189,28 @@ class Layer(NamedTuple):
     work: Callable[[int], Mapping[str, Work]]
 
 
+class Product(NamedTuple):
+    """One of the three products of a layer of blocks, and the dense layer's.
+
+    Attributes:
+        layer: ``"block b"``.
+        name: Forward, or which gradient.
+        batch: Examples.
+        n: Inputs, and outputs.
+        dense: What the dense layer's product costs.
+        block: What this one costs.
+        ratio: The dense product's time over this one's, without gathers and sums.
+    """
+
+    layer: str
+    name: str
+    batch: int
+    n: int
+    dense: Work
+    block: Work
+    ratio: float
+
+
 def bench_sparse_layers(options: SparseLayers, console: Console) -> None:
     """Print the tables of ``sparse_layers``, and save its picture and its CSV file."""
     grid = options.grid()
@@ -199,10 +221,11 @@ def bench_sparse_layers(options: SparseLayers, console: Console) -> None:
         f"all; float32. {machine()}\nMatmul of {_SQUARE}: {slow.flops / 1e9:.0f} GFLOP/s. Read and "
         f"write: {slow.bytes / 1e9:.1f} GB/s in memory, {fast.bytes / 1e9:.1f} GB/s in cache. "
         "Bounds (rooflines) are for all arrays in memory and for all in cache. FLOPs and bytes are "
-        "counted from shapes; XLA counts the body of a loop, which condensed has, once."
+        "counted from shapes; XLA counts the body of a loop, which condensed has, once. A dash: more "
+        f"than {grid.memory:g} GiB would be needed."
     )
     cells: list[Cell] = []
-    products: dict[tuple[int, int, float], dict[str, Mapping[str, Work]]] = {}
+    products: list[Product] = []
     for n, density in itertools.product(grid.sizes, grid.densities):
         networks = _networks(n, density, grid.blocks)
         for batch, program in itertools.product(grid.batches, PROGRAMS):
@@ -210,9 +233,7 @@ def bench_sparse_layers(options: SparseLayers, console: Console) -> None:
             with console.status(f"{program}: batch {batch}, n = {n}, density {density:g}"):
                 cells += _measure(grid, case, networks, rates)
         for batch in grid.batches:
-            products[batch, n, density] = {
-                name: network[0].work(batch) for name, network in networks.items()
-            }
+            products += _measure_products(networks, batch, grid.repeats)
     for batch, program in itertools.product(grid.batches, PROGRAMS):
         of_program = [cell for cell in cells if (cell.batch, cell.program) == (batch, program)]
         console.print(_table_of_times(of_program, _title(program, batch)))
@@ -418,6 +439,48 @@ def _measure(
     ]
 
 
+def _measure_products(networks: Mapping[str, Network], batch: int, repeats: int) -> list[Product]:
+    """Time the products of the layers of blocks, and the dense ones, by themselves."""
+    layers = {
+        name: network[0]
+        for name, network in networks.items()
+        if name == "dense" or name.startswith("block")
+    }
+    calls = {
+        f"{name}, {product}": call
+        for name, layer in layers.items()
+        for product, call in _products_alone(layer.weights, batch).items()
+    }
+    seconds = medians(calls, repeats)
+    dense = layers.pop("dense")
+    return [
+        Product(
+            layer=name,
+            name=product,
+            batch=batch,
+            n=dense.weights.shape[0],
+            dense=dense.work(batch)[product],
+            block=work,
+            ratio=seconds[f"dense, {product}"] / seconds[f"{name}, {product}"],
+        )
+        for name, layer in layers.items()
+        for product, work in layer.work(batch).items()
+    ]
+
+
+def _products_alone(weights: Array, batch: int) -> dict[str, Callable[[], Array]]:
+    """Return the batched matrix products of a layer, of inputs that are gathered already."""
+    count = weights.shape[0] if weights.ndim == 4 else 1
+    w = weights.reshape(count, -1, weights.shape[-1])
+    x, dy = (jnp.ones((count, batch, side)) for side in w.shape[1:])
+    multiply = jax.jit(jnp.einsum, static_argnums=0)
+    return {
+        _FORWARD: functools.partial(multiply, "rbi,rio->rbo", x, w),
+        _INPUT: functools.partial(multiply, "rbo,rio->rbi", dy, w),
+        _WEIGHT: functools.partial(multiply, "rbi,rbo->rio", x, dy),
+    }
+
+
 def _bound(dense: Iterable[Work], works: Iterable[Work], rates: Work) -> float:
     """Return the ratio of times that a machine's rates allow at best."""
     return sum(work.seconds(rates) for work in dense) / sum(work.seconds(rates) for work in works)
@@ -486,7 +549,7 @@ def _fraction(density: float) -> str:
 
 
 def _number(value: float, digits: int = 1) -> str:
-    return "–" if math.isnan(value) else f"{value:,.{digits}f}"
+    return "–" if math.isnan(value) else f"{value:,.{digits if value < 100 else 0}f}"
 
 
 def _title(program: str, batch: int) -> str:
@@ -534,40 +597,36 @@ def _table_of_costs(cells: Iterable[Cell], title: str) -> Table:
     return tabulate(f"{title}: FLOPs and bytes", ("layer", "n", "density", *costs), rows, names=1)
 
 
-def _table_of_products(
-    products: Mapping[tuple[int, int, float], Mapping[str, Mapping[str, Work]]],
-    rates: tuple[Work, Work],
-) -> Table:
+def _table_of_products(products: Iterable[Product], rates: tuple[Work, Work]) -> Table:
     """Build the table that says, product by product, why blocks fall short of their limit."""
     rows = []
-    for (batch, n, _), works in products.items():
-        blocks = {name: work for name, work in works.items() if name.startswith("block")}
-        for (layer, work), product in itertools.product(blocks.items(), _PASSES["block"]):
-            dense, block = works["dense"][product], work[product]
-            costs = [
-                (work.flops / 1e9, work.bytes / 2**20, work.flops / work.bytes)
-                for work in (dense, block)
+    for product in products:
+        costs = [
+            (work.flops / 1e9, work.bytes / 2**20, work.flops / work.bytes)
+            for work in (product.dense, product.block)
+        ]
+        bounds = [_bound([product.dense], [product.block], rate) for rate in rates]
+        rows.append(
+            [
+                product.layer.removeprefix("block "),
+                product.name,
+                str(product.batch),
+                str(product.n),
+                *(_number(value) for cost in costs for value in cost),
+                f"{bounds[0]:.1f}–{bounds[1]:.1f}",
+                _number(product.ratio),
+                _number(product.dense.flops / product.block.flops),
             ]
-            bounds = [_bound([dense], [block], rate) for rate in rates]
-            rows.append(
-                [
-                    layer,
-                    product,
-                    str(batch),
-                    str(n),
-                    *(_number(value) for cost in costs for value in cost),
-                    f"{bounds[0]:.1f}–{bounds[1]:.1f}",
-                    _number(dense.flops / block.flops),
-                ]
-            )
+        )
     balance = " and ".join(f"{rate.flops / rate.bytes:.0f}" for rate in rates)
     title = (
         "Why blocks fall short of their limit: FLOPs and bytes of each product\n"
-        f"Below {balance} FLOP/B this machine waits for memory, and for its cache.\n"
-        "What is below the bounds: small products reach fewer GFLOP/s than a large one."
+        f"Below {balance} FLOP/B this machine waits for memory, and for its cache. Alone: the "
+        "measured\nratio without gathers and sums; small products reach fewer GFLOP/s than a large "
+        "one."
     )
     costs_of = [f"{kind}\n{unit}" for kind in ("dense", "block") for unit in _UNITS]
-    heads = ("layer", "product", "batch", "n", *costs_of, "bounds", "limit")
+    heads = ("block", "product", "batch", "n", *costs_of, "bounds", "alone", "limit")
     return tabulate(title, heads, rows, names=2)
 
 
