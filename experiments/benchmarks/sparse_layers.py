@@ -221,8 +221,8 @@ def bench_sparse_layers(options: SparseLayers, console: Console) -> None:
         f"all; float32. {machine()}\nMatmul of {_SQUARE}: {slow.flops / 1e9:.0f} GFLOP/s. Read and "
         f"write: {slow.bytes / 1e9:.1f} GB/s in memory, {fast.bytes / 1e9:.1f} GB/s in cache. "
         "Bounds (rooflines) are for all arrays in memory and for all in cache. FLOPs and bytes are "
-        "counted from shapes; XLA counts the body of a loop, which condensed has, once. A dash: more "
-        f"than {grid.memory:g} GiB would be needed."
+        "counted from shapes; XLA counts the body of a loop, which condensed has, once. "
+        f"A dash: more than {grid.memory:g} GiB would be needed."
     )
     cells: list[Cell] = []
     products: list[Product] = []
