@@ -29,7 +29,7 @@ from eoi_jax._internal.masked_state import masked_state_resetter, zero_masked_pa
 from eoi_jax.optim import StaticSparseState, static_sparse
 from eoi_jax.typing import Array, LayoutOf, Mask, MaskOf, Params
 
-__all__ = ["DynamicSparseState", "rigl", "sparse_evolutionary_training"]
+__all__ = ["DynamicSparseState", "reset_state", "rigl", "sparse_evolutionary_training"]
 
 # Steps are counted in int32.
 _MAX_STEP = 2**31 - 1
@@ -242,6 +242,47 @@ def rigl(
         largest_gradients, update_every, drop_fraction, stop_step, regrow_dropped, layout
     )
     return _dynamic_sparse(inner, mask, options)
+
+
+def reset_state(
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    mask: Mask,
+    params: Params,
+    state: optax.OptState,
+) -> optax.OptState:
+    """Let an optimizer forget what it knows of some weights.
+
+    The entries of masked weights in the state become those that ``inner.init`` gives to a weight
+    of zero, for any optimizer; all else stays, the count of steps too. :func:`rigl` does so by
+    itself. It is for weights that are replaced by hand, as the steps of
+    :mod:`eoi_jax.blocks.dynamic` replace blocks.
+
+    Args:
+        inner: The optimizer whose state it is.
+        mask: Of the structure of ``params``: booleans of a leaf's shape, False where a weight is
+            new, or a scalar ``True`` for a leaf that stays.
+        params: The parameters.
+        state: The optimizer's state for them.
+
+    Returns:
+        The state, of the same structure, shapes and dtypes.
+
+    Raises:
+        ValueError: If the mask does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> params = {"kernel": jnp.ones(3), "bias": jnp.ones(3)}
+        >>> tx = optax.sgd(0.1, momentum=0.9)
+        >>> _, state = tx.update(params, tx.init(params), params)
+        >>> mask = {"kernel": jnp.array([True, False, True]), "bias": jnp.array(True)}
+        >>> optax.tree.get(reset_state(tx, mask, params, state), "trace")
+        {'bias': Array([1., 1., 1.], dtype=float32), 'kernel': Array([1., 0., 1.], dtype=float32)}
+    """
+    trees.mask_fits(mask, params)
+    fresh = inner.init(masks.apply(mask, params))
+    return masked_state_resetter(inner.init)(mask, params, state, fresh)
 
 
 class _Options(NamedTuple):

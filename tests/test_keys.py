@@ -16,12 +16,14 @@ from eoi_jax._internal.keys import one_key, threefry_key
 IMPLS = ["threefry2x32", "rbg", "unsafe_rbg"]
 PARAMS = {"a": {"bias": jnp.ones(8), "kernel": jnp.ones((8, 8))}, "b": {"kernel": jnp.ones((8, 8))}}
 MASK = {"a": {"bias": jnp.array(True), "kernel": jnp.eye(8) > 0}, "b": {"kernel": jnp.eye(8) > 0}}
+BLOCKS = blocks.growable(blocks.orthogonal(jax.random.key(1), (32, 32), 0.25, block_size=2))
 
 # Every public function that takes a key.
 DRAWS = {
     "orthogonal": lambda key: eoi.orthogonal(key, (8, 8), 0.4, permute=True),
     "sao.orthogonal": lambda key: sao.orthogonal(key, 8, 4, activation="relu"),
     "blocks.orthogonal": lambda key: blocks.orthogonal(key, (8, 8), 0.5, block_size=2),
+    "blocks.set_step": lambda key: blocks.set_step(key, BLOCKS, 0.5),
     "n_to_m.orthogonal": lambda key: n_to_m.orthogonal(key, (8, 8), 2, 4),
     "givens.sample": lambda key: givens.sample(key, 8, 5),
     "givens.from_pairs": lambda key: givens.from_pairs(key, [(0, 1), (1, 2)]).theta,

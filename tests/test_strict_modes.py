@@ -22,6 +22,12 @@ def products_of_blocks():
     return pull(y), w.T.to_dense(), eoi.blocks.from_dense(w.to_dense(), 2)
 
 
+def steps_of_blocks():
+    w = eoi.blocks.growable(eoi.blocks.orthogonal(KEY, (8, 8), 0.5, block_size=2))
+    norms = eoi.blocks.gradient_norms(jnp.ones((3, 8)), jnp.ones((3, 8)), w.block_shape)
+    return eoi.blocks.rigl_step(eoi.blocks.set_step(KEY, w, 0.5).matrix, norms, 0.5)
+
+
 CALLS = {
     "orthogonal": lambda: eoi.orthogonal(KEY, (10, 20), 0.2),
     "traced density": lambda: jax.jit(lambda d: eoi.orthogonal(KEY, (10, 20), d))(0.2),
@@ -33,6 +39,7 @@ CALLS = {
     "fill": lambda: eoi.masks.fill(KEY, eoi.masks.support(KERNEL), 0.5),
     "static_sparse": step_under_a_mask,
     "blocks": products_of_blocks,
+    "steps of blocks": steps_of_blocks,
 }
 
 

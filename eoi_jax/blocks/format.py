@@ -29,8 +29,8 @@ class BlockSparse:
     Attributes:
         values: ``(R, k, b, c)`` floating. ``values[r, s]`` is the block of the inputs
             ``rows[r, s]`` and the outputs ``r``, its first axis the inputs'.
-        rows: ``(R, k)`` int32: the blocks of inputs that each block of outputs sees, increasing;
-            ``P`` where there is none, and the values are zero.
+        rows: ``(R, k)`` int32: the blocks of inputs that each block of outputs sees, each once;
+            ``P`` where there is none, and the values are zero. Increasing until blocks move.
         slots: ``(P, k')`` int32, the inverse of ``rows``: the places ``r * k + s`` of the blocks
             of each block of inputs; ``R * k`` where there is none.
 
