@@ -7,7 +7,7 @@ import re
 import pytest
 
 from experiments import models, runs
-from experiments.config import Train, digest
+from experiments.config import Train, digest, to_dict
 from experiments.reporting import report
 from experiments.reporting.figures import Figure
 from experiments.reporting.tables import Table
@@ -63,6 +63,30 @@ def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
             assert not re.search(r"\d ± \d", item.markdown())
         else:
             assert item.panels
+
+
+def test_wall_times_are_read_off_the_curves():
+    """Of two made runs, a step a second and half of one, of which only the first gets to 97 %."""
+    module = sweep.find("sparse_wall_time")
+    rows, curves = [], []
+    for train, pace, top in zip(module.small()[:2], (1.0, 0.5), (0.98, 0.96), strict=True):
+        fields = {**to_dict(train), "digest": digest(train)}
+        rows.append({**fields, "seed": 1, "test_accuracy": top})
+        for step in (30, 60, 90):
+            line = {"seed": 1, "step": step, "epoch": step / 60, "seconds": pace * step}
+            accuracy = min(top, 0.6 + step / 150)  # 0.8 at step 30, the top at step 60
+            for split in ("train", "validation"):
+                curves.append({**fields, **line, "split": split, "accuracy": accuracy})
+    table, figure = module.report(rows, curves)
+    cells = {line[1]: [text for text, *_ in found] for line, found in table.body()}
+    assert cells["blocks of 128"][2:] == ["60.0 (n = 1)", "60.0 (n = 1)"]
+    assert cells["dense"][2:] == ["30.0 (n = 1)", ""]
+    [panel] = figure.panels
+    drawn = [(row["variant"], row["seconds"]) for row in panel.rows]
+    assert drawn == [
+        *(("blocks of 128", seconds) for seconds in (30.0, 60.0, 90.0)),
+        *(("dense", seconds) for seconds in (15.0, 30.0, 45.0)),
+    ]
 
 
 @pytest.mark.slow

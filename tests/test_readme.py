@@ -12,6 +12,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/where_sparsity_saves_nothing.md",
     "experiments/README.md",
     "notebooks/README.md",
 ]

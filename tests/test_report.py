@@ -460,6 +460,19 @@ def test_results_survive_without_runs(place, capsys):
     )
 
 
+def test_times_are_for_modules_that_ask(place, monkeypatch):
+    times = {"step": 10, "seconds": 1.23456789, "seeds": [1, 2]}
+    atomic_write_text(leave(GRID[0], place / "runs") / "times.jsonl", json.dumps(times) + "\n")
+    path = place / "results" / "made.curves.csv"
+    command(place)
+    assert "seconds" not in records.read(path)[0]
+    monkeypatch.setattr(sweep.find("made"), "TIMED", True, raising=False)
+    command(place)
+    found = {(row["seed"], row["step"]): row["seconds"] for row in records.read(path)}
+    assert {key for key, seconds in found.items() if seconds is not None} == {(1, 10), (2, 10)}
+    assert found[1, 10] == 1.23457
+
+
 def test_newer_results_replace_older_ones(place):
     leave(GRID[0], place / "runs")
     command(place)
