@@ -27,7 +27,7 @@ _zeros = nn.initializers.zeros_init()
 # What both layers of an MLP take from it.
 _SHARED = (
     *("density", "block_size", "use_bias", "dtype", "param_dtype"),
-    *("precision", "scale", "bias_init"),
+    *("precision", "scale", "bias_init", "kernel_axes"),
 )
 
 
@@ -183,6 +183,7 @@ class BlockSparseMlp(nn.Module):
         precision: As that of :func:`jax.numpy.matmul`.
         scale: The singular value of both kernels at the start.
         bias_init: Initializer of the biases.
+        kernel_axes: Names of mesh axes for the four axes of either stored kernel.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -210,6 +211,7 @@ class BlockSparseMlp(nn.Module):
     precision: Any = None
     scale: float = 1.0
     bias_init: Any = _zeros
+    kernel_axes: tuple[str | None, ...] | None = None
 
     @nn.compact
     def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:

@@ -114,6 +114,25 @@ class BlockSparseLinear(nnx.Module):
         """Return the kernel with its pattern."""
         return BlockSparse(self.kernel[...], self.rows[...], self.slots[...])
 
+    def set_matrix(self, matrix: BlockSparse) -> None:
+        """Store another matrix in place of this one: other values, other blocks.
+
+        Args:
+            matrix: Of the same shape, such as one of which blocks have moved
+                (:func:`eoi_jax.blocks.rigl_step`).
+
+        Raises:
+            ValueError: If the shape is another one.
+        """
+        shape = self.matrix().shape
+        if matrix.shape != shape:
+            problem = f"is not that of the layer's, {shape}"
+            raise checks.value_error("matrix.shape", matrix.shape, problem, "Make another layer.")
+        # In place, arrays would have to be of the same shapes.
+        arrays = {"kernel": matrix.values, "rows": matrix.rows, "slots": matrix.slots}
+        for name, array in arrays.items():
+            setattr(self, name, getattr(self, name).replace(array))
+
     def __call__(self, inputs: Array) -> Array:
         """Return ``inputs @ kernel + bias``, over the last axis."""
         bias = None if self.bias is None else self.bias[...]

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from helpers import compilations, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 
 import eoi_jax as eoi
 from eoi_jax import blocks
+from eoi_jax.nnx import BlockSparseLinear
 
 KEY = jax.random.key(11)
 RAGGED = np.array([[1, 0, 1, 1], [1, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1]], bool)
@@ -260,6 +262,42 @@ def test_an_optimizer_forgets_blocks_that_moved(inner):
         np.testing.assert_array_equal(after, expected)
     assert sum(leaf.shape == kept.shape for leaf in jax.tree.leaves(new)) >= 1
     assert float(np.asarray(kept).mean()) == 0.5
+
+
+def test_a_layer_of_nnx_moves_its_blocks_and_its_optimizer_forgets_them():
+    layer = BlockSparseLinear(32, 32, density=1 / 4, block_size=2, rngs=nnx.Rngs(0))
+    layer.set_matrix(blocks.growable(layer.matrix()))
+    tx = optax.adam(1e-2)
+    optimizer = nnx.Optimizer(layer, tx, wrt=nnx.Param)
+    x = jax.random.normal(KEY, (5, 32))
+
+    @nnx.jit
+    def train(layer, optimizer):
+        optimizer.update(layer, nnx.grad(lambda layer: (layer(x) ** 2).mean())(layer))
+
+    train(layer, optimizer)
+    before = layer.matrix()
+    step = blocks.set_step(KEY, before, 0.5)
+    layer.set_matrix(step.matrix)
+    assert (pattern(layer.matrix()) != pattern(before)).any()
+    product = x @ step.matrix.to_dense()
+    np.testing.assert_allclose(layer(x), product + layer.bias[...], atol=1e-5)
+
+    def is_variable(node):
+        return isinstance(node, nnx.Variable)
+
+    def arrays(tree):
+        return jax.tree.map(lambda variable: variable[...], tree, is_leaf=is_variable)
+
+    params, state = arrays(nnx.state(layer, nnx.Param)), arrays(optimizer.opt_state)
+    mask = nnx.State({"kernel": step.kept, "bias": jnp.array(True)})
+    new = eoi.dynamic.reset_state(tx, mask, params, state)
+    expected = np.where(step.kept, state[0].mu["kernel"], 0)
+    assert (expected != 0).any()
+    np.testing.assert_array_equal(new[0].mu["kernel"], expected)
+    np.testing.assert_array_equal(new[0].mu["bias"], state[0].mu["bias"])
+    with refuses("matrix.shape=(20, 20)", "(32, 32)"):
+        layer.set_matrix(MATRICES["between"])
 
 
 def test_a_mask_that_does_not_fit_is_refused():

@@ -216,14 +216,15 @@ def gradient_norms(
         raise checks.value_error("dy.shape", dy.shape, problem, "Give both of one batch.")
     inputs, outputs = _check_shape((x.shape[-1], dy.shape[-1]), *block_shape)
     high, wide = block_shape
-    dtype = jnp.promote_types(jnp.promote_types(x.dtype, dy.dtype), jnp.float32)
-    by_batch = x.reshape(-1, inputs * high)
-    by_block = dy.reshape(-1, outputs, wide).swapaxes(0, 1)
+    dtype = jnp.promote_types(x.dtype, dy.dtype)
+    by_batch = x.astype(dtype).reshape(-1, inputs * high)
+    by_block = dy.astype(dtype).reshape(-1, outputs, wide).swapaxes(0, 1)
+    sum_dtype = checks.compute_dtype(dtype)
 
     def norms(dy: Array) -> Array:
         numbers = (((0,), (0,)), ((), ()))
         gradient = jax.lax.dot_general(
-            by_batch, dy, numbers, precision, preferred_element_type=dtype
+            by_batch, dy, numbers, precision, preferred_element_type=sum_dtype
         )
         return jnp.sqrt(jnp.sum(gradient.reshape(inputs, -1) ** 2, axis=1))
 
