@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from eoi_jax.typing import Array
 __all__ = ["matmul"]
 
 
-def matmul(x: Array, w: BlockSparse, *, precision: Any = None) -> Array:
+def matmul(
+    x: Array, w: BlockSparse, *, precision: Any = None, implementation: str | None = None
+) -> Array:
     r"""Multiply by a block-sparse matrix: ``x @ w``, at the cost of the stored blocks.
 
     :math:`y_r = \sum_s x_{\text{rows}[r, s]} W_{r, s}` over blocks of features: a gather of the
@@ -23,10 +26,28 @@ def matmul(x: Array, w: BlockSparse, *, precision: Any = None) -> Array:
     batched product each, that of the inputs with a sum over the blocks which saw an input, so they
     cost the stored blocks too. It has reverse mode, and all derivatives of that; no forward mode.
 
+    The two implementations compute the same:
+
+    * ``"xla"`` writes down the inputs that each block of outputs sees: ``R * k / P`` copies of
+      ``x`` in memory, for ``P`` blocks of inputs and ``R`` of outputs, of ``k`` blocks each.
+    * ``"pallas"`` computes the product and both gradients in kernels that read those inputs where
+      they are: Mosaic on TPUs, Triton on GPUs, whichever the program is compiled for. Second
+      derivatives are those of ``"xla"``. JAX cannot transpose the gradients, so of
+      :mod:`eoi_jax.spectrum` only the functions that take ``mode="reverse"`` can use it.
+
+    No TPU and no GPU was at hand: the kernels are tested in interpret mode, compiled for TPUs and
+    lowered for CUDA, and their speed has not been measured. So ``None`` is ``"xla"`` on every
+    platform. Try ``"pallas"`` on a TPU or GPU where the copies of ``x`` take too much memory or
+    time, with blocks of 128 or more, and time both. Elsewhere ``"pallas"`` runs the kernel for TPUs
+    in interpret mode, which is slow and for tests. JAX 0.12 announces the end of Pallas for Triton.
+
     Args:
         x: ``(..., inputs)`` floating.
         w: One matrix, ``(inputs, outputs)``.
-        precision: As that of :func:`jax.numpy.matmul`.
+        precision: As that of :func:`jax.numpy.matmul`. ``"pallas"`` takes one
+            ``jax.lax.Precision`` or its name for both arrays; on TPUs ``HIGH`` is ``HIGHEST``.
+        implementation: ``"xla"``, ``"pallas"``, or ``None`` for the best one known. ``"pallas"``
+            takes blocks whose sides are multiples of 16, and on TPUs of 128.
 
     Returns:
         ``(..., outputs)``, of the dtype to which those of ``x`` and ``w`` promote. Products of
@@ -34,7 +55,8 @@ def matmul(x: Array, w: BlockSparse, *, precision: Any = None) -> Array:
 
     Raises:
         ValueError: If the last axis of ``x`` is not that of the inputs, one of both is not
-            floating, or ``w`` is a stack (use :func:`jax.vmap`).
+            floating, ``w`` is a stack (use :func:`jax.vmap`), the implementation is unknown, or it
+            is ``"pallas"`` and cannot take the block size or the precision.
 
     Example:
         >>> import jax
@@ -56,10 +78,25 @@ def matmul(x: Array, w: BlockSparse, *, precision: Any = None) -> Array:
         raise checks.value_error(
             "x.shape", x.shape, f"does not end in {inputs}, the inputs of w", "Give such an array."
         )
+    if implementation is not None:
+        remedy = "Give one of the two, or None for the default."
+        checks.one_of(implementation, ("xla", "pallas"), name="implementation", remedy=remedy)
     dtype = jnp.promote_types(x.dtype, w.dtype)
-    by_block = _split(x.astype(dtype).reshape(-1, inputs), w.slots.shape[0])
-    y = _multiply(by_block, w.values.astype(dtype), w.rows, w.slots, precision)
-    return y.swapaxes(0, 1).reshape(*x.shape[:-1], outputs)
+    flat = x.astype(dtype).reshape(-1, inputs)
+    arrays = (flat, w.values.astype(dtype), w.rows, w.slots)
+    if implementation == "pallas":
+        _check_kernels(w.block_shape)
+        precision = _check_precision(precision)
+        # Kernels take at least one row.
+        y = _multiply_by_kernels(*arrays, (precision, "mosaic")) if x.size else _by_xla(*arrays)
+    else:
+        y = _by_xla(*arrays, precision)
+    return y.reshape(*x.shape[:-1], outputs)
+
+
+def _by_xla(x: Array, values: Array, rows: Array, slots: Array, precision: Any = None) -> Array:
+    """Multiply ``(batch, inputs)`` by operations of XLA."""
+    return _side_by_side(_multiply(_split(x, slots.shape[0]), values, rows, slots, precision))
 
 
 def _split(x: Array, blocks: int) -> Array:
@@ -69,6 +106,12 @@ def _split(x: Array, blocks: int) -> Array:
     """
     batch, features = x.shape
     return x.reshape(batch, blocks, features // blocks).swapaxes(0, 1)
+
+
+def _side_by_side(y: Array) -> Array:
+    """Undo the split: ``(blocks, batch, c)`` to ``(batch, blocks * c)``."""
+    blocks, batch, wide = y.shape
+    return y.swapaxes(0, 1).reshape(batch, blocks * wide)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -86,14 +129,10 @@ def _forward(x: Array, values: Array, rows: Array, slots: Array, precision: Any)
 
 def _backward(precision: Any, saved: Any, dy: Array) -> Any:
     x, values, rows, slots = saved
-    dw = _dot(_gathered(x, rows), dy, (1, 1), precision)
-    seen = _dot(dy, _joined(values), (2, 2), precision, narrow=False)  # (R, batch, k * b)
-    (outputs, per, high, _), batch = values.shape, dy.shape[1]
-    seen = seen.reshape(outputs, batch, per, high).swapaxes(1, 2)
-    by_place = seen.reshape(outputs * per, batch, high)
-    dx = by_place.at[slots].get(mode="fill", fill_value=0).sum(1).astype(x.dtype)
+    dx = _transposed_product(dy, values, slots, precision)
+    dw = _outer(x, dy, rows, precision)
     # Integers have no gradient.
-    return dx, dw.reshape(values.shape), None, None
+    return dx, dw, None, None
 
 
 _multiply.defvjp(_forward, _backward)
@@ -109,6 +148,19 @@ def _joined(values: Array) -> Array:
     return values.reshape(outputs, per * high, wide)
 
 
+def _transposed_product(dy: Array, values: Array, slots: Array, precision: Any) -> Array:
+    seen = _dot(dy, _joined(values), (2, 2), precision, narrow=False)  # (R, batch, k * b)
+    (outputs, per, high, _), batch = values.shape, dy.shape[1]
+    seen = seen.reshape(outputs, batch, per, high).swapaxes(1, 2)
+    by_place = seen.reshape(outputs * per, batch, high)
+    return by_place.at[slots].get(mode="fill", fill_value=0).sum(1).astype(dy.dtype)
+
+
+def _outer(x: Array, dy: Array, rows: Array, precision: Any) -> Array:
+    dw = _dot(_gathered(x, rows), dy, (1, 1), precision)
+    return dw.reshape(*rows.shape, x.shape[-1], dy.shape[-1])
+
+
 def _gathered(x: Array, rows: Array) -> Array:
     """Return what each block of outputs sees, side by side: ``(R, batch, k * b)``."""
     seen = x.at[rows].get(mode="fill", fill_value=0)  # (R, k, batch, b)
@@ -122,6 +174,119 @@ def _dot(a: Array, b: Array, axes: tuple[int, int], precision: Any, narrow: bool
     numbers = (((axes[0],), (axes[1],)), ((0,), (0,)))
     product = jax.lax.dot_general(a, b, numbers, precision, preferred_element_type=wide)
     return product.astype(a.dtype) if narrow else product
+
+
+# The same by kernels: a precision and the name of the kernel to interpret are the options. Pallas
+# takes long to import and few need it, so it is imported where a kernel is called.
+
+
+def _y_by_kernel(x: Array, values: Array, rows: Array, slots: Array, options: Any) -> Array:
+    from eoi_jax.blocks import kernels
+
+    places = jnp.arange(rows.size, dtype=jnp.int32).reshape(rows.shape)
+    flat = values.reshape(-1, *values.shape[2:])
+    return kernels.product(x, flat, rows, places, False, kernels.Options(*options))
+
+
+def _dx_by_kernel(dy: Array, values: Array, rows: Array, slots: Array, options: Any) -> Array:
+    from eoi_jax.blocks import kernels
+
+    # A missing block has the slot R * k, so its source is R, which is missing in dy as well.
+    sources = slots // rows.shape[1]
+    flat = values.reshape(-1, *values.shape[2:])
+    return kernels.product(dy, flat, sources, slots, True, kernels.Options(*options))
+
+
+def _dw_by_kernel(x: Array, dy: Array, rows: Array, slots: Array, options: Any) -> Array:
+    from eoi_jax.blocks import kernels
+
+    return kernels.outer(x, dy, rows, slots.shape[0], kernels.Options(*options))
+
+
+def _y_by_xla(x: Array, values: Array, rows: Array, slots: Array, options: Any) -> Array:
+    return _side_by_side(_product(_split(x, slots.shape[0]), values, rows, options[0]))
+
+
+def _dx_by_xla(dy: Array, values: Array, rows: Array, slots: Array, options: Any) -> Array:
+    by_block = _split(dy, rows.shape[0])
+    return _side_by_side(_transposed_product(by_block, values, slots, options[0]))
+
+
+def _dw_by_xla(x: Array, dy: Array, rows: Array, slots: Array, options: Any) -> Array:
+    return _outer(_split(x, slots.shape[0]), _split(dy, rows.shape[0]), rows, options[0])
+
+
+def _with_tangents(by_kernel: Callable[..., Array], by_xla: Callable[..., Array]) -> Any:
+    """Give a kernel, a product of two arrays, the derivatives of the same product by XLA."""
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+    def product(a: Array, b: Array, rows: Array, slots: Array, options: Any) -> Array:
+        return by_kernel(a, b, rows, slots, options)
+
+    @product.defjvp
+    def tangents(options: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+        a, b, rows, slots = primals
+        _, tangent = jax.jvp(lambda a, b: by_xla(a, b, rows, slots, options), (a, b), tangents[:2])
+        return product(a, b, rows, slots, options), tangent
+
+    return product
+
+
+# Derivatives of the first order are kernels too, by _multiply_by_kernels; these are of the second.
+_y = _with_tangents(_y_by_kernel, _y_by_xla)
+_dx = _with_tangents(_dx_by_kernel, _dx_by_xla)
+_dw = _with_tangents(_dw_by_kernel, _dw_by_xla)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _multiply_by_kernels(
+    x: Array, values: Array, rows: Array, slots: Array, options: tuple[Any, str]
+) -> Array:
+    """Multiply ``(batch, inputs)`` to ``(batch, outputs)``."""
+    return _y(x, values, rows, slots, options)
+
+
+def _forward_by_kernels(
+    x: Array, values: Array, rows: Array, slots: Array, options: tuple[Any, str]
+) -> Any:
+    return _y(x, values, rows, slots, options), (x, values, rows, slots)
+
+
+def _backward_by_kernels(options: tuple[Any, str], saved: Any, dy: Array) -> Any:
+    x, values, rows, slots = saved
+    dx = _dx(dy, values, rows, slots, options)
+    return dx, _dw(x, dy, rows, slots, options), None, None
+
+
+_multiply_by_kernels.defvjp(_forward_by_kernels, _backward_by_kernels)
+
+
+def _check_kernels(block_shape: tuple[int, int]) -> None:
+    """Require blocks of which the hardware can make tiles."""
+    multiple = 128 if jax.default_backend() == "tpu" else 16
+    if any(size % multiple for size in block_shape):
+        raise checks.value_error(
+            "block_size",
+            block_shape,
+            f"is outside the multiples of {multiple}, which implementation='pallas' takes here",
+            "Draw w with such a block_size, or give implementation='xla'.",
+        )
+
+
+def _check_precision(precision: Any) -> Any:
+    """Accept one precision by its name or as it is, or None for that of JAX's settings."""
+    settings: Any = jax.config
+    if precision is None:
+        precision = settings.jax_default_matmul_precision
+    try:
+        return None if precision is None else jax.lax.Precision(precision)
+    except ValueError:
+        raise checks.value_error(
+            "precision",
+            precision,
+            "is outside {None, 'default', 'high', 'highest'}, which implementation='pallas' takes",
+            "Give one of these, or implementation='xla'.",
+        ) from None
 
 
 def _check_type(w: Any) -> None:
