@@ -16,9 +16,9 @@ def step_under_a_mask():
     return tx.update(KERNEL, tx.init(KERNEL), KERNEL)
 
 
-def products_of_blocks():
-    w = eoi.blocks.orthogonal(KEY, (6, 8), 0.5, block_size=2)
-    y, pull = jax.vjp(lambda x, w: x @ w, jnp.ones((3, 6)), w)
+def products_of_blocks(dtype=jnp.float32):
+    w = eoi.blocks.orthogonal(KEY, (6, 8), 0.5, block_size=2, dtype=dtype)
+    y, pull = jax.vjp(lambda x, w: x @ w, jnp.ones((3, 6), dtype), w)
     return pull(y), w.T.to_dense(), eoi.blocks.from_dense(w.to_dense(), 2)
 
 
@@ -39,6 +39,7 @@ CALLS = {
     "fill": lambda: eoi.masks.fill(KEY, eoi.masks.support(KERNEL), 0.5),
     "static_sparse": step_under_a_mask,
     "blocks": products_of_blocks,
+    "blocks of bfloat16": lambda: products_of_blocks(jnp.bfloat16),
     "steps of blocks": steps_of_blocks,
 }
 

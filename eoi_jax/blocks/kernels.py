@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as pltriton
 
+from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 
 __all__ = ["Options", "outer", "product"]
@@ -118,11 +119,9 @@ def _run(name: str, *arrays: Array, options: Options, **static: Any) -> Array:
 def _dot(a: Array, b: Array, axes: tuple[int, int], precision: Any) -> Array:
     """Contract one axis of both, into float32 or wider."""
     numbers = (((axes[0],), (axes[1],)), ((), ()))
-    return lax.dot_general(a, b, numbers, precision, preferred_element_type=_wide(a.dtype))
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+    return lax.dot_general(
+        a, b, numbers, precision, preferred_element_type=checks.compute_dtype(a.dtype)
+    )
 
 
 def _oriented(values: Array, transposed: bool) -> tuple[int, int, int]:
@@ -211,7 +210,7 @@ def _tpu_product(
             out_specs=pl.BlockSpec(
                 (rows, breadth), lambda i, r, c, s, a, *indices: (i, r * wides + c)
             ),
-            scratch_shapes=[pltpu.VMEM((rows, breadth), _wide(x.dtype))],
+            scratch_shapes=[pltpu.VMEM((rows, breadth), checks.compute_dtype(x.dtype))],
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary", "arbitrary")
@@ -275,7 +274,7 @@ def _tpu_outer(
             out_specs=pl.BlockSpec(
                 (None, None, depth, breadth), lambda r, s, a, c, i, indices: (r, s, a, c)
             ),
-            scratch_shapes=[pltpu.VMEM((depth, breadth), _wide(x.dtype))],
+            scratch_shapes=[pltpu.VMEM((depth, breadth), checks.compute_dtype(x.dtype))],
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "parallel", "arbitrary")
@@ -348,7 +347,7 @@ def _gpu_product(
                 total += _dot(left, right, axes, precision)
             return total
 
-        zeros = jnp.zeros((rows, breadth), _wide(x.dtype))
+        zeros = jnp.zeros((rows, breadth), checks.compute_dtype(x.dtype))
         total = lax.fori_loop(0, per, add, zeros)
         _stored(y_ref, total, inside, row, r * wide + column)
 
@@ -389,7 +388,7 @@ def _gpu_outer(
             right = _loaded(dy_ref, inside, row, output, sides=(rows, breadth))
             return total + _dot(left, right, (0, 0), precision)
 
-        zeros = jnp.zeros((depth, breadth), _wide(x.dtype))
+        zeros = jnp.zeros((depth, breadth), checks.compute_dtype(x.dtype))
         total = lax.fori_loop(0, pl.cdiv(batch, rows), add, zeros)
         _stored(dw_ref, total, True, at, part, column)
 

@@ -170,7 +170,7 @@ def _gathered(x: Array, rows: Array) -> Array:
 
 def _dot(a: Array, b: Array, axes: tuple[int, int], precision: Any, narrow: bool = True) -> Array:
     """Contract one axis of both, batched over the first, and accumulate in float32 or wider."""
-    wide = jnp.promote_types(a.dtype, jnp.float32)
+    wide = checks.compute_dtype(a.dtype)
     numbers = (((axes[0],), (axes[1],)), ((0,), (0,)))
     product = jax.lax.dot_general(a, b, numbers, precision, preferred_element_type=wide)
     return product.astype(a.dtype) if narrow else product
