@@ -88,8 +88,8 @@ class Config:
     """Learning rate of SGD with Nesterov momentum 0.9, the same for every start; default
     0.5 / layers, since every layer adds to what one step changes."""
     blocks: int = 0
-    """If not 0, train block-sparse layers of this block size too, a divisor of the width. With 16,
-    at the default width and density, each block of outputs sees one block of inputs; with 8, two."""
+    """If not 0, train block-sparse layers of this block size too, a divisor of the width. At the
+    default width and density each block of outputs sees one block of inputs with 16, two with 8."""
     seed: int = 0
     """Seed of everything random."""
     output: str = "quickstart.png"
