@@ -35,11 +35,12 @@ def matmul(
       derivatives are those of ``"xla"``. JAX cannot transpose the gradients, so of
       :mod:`eoi_jax.spectrum` only the functions that take ``mode="reverse"`` can use it.
 
-    No TPU and no GPU was at hand: the kernels are tested in interpret mode, compiled for TPUs and
-    lowered for CUDA, and their speed has not been measured. So ``None`` is ``"xla"`` on every
-    platform. Try ``"pallas"`` on a TPU or GPU where the copies of ``x`` take too much memory or
-    time, with blocks of 128 or more, and time both. Elsewhere ``"pallas"`` runs the kernel for TPUs
-    in interpret mode, which is slow and for tests. JAX 0.12 announces the end of Pallas for Triton.
+    No TPU and no GPU was at hand: the kernels are tested in interpret mode and compiled by the
+    compilers of a TPU v5e and an H100, and their speed has not been measured. So ``None`` is
+    ``"xla"`` on every platform. Try ``"pallas"`` on a TPU or GPU where the copies of ``x`` take too
+    much memory or time, with blocks of 128 or more, and time both. Elsewhere ``"pallas"`` runs the
+    kernel for TPUs in interpret mode, which is slow and for tests. JAX 0.12 announces the end of
+    Pallas for Triton.
 
     Args:
         x: ``(..., inputs)`` floating.
