@@ -80,6 +80,11 @@ def test_functions_take_turns_and_the_first_does_not_count(monkeypatch):
     functions = {"a": spend("a", [90, 5]), "b": spend("b", [70, 3, 4, 40])}
     assert timing.medians(functions, repeats=3, most_seconds=90) == {"a": 5, "b": 4}
     assert calls == ["a", "b", "a", "b", "b", "b"]
+    # Of two runs in a turn the second counts.
+    calls.clear()
+    functions = {"a": spend("a", [90, 50, 1, 60, 2]), "b": spend("b", [70, 40, 3, 30, 4])}
+    assert timing.medians(functions, repeats=2, twice=True) == {"a": 1.5, "b": 3.5}
+    assert calls == ["a", "b", "a", "a", "b", "b", "a", "a", "b", "b"]
 
 
 @pytest.mark.parametrize(
