@@ -68,7 +68,7 @@ class SparseLayers:
     """Batches 32 to 2048, n = 1024 to 8192, blocks 32 to 256, densities 1/32 to 1/4: hours."""
     repeats: int = 9
     """Runs of each function, of which the median counts."""
-    seconds: float = 10.0
+    seconds: float = 6.0
     """A function that has taken so long in all is not run again, but for one that counts."""
     memory: float = 6.0
     """Programs that need more GiB than that are not run."""

@@ -7,7 +7,8 @@ long as a dense one, or in stored blocks of 128 x 128 that are exactly orthogona
 alone, without compilation and evaluation, so nothing else may run on the machine.
 
 Command: python -m experiments sweep sparse_wall_time --scale small --data-dir DIR
-Hardware: two CPU cores that have no other work. Time: four runs, of 3 to 6 minutes at the most.
+Hardware: two CPU cores that have no other work. Time: blocks one and a half minutes, each other
+run five.
 Expected: blocks are about as accurate as the mask of the same density, in a fraction of the time.
 """
 
@@ -26,7 +27,7 @@ from experiments.runs import Row
 TIMED = True
 """The curves of this module have times."""
 
-TARGET = 0.97  # of the validation images
+TARGET = 0.96  # of the validation images: the highest whole percent that all reach in three epochs
 NAMES = ("blocks", "dense", "eoi", "two_of_four")
 VARIANTS: Mapping[str, str] = {
     "EOI": "EOI, unstructured mask",
