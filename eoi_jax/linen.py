@@ -27,7 +27,7 @@ _zeros = nn.initializers.zeros_init()
 # What both layers of an MLP take from it.
 _SHARED = (
     *("density", "block_size", "use_bias", "dtype", "param_dtype"),
-    *("precision", "scale", "bias_init", "kernel_axes"),
+    *("precision", "scale", "bias_init", "kernel_axes", "implementation"),
 )
 
 
@@ -49,6 +49,7 @@ class BlockSparseDense(nn.Module):
         dtype: Dtype to compute in. Default: that to which inputs and parameters promote.
         param_dtype: Dtype of the parameters.
         precision: As that of :func:`jax.numpy.matmul`.
+        implementation: As that of :func:`eoi_jax.blocks.matmul`.
         scale: The singular value of the kernel at the start.
         bias_init: Initializer of the bias.
         kernel_axes: Names of mesh axes for the four axes of the stored kernel, None for an axis
@@ -76,6 +77,7 @@ class BlockSparseDense(nn.Module):
     scale: float = 1.0
     bias_init: Any = _zeros
     kernel_axes: tuple[str | None, ...] | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
@@ -109,7 +111,8 @@ class BlockSparseDense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        y = matmul(inputs, BlockSparse(kernel, rows, slots), precision=self.precision)
+        matrix = BlockSparse(kernel, rows, slots)
+        y = matmul(inputs, matrix, precision=self.precision, implementation=self.implementation)
         return y if bias is None else y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
 
     def _kernel(self, init: Callable[[Array], Array]) -> Array:
@@ -141,6 +144,7 @@ class BlockSparseConv(BlockSparseDense):
         dtype: Dtype to compute in. Default: that to which inputs and parameters promote.
         param_dtype: Dtype of the parameters.
         precision: As that of :func:`jax.numpy.matmul`.
+        implementation: As that of :func:`eoi_jax.blocks.matmul`.
         scale: The singular value of the kernel at the start.
         bias_init: Initializer of the bias.
         kernel_axes: Names of mesh axes for the four axes of the stored kernel.
@@ -181,6 +185,7 @@ class BlockSparseMlp(nn.Module):
         dtype: Dtype to compute in. Default: that to which inputs and parameters promote.
         param_dtype: Dtype of the parameters.
         precision: As that of :func:`jax.numpy.matmul`.
+        implementation: As that of :func:`eoi_jax.blocks.matmul`.
         scale: The singular value of both kernels at the start.
         bias_init: Initializer of the biases.
         kernel_axes: Names of mesh axes for the four axes of either stored kernel.
@@ -212,6 +217,7 @@ class BlockSparseMlp(nn.Module):
     scale: float = 1.0
     bias_init: Any = _zeros
     kernel_axes: tuple[str | None, ...] | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:

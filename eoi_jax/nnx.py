@@ -54,6 +54,7 @@ class BlockSparseLinear(nnx.Module):
         dtype: Dtype to compute in. Default: that to which inputs and parameters promote.
         param_dtype: Dtype of the parameters.
         precision: As that of :func:`jax.numpy.matmul`.
+        implementation: As that of :func:`eoi_jax.blocks.matmul`.
         scale: The singular value of the kernel at the start.
         bias_init: Initializer of the bias.
         kernel_metadata: Metadata of the stored kernel's variable, as ``nnx.Linear`` takes it. Names
@@ -81,6 +82,7 @@ class BlockSparseLinear(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: Any = None,
+        implementation: str | None = None,
         scale: float = 1.0,
         bias_init: Any = _zeros,
         kernel_metadata: Mapping[str, Any] = _no_metadata,
@@ -93,6 +95,7 @@ class BlockSparseLinear(nnx.Module):
         )
         bias = bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None
         self._store(matrix, bias, dtype, precision, kernel_metadata, bias_metadata)
+        self.implementation = implementation
 
     def _store(
         self,
@@ -109,6 +112,7 @@ class BlockSparseLinear(nnx.Module):
         self.bias = nnx.data(None if bias is None else nnx.Param(bias, **bias_metadata))
         self.dtype = dtype
         self.precision = precision
+        self.implementation: str | None = None
 
     def matrix(self) -> BlockSparse:
         """Return the kernel with its pattern."""
@@ -138,7 +142,7 @@ class BlockSparseLinear(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
         matrix = BlockSparse(kernel, self.rows[...], self.slots[...])
-        y = matmul(inputs, matrix, precision=self.precision)
+        y = matmul(inputs, matrix, precision=self.precision, implementation=self.implementation)
         return y if bias is None else y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
 
 

@@ -132,6 +132,8 @@ def test_options_are_those_of_a_dense_layer(kind):
     assert (apply(jnp.zeros((2, 3, 12), int)) == 1).all()
     with refuses("x.shape=(5, 13)"):
         apply(jnp.ones((5, 13)))
+    with refuses("implementation='cuda'"):
+        make(kind, implementation="cuda")[0](X)
 
 
 def test_linen_wants_the_pattern():
