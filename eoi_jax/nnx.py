@@ -94,8 +94,8 @@ class BlockSparseLinear(nnx.Module):
             rngs.params(), shape, density, block_size=block_size, scale=scale, dtype=param_dtype
         )
         bias = bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None
-        self._store(matrix, bias, dtype, precision, kernel_metadata, bias_metadata)
-        self.implementation = implementation
+        metadata = (kernel_metadata, bias_metadata)
+        self._store(matrix, bias, dtype, precision, *metadata, implementation=implementation)
 
     def _store(
         self,
@@ -105,6 +105,7 @@ class BlockSparseLinear(nnx.Module):
         precision: Any,
         kernel_metadata: Mapping[str, Any] = _no_metadata,
         bias_metadata: Mapping[str, Any] = _no_metadata,
+        implementation: str | None = None,
     ) -> None:
         self.kernel = nnx.Param(matrix.values, **kernel_metadata)
         self.rows = Pattern(matrix.rows)
@@ -112,7 +113,7 @@ class BlockSparseLinear(nnx.Module):
         self.bias = nnx.data(None if bias is None else nnx.Param(bias, **bias_metadata))
         self.dtype = dtype
         self.precision = precision
-        self.implementation: str | None = None
+        self.implementation = implementation
 
     def matrix(self) -> BlockSparse:
         """Return the kernel with its pattern."""
