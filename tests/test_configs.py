@@ -66,10 +66,11 @@ def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
 
 
 def test_wall_times_are_read_off_the_curves():
-    """Of two made runs, a step a second and half of one, of which only the first gets to 97 %."""
+    """Of two made runs, a step a second and half of one; only the first reaches the target."""
     module = sweep.find("sparse_wall_time")
+    assert 0.95 < module.TARGET < 0.98
     rows, curves = [], []
-    for train, pace, top in zip(module.small()[:2], (1.0, 0.5), (0.98, 0.96), strict=True):
+    for train, pace, top in zip(module.small()[:2], (1.0, 0.5), (0.98, 0.95), strict=True):
         fields = {**to_dict(train), "digest": digest(train)}
         rows.append({**fields, "seed": 1, "test_accuracy": top})
         for step in (30, 60, 90):
