@@ -74,7 +74,8 @@ class Curves:
             color = COLORS[index % len(COLORS)]
             style: dict[str, Any] = {
                 "color": color,
-                "linestyle": DASHES[index % len(DASHES)],
+                # An eighth line has the first's color, and another dash.
+                "linestyle": DASHES[(index + index // len(COLORS)) % len(DASHES)],
                 "marker": MARKERS[index % len(MARKERS)] if self.markers else None,
                 "label": label(value, self.names),
             }
