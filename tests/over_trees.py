@@ -79,6 +79,11 @@ def scores(params):
     return jax.tree.map(lambda leaf: jnp.abs(leaf) if leaf.ndim > 1 else jnp.inf, params)
 
 
+def reset(params, grads, mask):
+    _, state = ADAM.update(grads, ADAM.init(params), params)
+    return eoi.dynamic.reset_state(ADAM, mask, params, state)
+
+
 def train(make):
     def steps(params, grads, mask):
         # One kernel, since compiling takes long.
@@ -140,6 +145,7 @@ FUNCTIONS = {
     "dynamic.sparse_evolutionary_training": train(
         lambda m: eoi.dynamic.sparse_evolutionary_training(ADAM, m, key=KEY, update_every=1)
     ),
+    "dynamic.reset_state": reset,
     "dynamic.rigl": train(lambda m: eoi.dynamic.rigl(ADAM, m, update_every=1)),
     "spectrum.kernel_orthogonality_errors": lambda p, g, m: (
         eoi.spectrum.kernel_orthogonality_errors(p)
