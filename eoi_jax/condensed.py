@@ -184,15 +184,7 @@ def matmul(x: Array, w: Condensed) -> Array:
     """
     x = checks.array(x, "x")
     _check_type(w)
-    checks.float_dtype(x.dtype, "x.dtype")
-    checks.float_dtype(w.dtype, "w.dtype")
-    if w.values.ndim != 2:
-        raise checks.value_error("w", w.shape, "is a stack of matrices", "Use jax.vmap.")
-    inputs, outputs = w.shape
-    if x.ndim == 0 or x.shape[-1] != inputs:
-        raise checks.value_error(
-            "x.shape", x.shape, f"does not end in {inputs}, the inputs of w", "Give such an array."
-        )
+    inputs, outputs = checks.factors(x, w)
     dtype = jnp.promote_types(x.dtype, w.dtype)
     wide = checks.compute_dtype(dtype)
     # Features first: a gather copies whole rows, one for all examples.

@@ -142,6 +142,19 @@ def compute_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
+def factors(x: Any, w: Any) -> tuple[int, int]:
+    """Check the factors of ``x @ w``, an array and a sparse matrix; return the shape of ``w``."""
+    float_dtype(x.dtype, "x.dtype")
+    float_dtype(w.dtype, "w.dtype")
+    if len(w.shape) != 2:
+        raise value_error("w", w.shape, "is a stack of matrices", "Use jax.vmap.")
+    inputs, outputs = w.shape
+    if x.ndim == 0 or x.shape[-1] != inputs:
+        problem = f"does not end in {inputs}, the inputs of w"
+        raise value_error("x.shape", x.shape, problem, "Give such an array.")
+    return inputs, outputs
+
+
 def array(value: Any, name: str) -> jax.Array:
     """Accept what is an array or makes one; a shape without values does not."""
     try:

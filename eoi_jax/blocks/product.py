@@ -70,15 +70,7 @@ def matmul(
     """
     x = checks.array(x, "x")
     _check_type(w)
-    checks.float_dtype(x.dtype, "x.dtype")
-    checks.float_dtype(w.dtype, "w.dtype")
-    if w.values.ndim != 4:
-        raise checks.value_error("w", w.shape, "is a stack of matrices", "Use jax.vmap.")
-    inputs, outputs = w.shape
-    if x.ndim == 0 or x.shape[-1] != inputs:
-        raise checks.value_error(
-            "x.shape", x.shape, f"does not end in {inputs}, the inputs of w", "Give such an array."
-        )
+    inputs, outputs = checks.factors(x, w)
     if implementation is not None:
         remedy = "Give one of the two, or None for the default."
         checks.one_of(implementation, ("xla", "pallas"), name="implementation", remedy=remedy)
