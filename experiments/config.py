@@ -44,7 +44,7 @@ WITHOUT_CRITERION: tuple[Method, ...] = ("dense", "sao", "2:4", "blocks")
 
 # Fields that configs have not had from the beginning, and that count only if they are not at their
 # defaults: the digests of configs without them stay as they were.
-_LATER = ("block_size", "validate_every")
+_LATER = ("block_size", "optimizer", "perceptrons", "validate_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Start:
     """Units of a hidden layer, or channels of the first stage; default: the network's own."""
     attention: bool = False
     """Whether the heads of attention are pruned too, in a network that has them."""
+    perceptrons: bool = True
+    """Whether the perceptrons beside the heads are pruned; False for the heads alone."""
 
     data: str = "mnist"
     """Data set, by its name in experiments.data; "made" needs no files."""
@@ -130,6 +132,11 @@ class Start:
         remedy = "It is for method='blocks', which needs one, such as 128."
         size = self.block_size
         _require(self, size >= 1 if blocks else size == 0, "block_size", allowed, remedy)
+        some, remedy = (
+            self.perceptrons or self.attention,
+            "Give attention=True, to prune the heads.",
+        )
+        _require(self, some, "perceptrons", "{True}", remedy)
         if blocks:
             self._require_defaults("init", "attention")
 
@@ -163,10 +170,12 @@ class Train(Start):
     density_power: float = 0.0
     """The updates of each sparse kernel are multiplied by ``density**-density_power``: 1 for
     SμPar."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
     momentum: float = 0.9
-    """Nesterov momentum of SGD."""
+    """Nesterov momentum of SGD; of AdamW the decay of the mean of gradients."""
     weight_decay: float = 1e-4
-    """Weight decay of all parameters, added to the gradient."""
+    """Weight decay of all parameters, of SGD added to the gradient."""
     validate_every: int = 0
     """Steps between two evaluations on validation data, besides those at the ends of epochs; 0 for
     these alone."""
@@ -269,8 +278,9 @@ def to_dict(config: Any) -> dict[str, Any]:
         config: A frozen dataclass of numbers, strings and tuples of them.
 
     Returns:
-        A new dictionary, its keys in the order of the fields. ``block_size`` and
-        ``validate_every``, which came later than others, are left out at their defaults.
+        A new dictionary, its keys in the order of the fields. Fields that came
+        later than others (``block_size``, ``optimizer``, ``perceptrons``, ``validate_every``) are
+        left out at their defaults.
 
     Example:
         >>> from experiments import config

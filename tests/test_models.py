@@ -13,9 +13,10 @@ import eoi_jax as eoi
 from eoi_jax import linen
 from eoi_jax.typing import Layout
 from experiments import models
-from experiments.models.deit import gelu
+from experiments.models.transformer import gelu
 
 ZEROS = nn.initializers.zeros  # quick to trace
+TEXT = ("gpt", "gpt_plain")
 NORMED = ("resnet20", "resnet32", "resnet56", "resnet110", "vgg16", "efficientnet_b0", "resnet50")
 
 
@@ -85,12 +86,24 @@ def bottlenecks():
     return weights, weights + 2 * norms + 1000
 
 
-def deit(d, depth, patch, size, classes):
-    """Patches have positions, the class token none; blocks have two norms and two LayerScales."""
-    weights = patch * patch * 3 * d + depth * (4 * d**2 + 2 * d * 4 * d) + d * classes
-    others = d + (size // patch) ** 2 * d + d + 2 * d + classes
-    others += depth * (4 * d + 4 * d + d + 2 * 2 * d + 2 * d)
-    return weights, weights + others
+def blocks(d, depth, norms):
+    """Perceptrons are four times as wide; there are two norms and two LayerScales."""
+    weights = depth * (4 * d**2 + 2 * d * 4 * d)
+    return weights, depth * (4 * d + 4 * d + d + norms * 2 * 2 * d + 2 * d) + norms * 2 * d
+
+
+def deit(d, depth, patch, size, classes, norms=1):
+    """Patches have positions, the class token none."""
+    weights, others = blocks(d, depth, norms)
+    weights += patch * patch * 3 * d + d * classes
+    return weights, weights + others + d + (size // patch) ** 2 * d + d + classes
+
+
+def gpt(d, depth, length, characters, norms=1):
+    """Characters are embedded by no kernel; there is no class token."""
+    weights, others = blocks(d, depth, norms)
+    weights += d * characters
+    return weights, weights + others + characters * d + length * d + characters
 
 
 # Of each network: prunable weights, and all trainable parameters.
@@ -109,6 +122,9 @@ COUNTS = {
     "resnet50": bottlenecks(),
     "deit_s": deit(384, 12, 16, 224, 1000),
     "vit": deit(256, 4, 4, 32, 10),
+    "vit_plain": deit(256, 4, 4, 32, 10, norms=0),
+    "gpt": gpt(64, 6, 64, 96),
+    "gpt_plain": gpt(64, 6, 64, 96, norms=0),
 }
 SMALL = {
     "mlp7": {},
@@ -125,6 +141,9 @@ SMALL = {
     "resnet50": {"depth": 14, "width": 4},
     "deit_s": {"depth": 2, "width": 12},
     "vit": {"depth": 2, "width": 16},
+    "vit_plain": {"depth": 2, "width": 16},
+    "gpt": {"depth": 2, "width": 16},
+    "gpt_plain": {"depth": 2, "width": 16},
 }
 
 
@@ -169,8 +188,9 @@ def test_counts_are_the_published_ones():
 def test_counts_and_shapes(name):
     logits, variables = built(name)
     classes = {"efficientnet_b0": 200, "resnet50": 1000, "deit_s": 1000}.get(name, 10)
+    expected = (2, 64, 96) if name in TEXT else (2, classes)
     assert sizes(variables["params"]) == COUNTS[name]
-    assert (logits.shape, logits.dtype) == ((2, classes), jnp.float32)
+    assert (logits.shape, logits.dtype) == (expected, jnp.float32)
     assert ("batch_stats" in variables) == (name in NORMED)
 
 
@@ -182,7 +202,7 @@ def test_classes_only_change_the_last_layer(name):
         logits, variables = shapes_of(model, models.input_shape(name))
         few, many = many, sizes(variables["params"])
     inputs = variables["params"]["last"]["kernel"].shape[0]
-    assert logits.shape == (2, 200)
+    assert logits.shape == ((2, 64, 200) if name in TEXT else (2, 200))
     assert many == (few[0] + 190 * inputs, few[1] + 190 * (inputs + 1))
 
 
@@ -272,7 +292,8 @@ def test_activations_are_those_of_the_list():
 def test_activations_by_default_and_by_function():
     defaults = {"mlp7": jnp.tanh, "mlp1000": jnp.tanh, "cnn1000": jnp.tanh}
     defaults |= {"mlp7_wide": jnp.tanh, "mlp1000_wide": jnp.tanh}
-    defaults |= {"efficientnet_b0": nn.silu, "deit_s": gelu, "vit": gelu}
+    defaults |= {"efficientnet_b0": nn.silu, "deit_s": gelu, "vit": gelu, "vit_plain": gelu}
+    defaults |= dict.fromkeys(TEXT, gelu)
     for name in models.NAMES:
         assert models.create(name).activation is defaults.get(name, nn.relu)
         assert models.create(name, activation=nn.softplus).activation is nn.softplus
@@ -368,7 +389,7 @@ STACKS = {
         **{f"hidden/{name}": Layout(1) for name in ("mlp_in", "mlp_out")},
     },
 }
-STACKS["vit"] = STACKS["deit_s"]
+STACKS |= dict.fromkeys(("vit", "vit_plain", *TEXT), STACKS["deit_s"])
 
 
 @pytest.mark.parametrize("name", models.NAMES)
@@ -440,12 +461,12 @@ def test_networks_that_are_fast_in_a_loop_compute_the_same():
 
 
 def test_what_is_pruned():
-    perceptrons, transformers = {"mlp7_wide", "mlp1000_wide"}, {"deit_s", "vit"}
+    perceptrons, transformers = {"mlp7_wide", "mlp1000_wide"}, {"deit_s", "vit", "vit_plain", *TEXT}
     for name in set(models.NAMES) - perceptrons - transformers:
         assert models.where(name) is eoi.masks.is_kernel
 
-    def pruned(name, attention=False):
-        where = models.where(name, attention=attention)
+    def pruned(name, **parts):
+        where = models.where(name, **parts)
         leaves = tree_leaves_with_path(built(name)[1]["params"])
         return {path_of(path[:-1]) for path, leaf in leaves if where(path, leaf)}
 
@@ -454,6 +475,10 @@ def test_what_is_pruned():
     for name in transformers:
         assert pruned(name) == {"hidden/mlp_in", "hidden/mlp_out"}
         assert pruned(name, attention=True) == set(STACKS["deit_s"])
+        heads = pruned(name, attention=True, perceptrons=False)
+        assert heads == set(STACKS["deit_s"]) - {"hidden/mlp_in", "hidden/mlp_out"}
+        with refuses("perceptrons=False", "attention=True"):
+            models.where(name, perceptrons=False)
 
 
 # ------------------------------------------------------------------ layers of blocks

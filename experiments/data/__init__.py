@@ -1,4 +1,4 @@
-"""Image classification sets by name: uint8 arrays in memory, in three splits.
+"""Image classification sets and a text by name: uint8 arrays in memory, in three splits.
 
 :func:`load` returns a :class:`Dataset`, whose ``normalize`` and ``augment`` are pure functions of a
 batch, to be called inside a jitted step. Nothing here needs TensorFlow: tensorflow-datasets reads
@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +21,7 @@ from eoi_jax.typing import Array
 from experiments.data import augment, readers
 from experiments.data.readers import Shape, Split
 
-__all__ = ["ANY_SHAPE", "NAMES", "Dataset", "Split", "load"]
+__all__ = ["ANY_SHAPE", "NAMES", "Dataset", "Split", "Text", "load"]
 
 _Augment: TypeAlias = Callable[[Array, Array], Array]
 
@@ -53,9 +54,8 @@ class Dataset:
 
     @property
     def image_shape(self) -> Shape:
-        """Height, width and channels of an image."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+        """Shape of one example as a network takes it: height, width and channels of an image."""
+        return tuple(self.train.images.shape[1:])
 
     def normalize(self, images: Any) -> Array:
         """Turn pixels into what a network takes, ``(images / scale - mean) / std`` in float32.
@@ -87,6 +87,34 @@ class Dataset:
         return (unit - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
 
+class Text(Dataset):
+    """Texts ``(size, length)`` uint8, with the characters that follow as labels of the same shape.
+
+    Networks take the characters one-hot. None is changed at random.
+    """
+
+    @property
+    def image_shape(self) -> Shape:
+        """Characters of a text, and how many there are to choose from."""
+        return self.train.images.shape[1], self.num_classes
+
+    def normalize(self, images: Any) -> Array:
+        """Return characters one-hot, in float32.
+
+        Example:
+            >>> from experiments import data
+            >>> topics = data.load("topics")
+            >>> topics.normalize(topics.test.images[:2]).shape
+            (2, 64, 96)
+        """
+        return jax.nn.one_hot(jnp.asarray(images), self.num_classes)
+
+    def augment(self, key: Array, images: Any) -> Array:
+        """Return what :meth:`normalize` does."""
+        del key
+        return self.normalize(images)
+
+
 class _Spec(NamedTuple):
     """What is known of a set before any file is read."""
 
@@ -98,6 +126,7 @@ class _Spec(NamedTuple):
     change: _Augment = augment.unchanged
     scale: int = 255
     any_shape: bool = False
+    kind: type[Dataset] = Dataset
 
 
 _GRAY = (28, 28, 1)
@@ -121,6 +150,7 @@ _SPECS = {
         augment.imagenet,
         any_shape=True,
     ),
+    "topics": _Spec(readers.topics, (64, 96), 96, (), (), kind=Text),
 }
 
 NAMES = tuple(_SPECS)
@@ -145,6 +175,8 @@ def load(
     ``"tiny_imagenet"``  from the folder tiny-imagenet-200 of the official archive
     ``"imagenet2012"``   through tensorflow-datasets, from the official archives; all images are
                          kept in memory, at ``image_shape``
+    ``"topics"``         the help texts of Python's standard library, of which a network predicts
+                         the next of 96 characters; the last tenth is the test set
     ===================  ========================================================================
 
     The labels of Tiny ImageNet's and ImageNet's test images are not public: there, the official
@@ -184,7 +216,7 @@ def load(
     shape = _shape(name, spec, image_shape)
     train, test = _read(name, data_dir, shape)
     kept = len(train.labels) - round(validation * len(train.labels))
-    return Dataset(
+    return spec.kind(
         name=name,
         train=Split(train.images[:kept], train.labels[:kept]),
         validation=Split(train.images[kept:], train.labels[kept:]),
@@ -213,7 +245,7 @@ def _shape(name: str, spec: _Spec, asked: Shape | None) -> Shape:
             f"image_shape={asked} is not {spec.shape}, the shape of all images of {name!r}. Leave "
             "it out, or choose 'made' or 'imagenet2012', which come in any size."
         )
-    return shape[0], shape[1], shape[2]
+    return shape
 
 
 @functools.lru_cache(maxsize=2)

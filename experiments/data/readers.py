@@ -12,6 +12,7 @@ import contextlib
 import io
 import operator
 import os
+import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["Reader", "Shape", "Split", "digits", "synthetic", "tfds", "tiny_imagenet"]
+__all__ = ["Reader", "Shape", "Split", "digits", "synthetic", "tfds", "tiny_imagenet", "topics"]
 
-Shape: TypeAlias = tuple[int, int, int]
+Shape: TypeAlias = tuple[int, ...]
 
 _TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MANUAL = {
@@ -33,7 +34,10 @@ _CHUNK = 1000  # records at once: bounds the memory of undecoded ones
 
 
 class Split(NamedTuple):
-    """Images ``(size, height, width, channels)`` uint8 and labels ``(size,)`` int32."""
+    """Images ``(size, height, width, channels)`` uint8 and labels ``(size,)`` int32.
+
+    Of texts the characters ``(size, length)`` uint8, and those that follow, int32.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -79,6 +83,38 @@ def digits(name: str, data_dir: str | None, shape: Shape, num_classes: int) -> t
     order = np.random.default_rng(0).permutation(len(images))
     train, test = order[len(images) // 5 :], order[: len(images) // 5]
     return Split(images[train], labels[train]), Split(images[test], labels[test])
+
+
+def topics(name: str, data_dir: str | None, shape: Shape, num_classes: int) -> tuple[Split, Split]:
+    """Take the help texts of Python's standard library, ``pydoc_data.topics``, in pieces.
+
+    They are about 370,000 characters of English and code, a little different from one version of
+    Python to the next; a paragraph that stands in several topics counts once. Characters are
+    numbered: 0 for the end of a line, 1 to 95 for the printable ones of ASCII; all others count as
+    question marks.
+
+    Returns:
+        Pieces of one text, one after the other: the first nine tenths, and the rest.
+    """
+    from pydoc_data.topics import topics as found
+
+    del name, data_dir, num_classes
+    paragraphs: dict[str, str] = {}
+    for _, topic in sorted(found.items()):
+        text = topic.encode("ascii", "replace").decode()
+        for paragraph in re.split("\n{2,}", text.strip("\n")):
+            paragraphs.setdefault(" ".join(paragraph.split()), paragraph)
+    raw = np.frombuffer("\n\n".join(paragraphs.values()).encode(), np.uint8)
+    codes = np.where((raw >= 32) & (raw < 127), raw - 31, ord("?") - 31)
+    codes = np.where(raw == ord("\n"), 0, codes).astype(np.uint8)
+    length = shape[0]
+    size = (len(codes) - 1) // length
+    texts, following = (
+        codes[first : first + size * length].reshape(size, length) for first in (0, 1)
+    )
+    kept = size * 9 // 10
+    following = following.astype(np.int32)
+    return Split(texts[:kept], following[:kept]), Split(texts[kept:], following[kept:])
 
 
 def tfds(

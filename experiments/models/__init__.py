@@ -18,6 +18,9 @@ vgg16            32 x 32 x 3   configuration C with batch normalization, ReLU
 efficientnet_b0  64 x 64 x 3   inverted residuals with depthwise convolutions, SiLU
 deit_s           224 x 224 x 3 DeiT III, small: 12 blocks of width 384 with 6 heads, GELU
 vit              32 x 32 x 3   its blocks: 4 of width 256 with 4 heads, GELU; not of the paper
+vit_plain        32 x 32 x 3   the same without normalization; not of the paper
+gpt              64 x 96       6 causal blocks of width 64 with 4 heads, GELU; not of the paper
+gpt_plain        64 x 96       the same without normalization; not of the paper
 ================ ============= =====================================================================
 
 Every network is called as ``model.apply(variables, images, train=False)``. Those with batch
@@ -38,13 +41,24 @@ import jax.numpy as jnp
 
 from eoi_jax import masks
 from eoi_jax.typing import Array, Initializer, Layout, Where
-from experiments.models import block_sparse, deit, efficientnet, plain, resnet, vgg
+from experiments.models import (
+    block_sparse,
+    deit,
+    efficientnet,
+    gpt,
+    plain,
+    resnet,
+    transformer,
+    vgg,
+)
 from experiments.models.block_sparse import Blocks
-from experiments.models.deit import Deit, HeadProjection, Vit, gelu
+from experiments.models.deit import Deit, Vit, VitPlain
 from experiments.models.efficientnet import EfficientNet
+from experiments.models.gpt import Gpt, GptPlain
 from experiments.models.plain import Cnn, Mlp
 from experiments.models.resnet import BottleneckResNet, ResNet
 from experiments.models.spec import Spec
+from experiments.models.transformer import HeadProjection, gelu
 from experiments.models.vgg import Vgg
 
 __all__ = [
@@ -57,16 +71,20 @@ __all__ = [
     "Cnn",
     "Deit",
     "EfficientNet",
+    "Gpt",
+    "GptPlain",
     "HeadProjection",
     "Mlp",
     "ResNet",
     "Vgg",
     "Vit",
+    "VitPlain",
     "block_sparse",
     "choose",
     "create",
     "input_shape",
     "layout",
+    "transformer",
     "where",
 ]
 
@@ -77,6 +95,7 @@ SPECS: dict[str, Spec] = {
     **vgg.SPECS,
     **efficientnet.SPECS,
     **deit.SPECS,
+    **gpt.SPECS,
 }
 NAMES = tuple(SPECS)
 BLOCK_SPARSE = tuple(  # networks whose pruned layers may be block-sparse ones
@@ -188,8 +207,10 @@ def create(
     return model
 
 
-def input_shape(name: str) -> tuple[int, int, int]:
+def input_shape(name: str) -> tuple[int, ...]:
     """Return the ``(height, width, channels)`` of one image, as the paper feeds a network.
+
+    Of a network for text, the ``(length, characters)`` of a one-hot text.
 
     Args:
         name: One of :data:`NAMES`.
@@ -241,23 +262,25 @@ def layout(path: tuple[Any, ...], leaf: Any) -> Layout:
 
 
 @functools.cache
-def where(name: str, *, attention: bool = False) -> Where:
+def where(name: str, *, attention: bool = False, perceptrons: bool = True) -> Where:
     """Return which leaves of a network are pruned: the predicate that tree functions take.
 
     All kernels of linear layers and convolutions, the first, the last and the shortcuts' included;
-    of DeiT only those of the perceptrons in its blocks, as in the paper, and so of vit; of the wide
-    perceptrons those between the first and the last.
+    of DeiT only those of the perceptrons in its blocks, as in the paper, and so of the other
+    transformers; of the wide perceptrons those between the first and the last.
 
     Args:
         name: One of :data:`NAMES`.
         attention: Whether the heads of attention are pruned too. Beyond the paper.
+        perceptrons: Whether the perceptrons beside the heads are pruned; False for the heads alone.
 
     Returns:
         ``(path, leaf) -> bool``, one object for equal arguments: programs that take it as a static
         argument compile once.
 
     Raises:
-        ValueError: For another name, or for the attention of a network that has none.
+        ValueError: For another name, for the attention of a network that has none, or if nothing is
+            left to prune.
 
     Example:
         >>> import jax
@@ -275,9 +298,14 @@ def where(name: str, *, attention: bool = False) -> Where:
     spec = SPECS[choose(name, NAMES)]
     if attention and not spec.attention:
         raise ValueError(f"attention=True is given, but {name} has no attention. Leave it out.")
+    if not (perceptrons or attention):
+        raise ValueError(
+            "perceptrons=False is given without attention=True, so that no kernel is pruned. Prune "
+            "the heads of attention, in a network that has them."
+        )
     if spec.pruned is None:
         return masks.is_kernel
-    pruned = {*spec.pruned, *(spec.attention if attention else ())}
+    pruned = {*(spec.pruned if perceptrons else ()), *(spec.attention if attention else ())}
 
     def selected(path: tuple[Any, ...], leaf: Any) -> bool:
         return masks.is_kernel(path, leaf) and not pruned.isdisjoint(_names(path))

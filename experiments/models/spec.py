@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 from eoi_jax.typing import Initializer
 
-__all__ = ["CIFAR", "IMAGENET", "MNIST", "TINY_IMAGENET", "Spec"]
+__all__ = ["CIFAR", "IMAGENET", "MNIST", "TEXT", "TINY_IMAGENET", "Spec"]
 
 MNIST, CIFAR, TINY_IMAGENET, IMAGENET = (28, 28, 1), (32, 32, 3), (64, 64, 3), (224, 224, 3)
+TEXT = (64, 96)  # characters of an example, and how many there are to choose from
 
 
 class Spec(NamedTuple):
@@ -23,7 +24,8 @@ class Spec(NamedTuple):
         module: Its class, a Linen module with fields ``num_classes``, ``activation``,
             ``kernel_init``, ``bias_init`` and, if it has convolutions, ``conv_init``.
         sizes: Those of the fields ``depth`` and ``width`` that it has, with their values.
-        input_shape: ``(height, width, channels)`` of one image.
+        input_shape: ``(height, width, channels)`` of one image, or ``(length, characters)`` of one
+            text.
         num_classes: Number of logits.
         activation: Name of the default activation.
         stacked: Submodules whose kernels are stacked along one more leading axis, such as scanned
@@ -42,7 +44,7 @@ class Spec(NamedTuple):
 
     module: Any
     sizes: Mapping[str, int]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     num_classes: int
     activation: str
     stacked: tuple[str, ...] = ()

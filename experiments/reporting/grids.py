@@ -102,11 +102,15 @@ NAMES: Mapping[Any, str] = {
     "efficientnet_b0": "EfficientNet-B0",
     "deit_s": "DeiT III-S",
     "vit": "ViT",
+    "vit_plain": "ViT without normalization",
+    "gpt": "GPT",
+    "gpt_plain": "GPT without normalization",
     "mnist": "MNIST",
     "cifar10": "CIFAR-10 (JPEG)",
     "tiny_imagenet": "Tiny-ImageNet",
     "imagenet2012": "ImageNet",
     "made": "synthetic data",
+    "topics": "Python's help texts",
 }
 
 

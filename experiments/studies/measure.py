@@ -23,6 +23,7 @@ from experiments.training import network, starts
 __all__ = ["counts", "kernel", "singular_values", "spectrum", "spectrum_of", "times"]
 
 SAMPLES = 128  # the first batch of training images, as the paper measures it
+_SEQUENCES, _TOKENS = 4, 8  # of random tokens, at which transformers are measured
 
 
 def spectrum(config: Spectrum, folder: Path, runtime: Runtime) -> None:
@@ -46,6 +47,9 @@ def spectrum_of(
 ) -> dict[str, float | None]:
     """Summarize the singular values of a start's Jacobian, on the first training images.
 
+    Of a transformer those of its blocks alone, from all tokens to all tokens, at four sequences of
+    eight tokens with normal entries of variance 1.
+
     Args:
         config: That of the start.
         dataset: Its first 128 training images are taken.
@@ -54,9 +58,14 @@ def spectrum_of(
     Returns:
         ``spectrum_mean``, ``_min``, ``_max`` and ``_std``; None where one is not finite.
     """
-    images = dataset.normalize(dataset.train.images[:SAMPLES])
     model = network.build(config, dataset.num_classes)
-    summary = _summary(model, start.variables, images)
+    if models.SPECS[config.model].attention:
+        shape = (_SEQUENCES, _TOKENS, model.width)
+        tokens = jax.random.normal(jax.random.key(0), shape)
+        summary = _summary_of_blocks(model, start.variables, tokens)
+    else:
+        images = dataset.normalize(dataset.train.images[:SAMPLES])
+        summary = _summary(model, start.variables, images)
     values = {name: float(getattr(summary, name)) for name in ("mean", "min", "max", "std")}
     return {
         f"spectrum_{name}": value if math.isfinite(value) else None
@@ -86,6 +95,16 @@ def singular_values(model: Any, variables: Any, images: Array) -> Array:
 @functools.partial(jax.jit, static_argnames="model")
 def _summary(model: Any, variables: Any, images: Array) -> eoi.spectrum.SpectrumSummary:
     return eoi.spectrum.summarize(singular_values(model, variables, images))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _summary_of_blocks(model: Any, variables: Any, tokens: Array) -> eoi.spectrum.SpectrumSummary:
+    def blocks(flat: Array) -> Array:
+        sequence = flat.reshape(tokens.shape[1:])
+        return models.transformer.blocks_alone(model, variables, sequence).reshape(-1)
+
+    flat = tokens.reshape(len(tokens), -1)
+    return eoi.spectrum.summarize(eoi.spectrum.singular_values(blocks, flat))
 
 
 def counts(config: Counts, folder: Path, runtime: Runtime) -> None:

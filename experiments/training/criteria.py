@@ -70,7 +70,7 @@ class DenseNetwork(NamedTuple):
     @property
     def where(self) -> Where:
         """Which of the params are pruned; equal settings give one object."""
-        return models.where(self.config.model, attention=self.config.attention)
+        return network.where(self.config)
 
     def build(self) -> Any:
         """Return the Linen module."""

@@ -11,10 +11,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from eoi_jax.typing import Where
 from experiments import data, models
 from experiments.config import Start
 
-__all__ = ["build", "image_shape"]
+__all__ = ["build", "image_shape", "where"]
 
 
 def build(config: Start, num_classes: int) -> Any:
@@ -36,7 +37,12 @@ def build(config: Start, num_classes: int) -> Any:
     return _build(config.model, num_classes, config.activation, *sizes, config.bias_std, blocks)
 
 
-def image_shape(config: Start) -> tuple[int, int, int] | None:
+def where(config: Start) -> Where:
+    """Return which leaves of a config's network are pruned, one object for equal settings."""
+    return models.where(config.model, attention=config.attention, perceptrons=config.perceptrons)
+
+
+def image_shape(config: Start) -> tuple[int, ...] | None:
     """Return the shape to load a config's images in; None for a data set that has one shape."""
     return models.input_shape(config.model) if config.data in data.ANY_SHAPE else None
 

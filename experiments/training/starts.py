@@ -112,7 +112,7 @@ def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
     model = network.build(config, dataset.num_classes)
     variables = _init(model, key, (1, *dataset.image_shape))
     if config.init == "orthogonal" and config.method != "blocks":
-        pruned = models.where(config.model, attention=config.attention)
+        pruned = network.where(config)
         params = redraw_orthogonal(key, variables["params"], config.scale, pruned)
         variables = {**variables, "params": params}
     return variables

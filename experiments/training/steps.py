@@ -191,20 +191,22 @@ def is_finite(state: State) -> Array:
 def sparse_sgd(
     num_steps: int,
     *,
+    optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     dynamic: str = "static",
     density_power: float = 0.0,
 ) -> OptimizerOf:
-    """Return how optimizers are made: SGD with Nesterov momentum and decay, under a mask.
+    """Return how optimizers are made: SGD with Nesterov momentum, or AdamW, under a mask.
 
     SET and RigL drop weights and grow others every 100 steps during the first three quarters: 30 %
     of a layer's at first, fewer as a cosine falls.
 
     Args:
         num_steps: Training steps in all.
-        momentum: In [0, 1).
-        weight_decay: Weight decay of all parameters, added to the gradient; at least 0.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        momentum: In [0, 1); of AdamW the decay of the mean of gradients.
+        weight_decay: Weight decay of all parameters, of SGD added to the gradient; at least 0.
         dynamic: ``"static"`` for a mask that stays, ``"set"`` or ``"rigl"``.
         density_power: The updates of each sparse kernel are multiplied by
             ``density**-density_power``.
@@ -216,10 +218,13 @@ def sparse_sgd(
     def optimizer_of(
         key: Array, mask: Mask, learning_rate: Any
     ) -> optax.GradientTransformationExtraArgs:
-        inner = optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            optax.sgd(learning_rate, momentum=momentum, nesterov=True),
-        )
+        if optimizer == "adamw":
+            inner = optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay)
+        else:
+            inner = optax.chain(
+                optax.add_decayed_weights(weight_decay),
+                optax.sgd(learning_rate, momentum=momentum, nesterov=True),
+            )
         if density_power:
             scaled = eoi.scale_by_density(mask, density_power, layout=models.layout)
             inner = optax.chain(inner, scaled)
@@ -241,6 +246,11 @@ def sparse_sgd(
 
 
 def _losses(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the cross-entropy of each example, and 1 where its largest logit is the label's."""
+    """Return the cross-entropy of each example, and 1 where its largest logit is the label's.
+
+    Of an example with several labels, such as a text with one for each character, their means.
+    """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return loss, (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    axes = tuple(range(1, labels.ndim))
+    return loss.mean(axes), correct.mean(axes)

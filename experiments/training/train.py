@@ -43,7 +43,7 @@ _SAVE = "File for the trained network of the first seed, by eoi.save: net.safete
 # Fields that the compiled functions depend on. Runs that differ in others share them.
 _FIELDS = (
     *("model", "activation", "depth", "width", "data", "dynamic"),
-    *("epochs", "batch_size", "momentum", "weight_decay", "density_power"),
+    *("epochs", "batch_size", "optimizer", "momentum", "weight_decay", "density_power"),
 )
 
 
@@ -134,6 +134,7 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
     num_steps = max(1, round(config.epochs * steps_of_epoch))
     optimizer_of = steps.sparse_sgd(
         num_steps,
+        optimizer=config.optimizer,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         dynamic=config.dynamic,
@@ -303,7 +304,7 @@ def _write_start(path: Path, rows: list[dict[str, Any]], *, kept: bool) -> None:
 
 def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
     """Return the shapes of a state, without making a start."""
-    pruned = models.where(config.model, attention=config.attention)
+    pruned = network.where(config)
     masked = config.method not in starts.MASKLESS
 
     def begin(seed: Any) -> State:
@@ -321,8 +322,11 @@ def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
 def _spectrum(config: Train, dataset: data.Dataset, start: starts.Start) -> dict[str, float | None]:
     """Measure the spectrum of a network of linear layers alone.
 
-    The Jacobian of one with convolutions would take longer than much of its training.
+    The Jacobian of one with convolutions would take longer than much of its training. Of a
+    transformer that of its blocks.
     """
+    if models.SPECS[config.model].attention:
+        return measure.spectrum_of(config, dataset, start)
     matrices = models.block_sparse.matrices(start.variables)
     leaves = jax.tree_util.tree_leaves_with_path(start.variables["params"])
     for path, leaf in leaves:
