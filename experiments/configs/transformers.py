@@ -56,7 +56,7 @@ def get_config() -> Train:
         batch_size=32,
         epochs=40,
         optimizer="adamw",
-        learning_rates=(1e-3, 4e-3, 16e-3),
+        learning_rates=(8e-3, 16e-3, 32e-3),
     )
 
 
@@ -132,8 +132,8 @@ def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
     # Dense weights take lower rates; those of SμPar are multiplied by 8 where the mask is.
     rates = {
-        "dense": {"learning_rates": (5e-4, 1e-3, 4e-3)},
-        "smupar": {"learning_rates": (5e-4, 1e-3, 2e-3)},
+        "dense": {"learning_rates": (2e-3, 4e-3, 8e-3)},
+        "smupar": {"learning_rates": (1e-3, 2e-3, 4e-3)},
     }
     sparse = [
         run
