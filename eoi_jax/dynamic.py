@@ -255,7 +255,7 @@ def reset_state(
     The entries of masked weights in the state become those that ``inner.init`` gives to a weight
     of zero, for any optimizer; all else stays, the count of steps too. :func:`rigl` does so by
     itself. It is for weights that are replaced by hand, as the steps of
-    :mod:`eoi_jax.blocks.dynamic` replace blocks.
+    :mod:`eoi_jax.blocks` replace blocks.
 
     Args:
         inner: The optimizer whose state it is.

@@ -1,7 +1,7 @@
 r"""Approximated isometry: the values on a given mask that make a matrix as orthogonal as possible.
 
 Use it for a mask that is given, such as one of a pruning method; for a mask that may be chosen,
-:func:`eoi_jax.orthogonal` draws an exactly orthogonal matrix.
+:func:`eoi_jax.sparse_orthogonal.orthogonal` draws an exactly orthogonal matrix.
 
 Pruning leaves a mask that no orthogonal matrix was built for. Approximated isometry (AI) keeps the
 mask and moves only the values. What any method can reach is told by the mask alone: no values have

@@ -133,8 +133,8 @@ class BlockSparseConv(BlockSparseDense):
 
     It is the 1 × 1 convolution, :class:`BlockSparseDense` over the channels of each pixel that the
     strides meet, the first of each cell. A larger kernel of which only the center tap is not zero
-    (a delta kernel, as :func:`eoi_jax.conv` draws them) is the same function at stride 1, with
-    circular or ``SAME`` padding, so there is no other size to give.
+    (a delta kernel, as :func:`eoi_jax.initializers.conv` draws them) is the same function at
+    stride 1, with circular or ``SAME`` padding, so there is no other size to give.
 
     Attributes:
         features: Number of output channels.

@@ -152,8 +152,8 @@ class BlockSparseConv(BlockSparseLinear):
 
     It is the 1 × 1 convolution, :class:`BlockSparseLinear` over the channels of each pixel that the
     strides meet, the first of each cell. A larger kernel of which only the center tap is not zero
-    (a delta kernel, as :func:`eoi_jax.conv` draws them) is the same function at stride 1, with
-    circular or ``SAME`` padding, so there is no other size to give.
+    (a delta kernel, as :func:`eoi_jax.initializers.conv` draws them) is the same function at
+    stride 1, with circular or ``SAME`` padding, so there is no other size to give.
 
     Args:
         in_features: Number of input channels.

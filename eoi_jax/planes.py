@@ -176,7 +176,7 @@ class _Matching(PlaneLaw):
 
 
 independent: PlaneLaw = _Independent()
-"""Planes uniform over the pairs of coordinates, independent of each other: the paper's law."""
+"""Independent planes, uniform over the pairs of coordinates, which is the law of the paper."""
 
 matching: PlaneLaw = _Matching()
 r"""Rounds of independent, uniform perfect matchings of the coordinates.

@@ -35,7 +35,8 @@ class BlockSparse:
             of each block of inputs; ``R * k`` where there is none.
 
     Stacks of matrices have leading axes, in all three arrays alike. In a tree of parameters
-    :func:`eoi_jax.save` stores the three arrays, under a mask that is ``True`` for each.
+    :func:`eoi_jax.serialization.save` stores the three arrays, under a mask that is ``True`` for
+    each.
 
     Example:
         >>> import jax
