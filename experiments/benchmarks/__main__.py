@@ -7,6 +7,7 @@ Commands:
     spectrum time of all singular values in one call, and of the extremes of a very deep network
     training images a second of a residual network's training step
     sparse_layers time and memory of sparse layers, in both directions and in training
+    sharding memory, collectives and operations of matrices that are divided among devices
 
 Example:
     python -m experiments benchmarks init --quick
@@ -26,6 +27,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.initialization import Init, bench_init
 from experiments.benchmarks.methods import Methods, bench_methods
 from experiments.benchmarks.optimizers import Optim, bench_optim
+from experiments.benchmarks.sharding import Sharding, bench_sharding
 from experiments.benchmarks.sparse_layers import SparseLayers, bench_sparse_layers
 from experiments.benchmarks.spectrum import Spectrum, bench_spectrum
 from experiments.benchmarks.training import Training, bench_training
@@ -39,6 +41,7 @@ _BENCHMARKS: dict[type, Callable[[Any, Console], None]] = {
     Spectrum: bench_spectrum,
     Training: bench_training,
     SparseLayers: bench_sparse_layers,
+    Sharding: bench_sharding,
 }
 _Command = (
     Annotated[Init, tyro.conf.subcommand("init")]
@@ -47,6 +50,7 @@ _Command = (
     | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
     | Annotated[Training, tyro.conf.subcommand("training")]
     | Annotated[SparseLayers, tyro.conf.subcommand("sparse_layers")]
+    | Annotated[Sharding, tyro.conf.subcommand("sharding")]
 )
 
 
@@ -56,12 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
     options: Any = tyro.cli(_Command, args=arguments, description=__doc__, prog=prog)
     console = Console(width=None if Console().is_terminal else 120)
     try:
-        checks.integer(options.repeats, low=1, name="repeats")
+        if hasattr(options, "repeats"):
+            checks.integer(options.repeats, low=1, name="repeats")
         if hasattr(options, "output"):
             timing.check_output(options.output)
         if hasattr(options, "check"):
             options.check()
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         sys.exit(f"error: {error}")
     _BENCHMARKS[type(options)](options, console)
 

@@ -4,8 +4,13 @@ A plan lists for each layer how many weights a budget gives it, how few an exact
 can have, how many rotations draw that kernel, what a forward pass costs and how many bytes it
 takes. Only shapes are computed: a network of any size is planned in seconds.
 
+With a topology, the network's start and its training step are also compiled for that slice of TPUs,
+by the TPU's own compiler on this machine, and memory and collectives are listed. No TPU is needed,
+but the extra ``tpu-aot`` is.
+
 Example:
     python -m experiments plan --model resnet32 --density 0.1 --budget erdos_renyi_kernel
+    python -m experiments plan --model mlp7 --topology v5e:2x4 --mesh data=2,model=4
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +33,9 @@ from rich.table import Table
 from eoi_jax import budgets, masks
 from eoi_jax.typing import Layout, Shape, Where
 from experiments import models
+from experiments.tools import programs, slices
 from experiments.tools.layer_cost import Layer
+from experiments.training import meshes
 
 __all__ = ["Layer", "Plan", "plan"]
 
@@ -267,6 +275,12 @@ class Config:
     """Units of a hidden layer, or channels of the first stage; default: those of the network."""
     attention: bool = False
     """Prune the heads of attention too."""
+    topology: str | None = None
+    """Slice of TPUs to compile for, version and shape: v5e:16x16."""
+    mesh: str | None = None
+    """How its devices are arranged, data=16,model=16; default: all along data."""
+    batch_size: int = 256
+    """Examples of a training step, on all devices together."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -280,13 +294,49 @@ def main(arguments: list[str] | None = None) -> None:
         where = models.where(name, attention=config.attention)
         shape = models.input_shape(name)
         found = plan(model, shape, config.density, config.budget, where=where)
-    except ValueError as error:
+        mesh = _mesh(config)
+        if mesh is not None:
+            slices.check_batch(config.batch_size, mesh)
+    except (ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     title = f"{name}, density {config.density:g}, {found.budget}"
     console.print(table(found, title=title, full_width=console.width >= 112))
     for line in summary(found):
         console.print(line, highlight=False)
+    if mesh is not None:
+        densities = _densities(config.budget, config.density, model, shape, where)
+        network = slices.Network(model, shape, densities, where)
+        with console.status(f"Compiling for {config.topology}"):
+            built = {
+                "initialization": slices.try_build(slices.initialization, network, mesh),
+                f"step of {config.batch_size}": slices.try_build(
+                    slices.training_step, network, mesh, config.batch_size
+                ),
+            }
+        title = f"One device of {config.topology}, {meshes.MeshShape(**mesh.shape)}"
+        console.print(slices.table(built, mesh.devices.flat[0].device_kind, title))
+
+
+def _mesh(config: Config) -> Mesh | None:
+    """Return the mesh to compile for, or None if there is no topology."""
+    if config.topology is None:
+        if config.mesh is not None:
+            raise ValueError(
+                f"mesh={config.mesh!r} is given without a topology. Name the slice of TPUs as "
+                "well: --topology v5e:16x16."
+            )
+        return None
+    shape = None if config.mesh is None else meshes.parse(config.mesh)
+    devices = programs.tpu_devices(config.topology)
+    return meshes.make(shape or meshes.MeshShape(data=len(devices)), devices)
+
+
+def _densities(budget: str, density: float, model: Any, input_shape: Shape, where: Where) -> Any:
+    """Share a density among the kernels as the drawn network has them."""
+    _, params = _trace(model, input_shape)
+    rule = budgets.RULES[budget.replace("-", "_")]
+    return rule(params, density, where=where, layout=models.layout)
 
 
 if __name__ == "__main__":

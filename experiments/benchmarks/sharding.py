@@ -1,0 +1,179 @@
+"""Memory and collectives of drawing matrices that are divided among devices, as compiled.
+
+Nothing is run: everything is counted in the compiled programs, so the devices may be fake ones of
+this CPU, or a slice of TPUs that is described only. A loop's operations count once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+
+import eoi_jax as eoi
+from eoi_jax._internal import checks
+from eoi_jax.typing import Array, Shape
+from experiments import models
+from experiments.benchmarks.timing import tabulate
+from experiments.tools import programs, slices
+from experiments.tools.programs import Program
+from experiments.tools.slices import size as written
+from experiments.training import meshes
+
+__all__ = ["Sharding", "bench_sharding", "draw"]
+
+_WEAK, _EXAMPLES = 256, 64  # columns of a matrix and examples of a batch, a device
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """Divide matrices among devices: memory, collectives and operations of one device."""
+
+    topology: str | None = None
+    """Slice of TPUs to compile for, such as v5e:16x16; default: eight fake devices of the CPU."""
+    devices: tuple[int, ...] = (1, 8)
+    """Among how many of the devices each matrix is divided."""
+    sizes: tuple[int, ...] = (512, 2048)
+    """Rows and columns of the matrices."""
+    density: float = 0.05
+    """Fraction of non-zeros, in (0, 1]."""
+    axis: Literal["columns", "rows"] = "columns"
+    """Which are divided."""
+    dense_size: int = 512
+    """Largest size for JAX's own initializer, whose compilation takes minutes beyond on a TPU."""
+    weak: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of devices over which work a device is counted, of equal size a device."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be compiled for."""
+        for name in ("devices", "sizes", "weak"):
+            for number in getattr(self, name):
+                checks.integer(number, low=1, name=name)
+        lowest = 1 / min((*self.sizes, *([_WEAK] if self.weak else ())))
+        why = "Give at least one non-zero in each row of the smallest matrix."
+        checks.density(self.density, minimum=lowest, why=why)
+        there = len(_devices(self.topology))
+        if max((*self.devices, *self.weak), default=1) > there:
+            raise ValueError(
+                f"devices={self.devices}, weak={self.weak} are outside [1, {there}], the devices "
+                "that there are. Give smaller numbers, or a larger topology."
+            )
+        for number in self.devices:
+            for side in self.sizes:
+                if side % number:
+                    raise ValueError(
+                        f"sizes={side} is outside the multiples of devices={number}. Give sizes "
+                        "that can be divided equally."
+                    )
+
+
+def bench_sharding(options: Sharding, console: Console) -> None:
+    """Print the tables of ``sharding``."""
+    devices = _devices(options.topology)
+    console.print(
+        f"{devices[0].device_kind}, jax {jax.__version__}. All numbers are of one device, counted "
+        "by the compiler. Compile times are of one call on this machine.",
+        highlight=False,
+    )
+    rows = []
+    for side in options.sizes:
+        for number in options.devices:
+            mesh = _mesh(devices, number)
+            for name, init in _initializers(options.density).items():
+                skipped = name != "eoi" and side > options.dense_size
+                program = "not compiled" if skipped else _built(init, (side, side), mesh, options)
+                rows.append([str(side), str(number), name, *_cells(program)])
+                # Compilation may take minutes, so each row is told at once.
+                console.print(", ".join(rows[-1]).replace("\n", "; "), highlight=False)
+    heads = ("n", "devices", "initializer", "shard", "temporary", "collectives", "compile s")
+    title = f"n x n matrices divided by {options.axis}; eoi: orthogonal at {options.density:g}"
+    console.print(tabulate(title, heads, rows))
+    if options.weak:
+        console.print(_weak_scaling(options, devices))
+
+
+def _weak_scaling(options: Sharding, devices: Sequence[Any]) -> Any:
+    """Count the work of one device where all have as much to hold, or as many examples."""
+    rows = []
+    init = _initializers(options.density)["eoi"]
+    for number in options.weak:
+        shape = (_WEAK, _WEAK * number)
+        program = _built(
+            init, shape, _mesh(devices, number), dataclasses.replace(options, axis="columns")
+        )
+        rows.append([f"eoi {shape[0]} x {shape[1]}", str(number), *_work(program)])
+    model = models.create("mlp7")
+    network = slices.Network(model, models.input_shape("mlp7"), None, models.where("mlp7"))
+    for number in options.weak:
+        batch = _EXAMPLES * number
+        mesh = meshes.make(meshes.MeshShape(data=number), devices[:number])
+        program = slices.try_build(slices.training_step, network, mesh, batch)
+        rows.append([f"step of mlp7, {batch} examples", str(number), *_work(program)])
+    heads = ("program", "devices", "FLOPs", "read, written", "temporary", "collectives")
+    return tabulate("Weak scaling: work of one device", heads, rows, names=1)
+
+
+def draw(init: Any, shape: Shape, mesh: Mesh, axis: str = "columns") -> Program:
+    """Compile an initializer for a matrix that is divided among the devices of a mesh.
+
+    Args:
+        init: ``(key, shape) -> matrix``.
+        shape: Of the matrix.
+        mesh: Of one axis.
+        axis: ``"columns"`` or ``"rows"``, which are divided.
+    """
+    [name] = mesh.axis_names
+    spec = PartitionSpec(None, name) if axis == "columns" else PartitionSpec(name, None)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = programs.placed(key, NamedSharding(mesh, PartitionSpec()))
+    out = NamedSharding(mesh, spec)
+    return programs.build(lambda key: init(key, shape), key, out_shardings=out)
+
+
+def _built(init: Any, shape: Shape, mesh: Mesh, options: Sharding) -> Program | str:
+    return slices.try_build(draw, init, shape, mesh, options.axis)
+
+
+def _initializers(density: float) -> dict[str, Callable[[Array, Shape], Array]]:
+    return {
+        "eoi": lambda key, shape: eoi.orthogonal(key, shape, density),
+        "jax.nn": jax.nn.initializers.orthogonal(),
+    }
+
+
+def _cells(program: Program | str) -> list[str]:
+    if isinstance(program, str):
+        return ["–", program, "–", "–"]
+    sizes = (written(program.outputs), written(program.temporary))
+    return [*sizes, _sent(program), f"{program.seconds:.0f}"]
+
+
+def _work(program: Program | str) -> list[str]:
+    if isinstance(program, str):
+        return ["–", "–", program, "–"]
+    numbers = (f"{program.flops:,.0f}", written(program.traffic), written(program.temporary))
+    return [*numbers, _sent(program)]
+
+
+def _sent(program: Program) -> str:
+    found = program.collectives.items()
+    return "\n".join(f"{n.count} {kind}, {written(n.bytes)}" for kind, n in found) or "none"
+
+
+def _devices(topology: str | None) -> Sequence[Any]:
+    """Return the devices of a slice, or the CPU's, as eight where JAX has not made others yet."""
+    if topology is not None:
+        return programs.tpu_devices(topology)
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", 8)
+    return jax.devices("cpu")
+
+
+def _mesh(devices: Sequence[Any], number: int) -> Mesh:
+    return Mesh(np.array(devices[:number]), ("devices",), axis_types=(AxisType.Auto,))
