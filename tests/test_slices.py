@@ -1,5 +1,6 @@
 """Networks and matrices compiled for devices that need not be there, here for one CPU."""
 
+import dataclasses
 import importlib.util
 import io
 import re
@@ -171,10 +172,12 @@ def test_plan_compiles_for_a_slice(capsys, monkeypatch):
 
 
 def test_the_benchmark_counts_what_is_compiled(monkeypatch):
-    monkeypatch.setattr(sharding, "_devices", lambda topology: jax.devices()[:1])
+    monkeypatch.setattr(sharding, "_devices", lambda tpu, number: jax.devices()[:1])
     built = []
 
-    def build(function, key, out_shardings):
+    def build(function, key, *others, out_shardings, donate=()):
+        if others:  # a training step
+            return program_of(2**10)
         built.append((jax.eval_shape(function, key).shape, out_shardings.spec))
         return program_of(2**10)
 
@@ -188,15 +191,27 @@ def test_the_benchmark_counts_what_is_compiled(monkeypatch):
     table = console.file.getvalue().split("eoi: orthogonal")[1]
     assert len(re.findall(r"(?:8|16) +1 +eoi +1 MiB +1 KiB +2 all-reduce, 3 MiB", table)) == 2
     assert re.search(r"16 +1 +jax.nn +– +not compiled", table)
-    weak = sharding._weak_scaling(options, jax.devices()[:1])
-    assert weak.row_count == 0
+    # Work a device: the same matrix a device, and the same examples a device.
+    built.clear()
+    weak = sharding._weak_scaling(dataclasses.replace(options, weak=(1,)))
+    assert weak.row_count == 2
+    assert [shape for shape, _ in built] == [(256, 256)]
 
 
 def test_the_benchmark_refuses_what_it_cannot_divide(monkeypatch):
-    monkeypatch.setattr(sharding, "_devices", lambda topology: jax.devices()[:1] * 8)
-    for name, value in {"sizes": (260,), "devices": (0,), "density": 0.001, "weak": (9,)}.items():
+    monkeypatch.setattr(jax, "devices", lambda *_: [None] * 8)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name, value in {"sizes": (260,), "devices": (9,), "density": 0.001, "weak": (0,)}.items():
         with refuses(name, np.ravel(value)[0]):
             sharding.Sharding(**{name: value}).check()
+
+
+@pytest.mark.parametrize(
+    ("number", "slice_"), [(1, "2x2"), (4, "2x2"), (8, "2x4"), (16, "4x4"), (256, "16x16")]
+)
+def test_slices_are_as_square_as_their_number_allows(number, slice_, monkeypatch):
+    monkeypatch.setattr(programs, "tpu_devices", lambda topology: [topology] * 256)
+    assert sharding._devices("v5e", number) == [f"v5e:{slice_}"] * number
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="the TPU compiler is missing: pip install '.[tpu-aot]'")

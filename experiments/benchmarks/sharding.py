@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -35,10 +36,10 @@ _WEAK, _EXAMPLES = 256, 64  # columns of a matrix and examples of a batch, a dev
 class Sharding:
     """Divide matrices among devices: memory, collectives and operations of one device."""
 
-    topology: str | None = None
-    """Slice of TPUs to compile for, such as v5e:16x16; default: eight fake devices of the CPU."""
+    tpu: str | None = None
+    """Version of TPUs to compile for, with slices of two axes, v5e or v6e; default: the CPU."""
     devices: tuple[int, ...] = (1, 8)
-    """Among how many of the devices each matrix is divided."""
+    """Among how many devices each matrix is divided; the CPU has up to 8 fake ones."""
     sizes: tuple[int, ...] = (512, 2048)
     """Rows and columns of the matrices."""
     density: float = 0.05
@@ -58,12 +59,8 @@ class Sharding:
         lowest = 1 / min((*self.sizes, *([_WEAK] if self.weak else ())))
         why = "Give at least one non-zero in each row of the smallest matrix."
         checks.density(self.density, minimum=lowest, why=why)
-        there = len(_devices(self.topology))
-        if max((*self.devices, *self.weak), default=1) > there:
-            raise ValueError(
-                f"devices={self.devices}, weak={self.weak} are outside [1, {there}], the devices "
-                "that there are. Give smaller numbers, or a larger topology."
-            )
+        for number in {*self.devices, *self.weak}:
+            _devices(self.tpu, number)
         for number in self.devices:
             for side in self.sizes:
                 if side % number:
@@ -75,16 +72,15 @@ class Sharding:
 
 def bench_sharding(options: Sharding, console: Console) -> None:
     """Print the tables of ``sharding``."""
-    devices = _devices(options.topology)
     console.print(
-        f"{devices[0].device_kind}, jax {jax.__version__}. All numbers are of one device, counted "
+        f"{options.tpu or 'CPU'}, jax {jax.__version__}. All numbers are of one device, counted "
         "by the compiler. Compile times are of one call on this machine.",
         highlight=False,
     )
     rows = []
     for side in options.sizes:
         for number in options.devices:
-            mesh = _mesh(devices, number)
+            mesh = _mesh(_devices(options.tpu, number))
             for name, init in _initializers(options.density).items():
                 skipped = name != "eoi" and side > options.dense_size
                 program = "not compiled" if skipped else _built(init, (side, side), mesh, options)
@@ -95,24 +91,27 @@ def bench_sharding(options: Sharding, console: Console) -> None:
     title = f"n x n matrices divided by {options.axis}; eoi: orthogonal at {options.density:g}"
     console.print(tabulate(title, heads, rows))
     if options.weak:
-        console.print(_weak_scaling(options, devices))
+        console.print(_weak_scaling(options))
 
 
-def _weak_scaling(options: Sharding, devices: Sequence[Any]) -> Any:
+def _weak_scaling(options: Sharding) -> Any:
     """Count the work of one device where all have as much to hold, or as many examples."""
     rows = []
     init = _initializers(options.density)["eoi"]
     for number in options.weak:
         shape = (_WEAK, _WEAK * number)
         program = _built(
-            init, shape, _mesh(devices, number), dataclasses.replace(options, axis="columns")
+            init,
+            shape,
+            _mesh(_devices(options.tpu, number)),
+            dataclasses.replace(options, axis="columns"),
         )
         rows.append([f"eoi {shape[0]} x {shape[1]}", str(number), *_work(program)])
     model = models.create("mlp7")
     network = slices.Network(model, models.input_shape("mlp7"), None, models.where("mlp7"))
     for number in options.weak:
         batch = _EXAMPLES * number
-        mesh = meshes.make(meshes.MeshShape(data=number), devices[:number])
+        mesh = meshes.make(meshes.MeshShape(data=number), _devices(options.tpu, number))
         program = slices.try_build(slices.training_step, network, mesh, batch)
         rows.append([f"step of mlp7, {batch} examples", str(number), *_work(program)])
     heads = ("program", "devices", "FLOPs", "read, written", "temporary", "collectives")
@@ -166,14 +165,23 @@ def _sent(program: Program) -> str:
     return "\n".join(f"{n.count} {kind}, {written(n.bytes)}" for kind, n in found) or "none"
 
 
-def _devices(topology: str | None) -> Sequence[Any]:
-    """Return the devices of a slice, or the CPU's, as eight where JAX has not made others yet."""
-    if topology is not None:
-        return programs.tpu_devices(topology)
-    with contextlib.suppress(RuntimeError):
+def _devices(tpu: str | None, number: int) -> Sequence[Any]:
+    """Return so many of the CPU's devices, of which JAX is asked for eight, or a slice of TPUs."""
+    if tpu is not None:
+        # The smallest slice has four chips, of which one may be used alone.
+        rows = max(side for side in range(1, math.isqrt(number) + 1) if number % side == 0)
+        shape = "2x2" if number == 1 else f"{rows}x{number // rows}"
+        return programs.tpu_devices(f"{tpu}:{shape}")[:number]
+    with contextlib.suppress(RuntimeError):  # where JAX has made its devices already
         jax.config.update("jax_num_cpu_devices", 8)
-    return jax.devices("cpu")
+    devices = jax.devices("cpu")
+    if number > len(devices):
+        raise ValueError(
+            f"devices={number} is outside [1, {len(devices)}], the devices of this CPU. Give "
+            "fewer, or compile for TPUs: --tpu v5e."
+        )
+    return devices[:number]
 
 
-def _mesh(devices: Sequence[Any], number: int) -> Mesh:
-    return Mesh(np.array(devices[:number]), ("devices",), axis_types=(AxisType.Auto,))
+def _mesh(devices: Sequence[Any]) -> Mesh:
+    return Mesh(np.array(devices), ("devices",), axis_types=(AxisType.Auto,))

@@ -90,16 +90,23 @@ def tpu_devices(topology: str) -> list[Any]:
         raise ImportError(
             "The TPU compiler is missing. It needs no TPU: pip install '.[tpu-aot]', in a checkout."
         )
-    # Where there is no TPU, libtpu would ask the network for it.
+    # Where there is no TPU, libtpu would ask the network for it; and as no TPU is used, several
+    # processes may describe one at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if topology:  # or libtpu would choose one
+            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+            return list(found.devices)
+        reason = "it is empty"
+    except RuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
         reason = str(error).strip().splitlines()[0].removesuffix(".")
-        raise ValueError(
-            f"topology={topology!r} is outside the slices that the compiler knows ({reason}). Give "
-            "version and shape: v5e:2x2, v5e:16x16, v4:2x2x4, v5p:4x4x4 or v6e:8x8, for example."
-        ) from None
+    raise ValueError(
+        f"topology={topology!r} is outside the slices that the compiler knows ({reason}). Give "
+        "version and shape: v5e:2x2, v5e:16x16, v4:2x2x4, v5p:4x4x4 or v6e:8x8, for example."
+    )
 
 
 def placed(tree: Any, shardings: Any) -> Any:
