@@ -6,7 +6,7 @@ VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test lint types check docs clean
+.PHONY: demo test lint types check docs release-check clean
 
 demo: $(VENV)/experiments.stamp
 	$(BIN)/python -m experiments.quickstart $(ARGS)
@@ -27,6 +27,10 @@ check: $(VENV)/dev.stamp
 # The site, in build/site. Warnings are errors: links that lead nowhere, names that do not exist.
 docs: $(VENV)/dev.stamp
 	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -W --keep-going -n -q -j auto -d build/doctrees docs build/site
+
+# Builds sdist and wheel into dist/, and runs the README in a clean environment with the wheel.
+release-check: $(VENV)/dev.stamp
+	$(BIN)/python .ci/release_check.py $(ARGS)
 
 $(VENV)/%.stamp: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed: PYTHON=python3.12 make") if sys.version_info < (3, 11) else None'

@@ -14,8 +14,6 @@
 # %% [markdown]
 # # Deep networks: which starts train at all
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eoi-jax/eoi_jax/blob/main/notebooks/deep_networks.ipynb)
-#
 # You learn that a plain tanh network of hundreds of layers, without residuals or normalization,
 # trains with an eighth of its weights if it starts sparse and exactly orthogonal, and that the
 # usual sparse and dense starts do not train. Five starts, one optimizer, the same batches;
@@ -28,7 +26,7 @@
 # %%
 import sys
 
-REPOSITORY = "https://github.com/eoi-jax/eoi_jax"
+REPOSITORY = "https://github.com/OWNER/eoi_jax"
 checkout = ".."  # of the repository: pip does not install its folder `experiments`
 if "google.colab" in sys.modules:
     import subprocess

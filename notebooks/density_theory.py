@@ -14,8 +14,6 @@
 # %% [markdown]
 # # How dense is a product of random rotations?
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eoi-jax/eoi_jax/blob/main/notebooks/density_theory.ipynb)
-#
 # You learn how many random Givens rotations give a matrix of the density you want: by the Markov
 # chain that the non-zeros of a row follow, by a closed form that costs nothing at any size, and by
 # simulation. The usual shortcut, a logistic curve, turns out biased, and you see why. Last, what
@@ -27,7 +25,7 @@
 # %%
 import sys
 
-REPOSITORY = "https://github.com/eoi-jax/eoi_jax"
+REPOSITORY = "https://github.com/OWNER/eoi_jax"
 if "google.colab" in sys.modules:
     import subprocess
 

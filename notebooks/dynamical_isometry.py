@@ -14,8 +14,6 @@
 # %% [markdown]
 # # Dynamical isometry: singular values through depth
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eoi-jax/eoi_jax/blob/main/notebooks/dynamical_isometry.ipynb)
-#
 # You learn how far signals and gradients come in a deep network, measured by the singular values
 # of the Jacobian of its first layers: for dense orthogonal weights, for a mask on them (Base), for
 # that mask with weights made nearly orthogonal (AI), and for exactly orthogonal sparse weights
@@ -27,7 +25,7 @@
 # %%
 import sys
 
-REPOSITORY = "https://github.com/eoi-jax/eoi_jax"
+REPOSITORY = "https://github.com/OWNER/eoi_jax"
 if "google.colab" in sys.modules:
     import subprocess
 

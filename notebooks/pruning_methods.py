@@ -14,8 +14,6 @@
 # %% [markdown]
 # # Pruning methods, side by side
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eoi-jax/eoi_jax/blob/main/notebooks/pruning_methods.ipynb)
-#
 # You learn what pruning at initialization decides: *where* the weights are (the mask) and *how
 # many* each layer gets (the budget). Seven rules prune one network; you see their masks as
 # pictures and their budgets side by side. Then exact orthogonal initialization (EOI) takes nothing
@@ -27,7 +25,7 @@
 # %%
 import sys
 
-REPOSITORY = "https://github.com/eoi-jax/eoi_jax"
+REPOSITORY = "https://github.com/OWNER/eoi_jax"
 if "google.colab" in sys.modules:
     import subprocess
 

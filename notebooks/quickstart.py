@@ -14,8 +14,6 @@
 # %% [markdown]
 # # Quickstart: a sparse network that is orthogonal from the start
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/eoi-jax/eoi_jax/blob/main/notebooks/quickstart.ipynb)
-#
 # You learn to draw one sparse, exactly orthogonal matrix, to start a network from such matrices,
 # to keep its zeros while any optax optimizer trains it, and to look at the singular values that
 # make the difference. Flax Linen and Flax NNX take one screen each; the data are the 8 × 8 digits
@@ -26,7 +24,7 @@
 # %%
 import sys
 
-REPOSITORY = "https://github.com/eoi-jax/eoi_jax"
+REPOSITORY = "https://github.com/OWNER/eoi_jax"
 if "google.colab" in sys.modules:
     import subprocess
 

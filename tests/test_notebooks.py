@@ -13,12 +13,17 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 README = (FOLDER / "README.md").read_text()
-REPOSITORY = re.search(r"install cells name `(https://github\.com/\S+/\S+)`", README)[1]
-BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
-spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
-execute = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(execute)
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+execute, badges = script("execute"), script("badges")
+REPOSITORY = badges.address() or badges.PLACEHOLDER
 
 SMALL = {
     "quickstart": {"WIDTH": 32, "DEPTH": 3, "STEPS": 3, "BATCH": 16, "EXAMPLES": 4},
@@ -51,7 +56,7 @@ def pictures(cell):
 
 def test_every_notebook_is_listed():
     for suffix in (".ipynb", ".py"):
-        found = {path.stem for path in FOLDER.glob(f"*{suffix}")} - {"execute"}
+        found = {path.stem for path in FOLDER.glob(f"*{suffix}")} - {"execute", "badges"}
         assert found == set(execute.NAMES) == set(SMALL)
 
 
@@ -117,15 +122,33 @@ def test_figures_are_followed_by_what_is_seen(name):
 def test_header_and_install_cell(name):
     first, install = stored(name).cells[:2]
     assert first.source.startswith("# ")
-    where = REPOSITORY.removeprefix("https://github.com/")
-    page = f"https://colab.research.google.com/github/{where}/blob/main/notebooks/{name}.ipynb"
-    badge = f"[![Open in Colab]({BADGE})]({page})"
-    assert badge in first.source
-    assert badge in README
     assert f"[{name}]({name}.ipynb)" in README
     for device in ("TPU", "GPU", "CPU"):
         assert device in first.source
     assert f'REPOSITORY = "{REPOSITORY}"' in install.source
+
+
+def test_badges_are_those_of_the_address_in_setup_cfg():
+    for path in badges.pages():
+        assert badges.with_address(path, path.read_text(), badges.address()) == path.read_text()
+    texts = [path.read_text() for path in FOLDER.parent.rglob("*.md") if ".venv" not in str(path)]
+    has_badges = any(
+        "badge" in target for text in texts for target in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    )
+    assert has_badges == (badges.address() is not None)
+
+
+def test_an_address_gives_every_notebook_its_badge():
+    for path in badges.pages():
+        text = badges.with_address(path, path.read_text(), None)
+        with_badges = badges.with_address(path, text, "https://github.com/SOME/where")
+        assert with_badges.count(badges.BADGE) == (
+            len(execute.NAMES) if path.suffix == ".md" else 1
+        )
+        names = execute.NAMES if path.suffix == ".md" else [path.stem]
+        for name in names:
+            assert f"github/SOME/where/blob/main/notebooks/{name}.ipynb" in with_badges
+        assert badges.with_address(path, with_badges, None) == text
 
 
 def test_no_other_address_and_no_bare_install():
