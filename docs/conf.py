@@ -1,6 +1,9 @@
 """The site: `make docs` builds it into build/site, and a warning is an error."""
 
+import base64
 import inspect
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,8 +57,51 @@ nitpick_ignore_regex = [
 
 
 def setup(app: Any) -> None:
-    """Tell Sphinx what to leave out."""
+    """Bring the notebooks in, and tell Sphinx what to leave out."""
+    app.connect("config-inited", lambda app, config: _bring_notebooks(Path(app.srcdir)))
     app.connect("autodoc-skip-member", _is_field_of_tuple)
+
+
+def _bring_notebooks(docs: Path) -> None:
+    """Write docs/notebooks: copies, thumbnails, and a page with a card for each.
+
+    A page's picture is the first that its notebook drew. Badges stay out: the site is read where
+    nothing can be downloaded.
+    """
+    folder, cards = docs / "notebooks", []
+    folder.mkdir(exist_ok=True)
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"), key=lambda path: path.stem != "quickstart")
+    for path in paths:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        first = notebook["cells"][0]
+        text = "".join(first["source"])
+        text = re.sub(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)\n*", "", text)
+        first["source"] = text
+        title, about = (text + "\n\n").split("\n\n")[:2]
+        sentence = re.split(r"(?<=[.:]) ", " ".join(about.split()))[0].rstrip(":.") + "."
+        outputs = [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
+        picture = next(o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {}))
+        _update(folder / f"{path.stem}.png", base64.b64decode("".join(picture)))
+        _update(folder / path.name, json.dumps(notebook).encode())
+        cards.append(
+            f":::{{grid-item-card}} {title.removeprefix('# ')}\n:link: {path.stem}\n"
+            f":link-type: doc\n:img-top: {path.stem}.png\n\n{sentence}\n:::\n"
+        )
+    names = "\n".join(path.stem for path in paths)
+    page = (
+        "# Notebooks\n\nEach runs in under two minutes on two CPU cores and downloads no "
+        "data. They are in the folder `notebooks` of the repository.\n\n"
+        "::::{grid} 1 2 2 2\n:gutter: 3\n\n"
+        + "\n".join(cards)
+        + f"::::\n\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
+    )
+    _update(folder / "index.md", page.encode())
+
+
+def _update(path: Path, content: bytes) -> None:
+    """Write a file if that changes it, so that Sphinx reads again what is new alone."""
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
 
 
 def _is_field_of_tuple(app: Any, what: str, name: str, obj: object, skip: bool, _: Any) -> bool:

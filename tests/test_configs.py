@@ -100,7 +100,7 @@ def test_its_quick_version_runs_and_reports(name, tmp_path, monkeypatch):
     for entry in grid:
         folder = runs.execute(entry, runtime)
         assert json.loads((folder / "results.json").read_text())
-    report.main(["--scale", "quick", "--runs", str(tmp_path), "--html", str(tmp_path / "p"), name])
+    report.main(["--scale", "quick", "--runs", str(tmp_path), name])
     assert (tmp_path / "quick" / "results" / f"{name}.csv").exists()
     items = report.build(name, tmp_path / "quick" / "results", scale="quick")
     for item in items:

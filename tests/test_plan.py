@@ -501,7 +501,7 @@ def test_the_examples_are_commands(name, monkeypatch):
         ("sweep tabel1_mlp1000", "Did you mean 'table1_mlp1000'"),
         ("train --densty 0.1", "Perhaps you meant.* --density"),
         ("sweep table1_mlp1000 --scal quick", "Perhaps you meant.* --scale"),
-        ("report --htlm page.html", "Perhaps you meant.* --html"),
+        ("report --pagse docs", "Perhaps you meant.* --pages"),
         ("quickstart --layer 3", "Perhaps you meant.* --layers"),
         ("benchmarks init --quik", "Perhaps you meant.* --quick"),
         (

@@ -1,12 +1,9 @@
-import base64
 import dataclasses
-import html.parser as html_parser
 import io
 import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,14 +17,13 @@ from matplotlib.image import imread
 import experiments
 from eoi_jax._internal.files import atomic_write_text
 from experiments import config, runs
-from experiments.reporting import html, records, report
+from experiments.reporting import records, report
 from experiments.reporting.report import Curves, Figure, Table, Value
 from experiments.reporting.tables import Cell, collect
 from experiments.runs import sweep
 
-README = Path(experiments.__file__).with_name("README.md")
-RESULTS = README.with_name("results")
-DRAW = Figure.png
+RESULTS = Path(experiments.__file__).with_name("results")
+PAGES = Path(experiments.__file__).resolve().parent.parent / "docs" / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +88,14 @@ def leave(made, root, shift=0.0):
 
 @pytest.fixture
 def place(monkeypatch, tmp_path):
-    """A folder with a package of one config module and a README; figures are not drawn."""
+    """A folder with a package of one config module and a page; figures are not drawn."""
     monkeypatch.setattr(Figure, "png", lambda figure, dpi=120: figure.name.encode())
     package = tmp_path / "made_report_configs"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "made.py").write_text(SOURCE)
-    (tmp_path / "README.md").write_text(
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "made.md").write_text(
         "# Made\n\n<!-- table:made -->\n<!-- /table:made -->\n\nText after.\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -111,9 +108,9 @@ def place(monkeypatch, tmp_path):
 
 
 def command(place, *arguments):
-    folders = {name: str(place / name) for name in ("runs", "results", "images")}
+    folders = {name: str(place / name) for name in ("runs", "results", "images", "pages")}
     options = [part for name, folder in folders.items() for part in (f"--{name}", folder)]
-    report.main([*options, "--readme", str(place / "README.md"), *arguments])
+    report.main([*options, *arguments])
 
 
 def contents(place):
@@ -433,20 +430,20 @@ def test_results_survive_without_runs(place, capsys):
     assert "results/made.csv: written" in capsys.readouterr().out
     first = contents(place)
     assert set(first) == {
-        "README.md",
+        "pages/made.md",
         "results/made.csv",
         "results/made.curves.csv",
         "images/made_curves.png",
     }
     logged = records.read(place / "results" / "made.curves.csv")
     assert [len(logged), logged[0]["loss"]] == [4 * 3 * 5 * 2, 2.3]
-    readme = first["README.md"].decode()
+    page = first["pages/made.md"].decode()
     assert (
-        "| 0.1 | 52.00 ± 1.00 (n = 3) | 72.00 ± 1.00 (n = 3) | **92.00 ± 1.00 (n = 3)** |" in readme
+        "| 0.1 | 52.00 ± 1.00 (n = 3) | 72.00 ± 1.00 (n = 3) | **92.00 ± 1.00 (n = 3)** |" in page
     )
-    assert "| 0.05 | 52.00 ± 1.00 (n = 3) |  |  |" in readme
-    assert readme.startswith("# Made\n\n<!-- table:made -->\n**Accuracy")
-    assert readme.endswith("\n<!-- /table:made -->\n\nText after.\n")
+    assert "| 0.05 | 52.00 ± 1.00 (n = 3) |  |  |" in page
+    assert page.startswith("# Made\n\n<!-- table:made -->\n**Accuracy")
+    assert page.endswith("\n<!-- /table:made -->\n\nText after.\n")
     command(place)
     assert contents(place) == first
     shutil.rmtree(place / "runs")
@@ -456,7 +453,7 @@ def test_results_survive_without_runs(place, capsys):
     leave(GRID[5], place / "other")  # another machine
     command(place, "--runs", str(place / "other"))
     assert "| 0.05 | 52.00 ± 1.00 (n = 3) |  | **92.00 ± 1.00 (n = 3)** |" in (
-        (place / "README.md").read_text()
+        (place / "pages" / "made.md").read_text()
     )
 
 
@@ -504,16 +501,16 @@ def test_other_runs_stay_out(place, capsys):
 
 def test_quick_results_go_elsewhere(place):
     leave(GRID[0], place / "runs")
-    before = (place / "README.md").read_text()
+    before = (place / "pages" / "made.md").read_text()
     command(place, "--scale", "quick", "made")
-    assert (place / "README.md").read_text() == before
+    assert (place / "pages" / "made.md").read_text() == before
     assert not (place / "results").exists()
     assert (place / "runs" / "quick" / "images" / "made_curves.png").exists()
 
 
 def test_nothing_ran(place, capsys):
     command(place)
-    assert set(contents(place)) == {"README.md"}
+    assert set(contents(place)) == {"pages/made.md"}
     assert "made: nothing ran" in capsys.readouterr().out
 
 
@@ -521,7 +518,7 @@ def test_nothing_ran(place, capsys):
     ("arguments", "message"),
     [
         (["mdae"], r"config='mdae'.*'made'"),
-        (["--readme", "no/such/README.md"], "no/such/README.md"),
+        (["--pages", "no/such"], r"pages=.no/such."),
     ],
 )
 def test_bad_arguments_are_answered(arguments, message, place, capsys):
@@ -533,7 +530,7 @@ def test_bad_arguments_are_answered(arguments, message, place, capsys):
 
 def test_a_table_without_a_place_is_told(place, capsys):
     leave(GRID[0], place / "runs")
-    (place / "README.md").write_text("Nothing here.\n")
+    (place / "pages" / "made.md").write_text("Nothing here.\n")
     command(place)
     assert "no place for the table made" in capsys.readouterr().out
 
@@ -544,7 +541,7 @@ def test_names_are_unique():
         report.unique([made, made])
 
 
-# ------------------------------------------------------------------------ the README
+# ------------------------------------------------------------------------- the pages
 
 
 @pytest.mark.parametrize(
@@ -578,7 +575,7 @@ def test_an_edited_table_is_found(place):
     for made in GRID:
         leave(made, place / "runs")
     command(place)
-    text, results = (place / "README.md").read_text(), place / "results"
+    text, results = (place / "pages" / "made.md").read_text(), place / "results"
     assert stale(text, results) == []
     assert stale(text.replace("52.00", "53.00"), results) == ["made"]
     assert stale(text.replace("One epoch", "Ten epochs"), results) == ["made"]
@@ -589,116 +586,30 @@ def test_an_edited_table_is_found(place):
     assert stale(text, results) == ["made"]
 
 
-def test_the_tables_of_the_readme_are_those_of_the_csv_files():
-    assert stale(README.read_text(encoding="utf-8"), RESULTS) == []
+def test_the_tables_of_the_pages_are_those_of_the_csv_files():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md")))
+    assert len(report.places(text)) >= 10
+    assert stale(text, RESULTS) == []
 
 
-# -------------------------------------------------------------------------- the page
-
-
-class Reader(html_parser.HTMLParser):
-    """Collects all that could reach out of a page, its ids, and whether its tags close."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.links, self.images, self.ids, self.tags = [], [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.tags.append((tag, values))
-        self.ids += [values["id"]] if "id" in values else []
-        self.images += [values["src"]] if tag == "img" else []
-        names = ("href", "src", "srcset", "action", "data", "poster")
-        self.links += [values[name] for name in names if name in values]
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-@pytest.fixture
-def written(place, monkeypatch):
-    monkeypatch.setattr(Figure, "png", DRAW)
-    for made in GRID[:4]:
-        leave(made, place / "runs")
-    command(place, "--html", str(place / "report.html"))
-    return place / "report.html"
-
-
-def test_the_page_holds_everything_itself(written):
-    text = written.read_text()
-    reader = Reader()
-    reader.feed(text)
-    assert reader.open == []
-    assert len(reader.images) == 1
-    [image] = reader.images
-    png = (written.parent / "images" / "made_curves.png").read_bytes()
-    assert base64.b64decode(image.removeprefix("data:image/png;base64,")) == png
-    assert all(link.startswith(("data:", "#")) for link in reader.links)
-    assert {link[1:] for link in reader.links if link.startswith("#")} == set(reader.ids)
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", text.replace(image, ""))
-    assert all(values.get("alt") for tag, values in reader.tags if tag == "img")
-    assert [values["lang"] for tag, values in reader.tags if tag == "html"] == ["en"]
-    cells = [values for tag, values in reader.tags if tag == "th"]
-    heads = [values for values in cells if values.get("scope") == "col"]
-    assert len(heads) == 4
-    assert all(head["aria-sort"] == "none" for head in heads)
-    assert "Accuracy &lt;of&gt; methods" in text
-    assert "<strong>92.00 ± 1.00 (n = 3)</strong>" in text
-
-
-def test_what_cells_sort_by():
-    found = [html._sortable(v) for v in (None, math.nan, math.inf, -math.inf, 0.1, 3, "eoi")]
-    assert found == ["", "", "Infinity", "-Infinity", "0.1", "3", "eoi"]
-    assert Value("x", "x").text(Cell(1, 0.5, math.nan)) == "0.50 (n = 1)"
-
-
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const table = document.querySelector("table"), heads = [...table.tHead.rows[0].cells];
-  const column = i => [...table.tBodies[0].rows].map(row => row.cells[i].dataset.value);
-  const sorts = () => heads.map(head => head.getAttribute("aria-sort"));
-  const log = {images: [...document.images].map(i => i.complete && i.naturalWidth), steps: []};
-  for (const i of [0, 0, 2, 2]) {
-    heads[i].querySelector("button").click();
-    log.steps.push([column(i), sorts()]);
-  }
-  heads[1].querySelector("button").focus();
-  log.focused = document.activeElement.tagName;
-  const out = document.createElement("pre");
-  out.id = "probe"; out.textContent = JSON.stringify(log);
-  document.body.append(out);
-});
-</script>
-"""
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to open the page in")
-def test_the_page_in_a_browser(written):
-    """It opens from a file, its images show, its tables sort, both ways, empty cells last."""
-    probed = written.with_name("probed.html")
-    probed.write_text(written.read_text().replace("</body>", PROBE + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    flags += ["--no-first-run", f"--user-data-dir={written.with_name('profile')}", "--dump-dom"]
-    done = subprocess.run(
-        [CHROMIUM, *flags, probed.as_uri()], capture_output=True, text=True, timeout=120
+def test_a_module_without_a_page_gets_one(place, capsys):
+    leave(GRID[0], place / "runs")
+    (place / "pages" / "made.md").rename(place / "pages" / "other.md")
+    (place / "pages" / "other.md").write_text("# Other\n")
+    command(place)
+    page = place / "pages" / "made.md"
+    assert "pages/made.md: written" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith(
+        "# Made table: accuracy of methods\n\n"
+        "```text\nCommand: python -m experiments sweep made\n```\n\n"
+        "<!-- table:made -->\n**Accuracy"
     )
-    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout)
-    assert found, done.stderr
-    log = json.loads(found[1])
-    assert len(log["images"]) == 1
-    assert min(log["images"]) > 500
-    assert log["focused"] == "BUTTON"
-    (one, two, three, four) = log["steps"]
-    none = "none"
-    assert one == [["0.05", "0.1"], ["ascending", none, none, none]]
-    assert two == [["0.1", "0.05"], ["descending", none, none, none]]
-    assert [bool(value) for value in three[0]] == [True, False]
-    assert [bool(value) for value in four[0]] == [True, False]
-    assert three[1] == [none, none, "ascending", none]
-    assert four[1] == [none, none, "descending", none]
+    assert text.endswith("![Accuracy & loss](../images/made_curves.png)\n")
+    by_hand = text.replace("# Made table", "# Own title") + "\nOwn words.\n"
+    page.write_text(by_hand)
+    leave(GRID[1], place / "runs")
+    command(place)
+    changed = page.read_text()
+    assert (changed.startswith("# Own title"), changed.endswith("Own words.\n")) == (True, True)
+    assert changed != by_hand

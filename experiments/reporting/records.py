@@ -144,8 +144,11 @@ def match(rows: Iterable[Row], grid: Sequence[Any]) -> dict[Any, list[Row]]:
     others = [run for name, run in sorted(runs.items()) if name not in taken]
     found = {}
     for config in grid:
-        alike = [run for run in others if _alike(run[0], config)]
-        found[config] = runs.get(digest(config)) or max(alike, key=len, default=[])
+        run = runs.get(digest(config))
+        if run is None:
+            alike = (other for other in others if _alike(other[0], config))
+            run = max(alike, key=len, default=[])
+        found[config] = run
     return found
 
 

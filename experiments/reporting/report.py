@@ -1,11 +1,12 @@
-"""Turn results into committed CSV files, and these into tables, figures and one HTML page.
+"""Turn results into committed CSV files, and these into the tables and figures of the site.
 
 The results of complete runs are merged into RESULTS/<config>.csv; all else is made from the CSV
 files alone, so a machine that has no runs makes the same tables and figures. Tables go between
-``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` of the README.
+``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` of the pages; what stands around them is
+written by hand and stays. A config module without a page gets one, ``PAGES/<config>.md``.
 
 Example:
-    python -m experiments report --html report.html
+    python -m experiments report table2
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import operator
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +29,21 @@ from experiments import models, runs
 from experiments.config import digest, to_dict
 from experiments.reporting import records
 from experiments.reporting.figures import Curves, Figure
-from experiments.reporting.html import Section, page
 from experiments.reporting.tables import Table, Value
 from experiments.runs import sweep
 
-__all__ = ["Curves", "Figure", "Report", "Table", "Value", "build", "fill", "main", "places"]
+__all__ = [
+    "Curves",
+    "Figure",
+    "Report",
+    "Table",
+    "Value",
+    "build",
+    "fill",
+    "main",
+    "new_page",
+    "places",
+]
 
 STORED: tuple[sweep.Scale, ...] = ("paper", "small")  # scales whose results are committed
 PLACE = re.compile(r"^(<!-- table:([\w.-]+) -->\n)(.*?)^(<!-- /table:\2 -->)$", re.DOTALL | re.M)
@@ -49,14 +61,12 @@ class Report:
     """Folder of the CSV files."""
     images: str = "experiments/images"
     """Folder of the figures."""
-    readme: str | None = "experiments/README.md"
-    """File with places for tables."""
-    html: str | None = None
-    """Also write a page with everything."""
+    pages: str | None = "docs/results"
+    """Folder of the pages, Markdown with places for tables."""
     prune: bool = False
     """Drop results that belong to no config any more from the CSV files."""
     scale: sweep.Scale = "small"
-    """Which configs; quick ones are reported into RUNS/quick, and the README stays as it is."""
+    """Which configs; quick ones are reported into RUNS/quick, and the pages stay as they are."""
 
 
 def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> list[Table | Figure]:
@@ -126,6 +136,27 @@ def fill(text: str, tables: Mapping[str, Table]) -> str:
     return PLACE.sub(replaced, text)
 
 
+def new_page(about: str, items: Sequence[Table | Figure], images: str) -> str:
+    """Write the page of a config module that has none yet.
+
+    Args:
+        about: the docstring of the module: a title, and what ran.
+        items: its tables, for each of which the page has a place, and its figures.
+        images: folder of the figures, from the page.
+    """
+    title, *paragraphs = about.strip().split("\n\n")
+    parts = [f"# {' '.join(title.split()).removesuffix('.')}"]
+    parts += [
+        f"```text\n{text}\n```" if text.startswith("Command:") else text for text in paragraphs
+    ]
+    for item in items:
+        if isinstance(item, Figure):
+            parts.append(f"![{item.title}]({images}/{item.name}.png)")
+        else:
+            parts.append(f"<!-- table:{item.name} -->\n<!-- /table:{item.name} -->")
+    return "\n\n".join(parts) + "\n"
+
+
 def unique(items: Iterable[Table | Figure]) -> dict[str, Table | Figure]:
     """Return tables and figures by name; raise a ``ValueError`` if two have the same one."""
     found: dict[str, Table | Figure] = {}
@@ -176,16 +207,15 @@ def _tell(console: Console, path: Path, changed: bool) -> None:
 
 
 def _write(options: Report, names: Sequence[str], console: Console) -> None:
-    """Write figures, README and page from the CSV files."""
+    """Write figures and pages from the CSV files."""
     results, images = Path(options.results), Path(options.images)
-    sections = []
+    reports = {}
     for name in names:
-        if not (results / f"{name}.csv").exists():
+        if (results / f"{name}.csv").exists():
+            reports[name] = build(name, results, scale=options.scale)
+        else:
             console.print(f"{name}: nothing ran")
-            continue
-        items = build(name, results, scale=options.scale)
-        sections.append(Section(name, inspect.getdoc(sweep.find(name)) or name, items))
-    found = unique(item for section in sections for item in section.items)
+    found = unique(item for items in reports.values() for item in items)
     for item in found.values():
         if isinstance(item, Figure):
             images.mkdir(parents=True, exist_ok=True)
@@ -194,21 +224,38 @@ def _write(options: Report, names: Sequence[str], console: Console) -> None:
             if changed:
                 atomic_write(path, operator.methodcaller("write", png))
             _tell(console, path, changed)
-    tables = {name: item for name, item in found.items() if isinstance(item, Table)}
-    if options.readme is not None:
-        path = Path(options.readme)
-        old = path.read_text(encoding="utf-8")
-        new = fill(old, tables)
-        for name in sorted(set(tables) - set(places(new))):
-            console.print(f"{path}: no place for the table {name}: add <!-- table:{name} -->")
-        if new != old:
+    if options.pages is not None:
+        _write_pages(Path(options.pages), images, reports, console)
+
+
+def _write_pages(
+    folder: Path, images: Path, reports: Mapping[str, Sequence[Table | Figure]], console: Console
+) -> None:
+    """Write a page for each module that has none, and the tables of all pages."""
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
+    if not texts:
+        raise FileNotFoundError(f"pages={str(folder)!r} has no pages. Run from the checkout.")
+    old = dict(texts)
+    from_page = os.path.relpath(images, folder)
+    for name, items in reports.items():
+        path = folder / f"{name}.md"
+        if items and path not in texts:
+            about = inspect.getdoc(sweep.find(name)) or name
+            texts[path] = new_page(about, items, Path(from_page).as_posix())
+    tables = {i.name: i for items in reports.values() for i in items if isinstance(i, Table)}
+    for path, text in texts.items():
+        new = fill(text, tables)
+        if new != old.get(path):
             atomic_write_text(path, new)
-        _tell(console, path, new != old)
-    if options.html is not None:
-        path = Path(options.html)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, page("Sparse, exactly orthogonal starts: results", sections))
-        console.print(f"{path}: written")
+            _tell(console, path, True)
+    shown = {name for text in texts.values() for name in places(text)}
+    for module, items in reports.items():
+        for item in items:
+            if isinstance(item, Table) and item.name not in shown:
+                console.print(
+                    f"{folder / module}.md: no place for the table {item.name}: "
+                    f"add <!-- table:{item.name} -->"
+                )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -218,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.scale == "quick":
         root = Path(options.runs) / "quick"
         options = dataclasses.replace(
-            options, results=str(root / "results"), images=str(root / "images"), readme=None
+            options, results=str(root / "results"), images=str(root / "images"), pages=None
         )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
