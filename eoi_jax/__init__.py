@@ -13,6 +13,7 @@ initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogona
 ``optim``              ``static_sparse``, ``mask_updates``: masks that hold while a network trains;
                        ``scale_by_density``: learning rates for sparse kernels
 ``dynamic``            ``sparse_evolutionary_training``, ``rigl``: masks that change meanwhile
+``layouts``            which axes of a kernel are layers, inputs, outputs and heads
 ``masks``, ``budgets`` masks as trees; one density shared among layers
 ``criteria``           scores to prune by: magnitude, SNIP, GraSP, SynFlow
 ``serialization``      ``save``, ``load``: safetensors files; a loaded one is a ``SavedNetwork``
@@ -38,6 +39,7 @@ from eoi_jax import (
     givens,
     initializers,
     isometry,
+    layouts,
     masks,
     mean_field,
     n_to_m,
@@ -83,6 +85,7 @@ __all__ = [
     "givens",
     "initializers",
     "isometry",
+    "layouts",
     "load",
     "mask_updates",
     "masked",

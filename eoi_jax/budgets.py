@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, selection, trees
+from eoi_jax._internal import checks, names, selection, trees
 from eoi_jax.typing import Densities, LayoutOf, Params, Where
 
 __all__ = ["RULES", "erdos_renyi", "erdos_renyi_kernel", "uniform"]
@@ -189,15 +189,18 @@ def _share(
     density = checks.density(density)
     kernels = jax.tree.leaves(trees.kernels(params, where))
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    stacks, shapes = [], []  # of each kernel: the axes that count its layers, and those of a layer
+    layout = names.known(layout, params, strict=False)
+    # Of each kernel: the axes that count its layers, those of a matrix, and the size of a layer.
+    stacks, shapes, layer_sizes = [], [], []
     for (path, leaf), kernel in zip(paths_and_leaves, kernels, strict=True):
         if kernel:
-            batch_axes = trees.layout(layout, path, leaf).batch_axes
-            stacks.append(tuple(leaf.shape[:batch_axes]))
-            shapes.append(tuple(leaf.shape[batch_axes:]))
+            view = trees.view(trees.layout(layout, path, leaf), path, leaf)
+            stacks.append(view.stack)
+            shapes.append((*view.taps, view.inputs, view.outputs))
+            layer_sizes.append(math.prod(shapes[-1]) * view.matrices)
 
     repeats = [math.prod(stack) for stack in stacks]
-    sizes = np.repeat(np.array([math.prod(shape) for shape in shapes], np.int64), repeats)
+    sizes = np.repeat(np.array(layer_sizes, np.int64), repeats)
     ratios = np.repeat([ratio(shape) if math.prod(shape) else 0.0 for shape in shapes], repeats)
     total = int(sizes.sum())
     target = int(selection.target_count(density, total))

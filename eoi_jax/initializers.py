@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import givens
-from eoi_jax._internal import block_diagonal, checks
+from eoi_jax._internal import block_diagonal, checks, fan_axes
 from eoi_jax._internal.conv import (
     Taps,
     at_center,
@@ -25,6 +25,7 @@ from eoi_jax._internal.conv import (
     drawn_density,
     place,
 )
+from eoi_jax._internal.fan_axes import AxisNames
 from eoi_jax._internal.haar import haar
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.givens import AngleLaw
@@ -41,7 +42,9 @@ def dense(
     density: float | Array,
     *,
     scale: float | Array = 1.0,
-    column_axis: int = -1,
+    in_axis: AxisNames = -2,
+    out_axis: AxisNames = -1,
+    batch_axis: AxisNames = (),
     angles: AngleLaw = givens.uniform_angle,
     planes: PlaneLaw = independent,
     permute: bool = False,
@@ -58,7 +61,12 @@ def dense(
         density: Fraction of non-zeros, in [1/max(n, m), 1]; may be traced.
         scale: Factor of the kernel; ``1.0`` keeps norms, a mean-field critical value keeps the
             signal of a nonlinear network (1.0247 for deep tanh networks).
-        column_axis: The axis of outputs; all other axes together are the inputs.
+        in_axis: The axis or axes of inputs, which are one fan in the order given.
+        out_axis: The axis or axes of outputs, likewise.
+        batch_axis: The axis or axes along which a kernel holds several matrices, each drawn with a
+            key of its own. Axes without a name stand before the inputs and belong to them, so that
+            by default the last axis is the outputs and all others together are the inputs. All
+            three are those of :func:`jax.nn.initializers.variance_scaling`.
         angles: Law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
         planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`.
         permute: Permute rows and columns at random and draw their signs.
@@ -75,7 +83,8 @@ def dense(
     Raises:
         ValueError: Here for a density outside (0, 1] or a bad ``scale``, ``dtype``,
             ``planes`` or ``balance_outputs``; from ``init`` for a density below the shape's minimum
-            or a shape with fewer than two axes.
+            or a shape with fewer than two axes, without an axis that is named, or with one that is
+            named twice.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,6 +95,13 @@ def dense(
         >>> kernel.shape, round(float((kernel != 0).mean()), 3)
         ((256, 512), 0.1)
 
+        Queries of attention, ``(inputs, heads, size of a head)``, as one matrix of 64 x 64:
+
+        >>> init = eoi.dense(0.1, in_axis=0, out_axis=(1, 2))
+        >>> query = init(jax.random.key(0), (64, 4, 16)).reshape(64, 64)
+        >>> bool(jnp.allclose(query.T @ query, jnp.eye(64), atol=1e-5))
+        True
+
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
@@ -93,6 +109,7 @@ def dense(
     checks.number(scale, "scale")
     check(planes)
     balance_outputs = checks.balance(balance_outputs, planes)
+    axes = _axes(in_axis, out_axis, batch_axis)
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
         return orthogonal(
@@ -101,7 +118,6 @@ def dense(
             density,
             scale=scale,
             dtype=dtype,
-            column_axis=column_axis,
             angles=angles,
             planes=planes,
             permute=permute,
@@ -109,7 +125,7 @@ def dense(
             balance_outputs=balance_outputs,
         )
 
-    return _initializer(draw, dtype)
+    return _initializer(_along(axes, draw), dtype)
 
 
 def conv(
@@ -386,6 +402,9 @@ def sao_dense(
     *,
     activation: block_diagonal.Activation = "tanh",
     scale: float | Array = 1.0,
+    in_axis: AxisNames = -2,
+    out_axis: AxisNames = -1,
+    batch_axis: AxisNames = (),
     dtype: DType = jnp.float32,
 ) -> Initializer:
     r"""Block-sparse orthogonal kernels for square dense layers: the SAO baseline.
@@ -398,11 +417,14 @@ def sao_dense(
             or even and at least 4 for ``activation="relu"``; see :func:`eoi_jax.sao.degree`.
         activation: ``"tanh"``, an orthogonal matrix, or ``"relu"``, the pairs for ReLU layers.
         scale: Factor of the kernel; may be traced.
+        in_axis: The axis or axes of inputs, as in :func:`dense`.
+        out_axis: The axis or axes of outputs.
+        batch_axis: The axis or axes along which a kernel holds several matrices.
         dtype: The dtype if ``init`` is called without one.
 
     Returns:
-        ``init(key, shape, dtype=dtype, out_sharding=None)``; all axes of ``shape`` but the last
-        together are the inputs.
+        ``init(key, shape, dtype=dtype, out_sharding=None)``; axes of ``shape`` without a name
+        belong to the inputs.
 
     Raises:
         ValueError: Here for a density outside (0, 1] or traced, an unknown activation, or a bad
@@ -425,13 +447,13 @@ def sao_dense(
     density = block_diagonal.check_density(density)
     activation = block_diagonal.check_activation(activation)
     checks.number(scale, "scale")
+    axes = _axes(in_axis, out_axis, batch_axis)
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        inputs, outputs = math.prod(shape[:-1]), shape[-1]
-        options = (density, activation, scale, dtype)
-        return block_diagonal.kernel_matrix(key, inputs, outputs, *options).reshape(shape)
+        inputs, outputs = shape
+        return block_diagonal.kernel_matrix(key, inputs, outputs, density, activation, scale, dtype)
 
-    return _initializer(draw, dtype)
+    return _initializer(_along(axes, draw), dtype)
 
 
 def sao_conv(
@@ -511,6 +533,30 @@ def _initializer(draw: _Draw, dtype: DType, *, min_ndim: int = 2) -> Initializer
         return kernel if out_sharding is None else jax.sharding.reshard(kernel, out_sharding)
 
     return init
+
+
+def _axes(in_axis: Any, out_axis: Any, batch_axis: Any) -> tuple[Any, Any, Any]:
+    """Accept the axes of kernels of any shape."""
+    for name, axes in (("in_axis", in_axis), ("out_axis", out_axis), ("batch_axis", batch_axis)):
+        fan_axes.check(axes, name)
+    return in_axis, out_axis, batch_axis
+
+
+def _along(axes: tuple[Any, Any, Any], draw: _Draw) -> _Draw:
+    """Draw matrices ``(inputs, outputs)`` along the named axes of a kernel."""
+
+    def along(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        named = fan_axes.resolve(*axes, len(shape))
+        view = fan_axes.View(shape, 0, named)
+        matrix = (math.prod(view.taps) * view.inputs, view.outputs)
+        if not named.batch:
+            return view.from_layers(draw(key, matrix, dtype))
+        if view.matrices == 0:
+            return jnp.zeros(shape, dtype)
+        keys = jax.random.split(key, view.matrices)
+        return view.from_matrices(jax.vmap(lambda key: draw(key, matrix, dtype))(keys))
+
+    return along
 
 
 def _grouped(draw: _Draw, groups: int) -> _Draw:

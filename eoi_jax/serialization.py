@@ -40,7 +40,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from eoi_jax import spectrum
-from eoi_jax._internal import checks, selection, shardings, trees
+from eoi_jax._internal import checks, fan_axes, selection, shardings, trees
 from eoi_jax._internal.arrays import native, nonzero
 from eoi_jax._internal.files import atomic_write
 from eoi_jax._internal.version import __version__
@@ -56,6 +56,7 @@ _MAX_KEYS = 100  # of a path: functions over trees call themselves once for each
 _MASK = "~mask"  # no name ends so: in names a ~ has 0 or 1 behind it
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _INTEGERS = ("int8", "int16", "int32", "int64")
+_AXES = ("in_axis", "out_axis", "batch_axis")  # of a layout
 _DTYPES = (*_FLOATS, "bool", *_INTEGERS, *(f"u{name}" for name in _INTEGERS))
 
 
@@ -91,7 +92,7 @@ class SavedNetwork(NamedTuple):
                 f"path={name!r} is outside the leaves of the file, such as "
                 f"{min(records, default=None)!r}. Pass the whole tree: saved.params."
             )
-        return Layout(**records[name].get("layout", {}))
+        return _recorded_layout(records[name])
 
 
 def save(
@@ -165,7 +166,7 @@ def save(
         is_kernel, found = trees.is_kernel(key_path, leaf), None
         if is_kernel and layout is not None:
             found = trees.layout(layout, key_path, leaf)
-            record["layout"] = found._asdict()
+            record["layout"] = _layout_record(found, key_path, leaf)
         if kept is not None:
             record |= _counts(kept)
             record |= _measured(name, value, found) if is_kernel else {}
@@ -324,6 +325,28 @@ def _on_host(leaf: Any, where: str) -> NDArray[Any]:
             "Gather it first: jax.experimental.multihost_utils.process_allgather(leaf, tiled=True)."
         )
     return native(np.asarray(leaf))
+
+
+def _layout_record(layout: Layout, path: Any, leaf: Any) -> dict[str, Any]:
+    """Write a layout for JSON, without the axes that are as Flax stores them."""
+    if np.ndim(leaf) - layout.batch_axes > 1:
+        trees.view(layout, path, leaf)  # refuses axes that the leaf has not
+    record = layout._asdict()
+    for name in _AXES:
+        axes = fan_axes.check(record.pop(name), name)
+        if axes != fan_axes.check(getattr(Layout(), name), name):
+            record[name] = list(axes)
+    return record
+
+
+def _recorded_layout(record: dict[str, Any]) -> Layout:
+    """Read the layout of a leaf's record: one axis is a number, and several are a tuple."""
+    fields = dict(record.get("layout", {}))
+    for name in _AXES:
+        if name in fields:
+            axes = tuple(fields[name])
+            fields[name] = axes[0] if len(axes) == 1 else axes
+    return Layout(**fields)
 
 
 def _measured(name: str, leaf: Any, layout: Layout | None) -> dict[str, float]:
@@ -542,7 +565,7 @@ def _is_whole(header: Any) -> bool:
     """Tell whether metadata are those of a sparse network; raise errors of many kinds if not."""
     for record in header["leaves"].values():
         masked = [record["kept"], record["density"]] if "kept" in record else [0, 0.0]
-        layout = Layout(**record.get("layout", {}))
+        layout = _recorded_layout(record)
         sizes = [*record["shape"], masked[0], layout.batch_axes, layout.groups]
         numbers = [masked[1], record.get("orthogonality_error", 0.0)]
         if not (
@@ -554,6 +577,9 @@ def _is_whole(header: Any) -> bool:
             and isinstance(layout.transposed, bool)
         ):
             return False
+        left = len(record["shape"]) - layout.batch_axes
+        if "layout" in record and left > 1:
+            fan_axes.resolve(layout.in_axis, layout.out_axis, layout.batch_axis, left)
     # A version is printed, and JSON may hold what no terminal does.
     printable = header["versions"]["eoi_jax"].isprintable()
     if _DIGESTS not in header:  # not one of another name, whose key has changed by a bit

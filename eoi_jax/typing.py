@@ -14,7 +14,7 @@
 ``Where``       ``(path, leaf) -> bool``: whether a leaf is a kernel to be made sparse; by default
                 :func:`eoi_jax.masks.is_kernel`, which judges by names, and a warning tells which
                 matrices stay dense
-``Layout``      how a kernel is a stack of layers, and each layer one of groups
+``Layout``      how a kernel is a stack of layers, and which axes of a layer are inputs and outputs
 ``LayoutOf``    ``(path, leaf) -> Layout``
 ``Initializer`` ``(key, shape, dtype, out_sharding) -> Array``, the protocol of
                 :mod:`jax.nn.initializers`
@@ -56,19 +56,58 @@ class Layout(NamedTuple):
     """How to read the axes of a kernel, which its shape alone does not tell.
 
     A scan over ``L`` dense layers stores one kernel ``(L, n, m)``, as a 1-D convolution does: the
-    scan's has ``batch_axes=1``. A depthwise kernel of ``c`` channels has ``groups=c``. What is left
-    of the axes are ``(*taps, inputs, outputs)``, as Flax and Haiku store them.
+    scan's has ``batch_axes=1``. What is left of the axes is the kernel of one layer, as its
+    initializer saw it: ``in_axis``, ``out_axis`` and ``batch_axis`` mean there what they mean to
+    :func:`jax.nn.initializers.variance_scaling`, and axes without a name are the taps of a
+    convolution. Several axes are one fan, in the order given.
+
+    ====================================== =====================================================
+    kernel                                 layout
+    ====================================== =====================================================
+    dense, or convolution of Flax, Haiku   ``Layout()``
+    convolution of Equinox or PyTorch      ``Layout(in_axis=1, out_axis=0)``
+    depthwise, ``c`` channels              ``Layout(groups=c)``
+    scanned layers ``(L, n, m)``           ``Layout(batch_axes=1)``
+    experts ``(experts, d, ff)``, critics  ``Layout(batch_axes=1)``, or ``batch_axis=0`` if all
+    ``(critics, n, m)``                    share one density
+    query, key, value ``(d, heads, k)``    ``Layout(in_axis=0, out_axis=(1, 2))``;
+                                           per head ``Layout(in_axis=0, out_axis=2, batch_axis=1)``
+    output of attention ``(heads, k, d)``  ``Layout(in_axis=(0, 1), out_axis=2)``;
+                                           per head ``Layout(in_axis=1, out_axis=2, batch_axis=0)``
+    q, k and v in one ``(d, 3 * d)``       ``Layout(groups=3)``
+    q, k and v in one ``(d, 3, heads, k)`` ``Layout(in_axis=0, out_axis=(2, 3), batch_axis=1)``
+    each of them scanned, ``(L, ...)``     the same with ``batch_axes=1``
+    ====================================== =====================================================
 
     Attributes:
-        batch_axes: How many leading axes stack layers, 0 or more.
-        groups: Into how many groups the channels of each layer are divided, 1 or more.
+        batch_axes: How many leading axes stack layers, 0 or more. Each layer has a density, and so
+            a number of weights, of its own.
+        groups: Into how many groups the outputs of each layer are divided, 1 or more.
         transposed: Whether the kernel is that of a transposed convolution, whose center tap is
             ``k // 2`` and not ``(k - 1) // 2``.
+        in_axis: The axis or axes of inputs of one layer's kernel.
+        out_axis: The axis or axes of outputs.
+        batch_axis: The axis or axes along which one layer holds several matrices, each an isometry
+            by itself, such as the heads of attention. They share the layer's density, as groups do.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import eoi_jax as eoi
+        >>> from eoi_jax.typing import Layout
+        >>> params = {"kernel": jnp.zeros((3, 16, 24))}  # three critics
+        >>> start = eoi.exact_orthogonal(
+        ...     jax.random.key(0), params, 0.2, layout=lambda path, leaf: Layout(batch_axes=1)
+        ... )
+        >>> start.mask["kernel"].sum(axis=(1, 2)).tolist()
+        [77, 77, 76]
     """
 
     batch_axes: int = 0
     groups: int = 1
     transposed: bool = False
+    in_axis: int | Sequence[int] = -2
+    out_axis: int | Sequence[int] = -1
+    batch_axis: int | Sequence[int] = ()
 
 
 LayoutOf: TypeAlias = Callable[[tuple[Any, ...], Any], Layout]

@@ -109,7 +109,14 @@ def load(path: str | os.PathLike[str], *, stacks: Collection[str] = ()) -> Netwo
             raise ValueError("it is outside those of eoi.save, format 1: it has no masks")
         network = Network({}, {})
         for name, record in header["leaves"].items():
-            if record.get("layout", {}).get("transposed"):
+            layout = record.get("layout", {})
+            has_axes = not layout.keys().isdisjoint(("in_axis", "out_axis", "batch_axis"))
+            if has_axes and name.endswith("kernel"):  # a weight may stand as in PyTorch
+                raise ValueError(
+                    f"{name!r} has axes of its own, {layout}, outside (*taps, inputs, outputs). "
+                    "Bring it into that order, and save the network again"
+                )
+            if layout.get("transposed"):
                 raise ValueError(
                     f"{name!r} is the kernel of a transposed convolution, outside the linear "
                     "layers and convolutions. Flip its taps and move them behind (inputs, "

@@ -38,8 +38,8 @@ def circular_conv(x, kernel, groups=1):
 
 
 def test_dense_is_orthogonal_with_its_options():
-    init = eoi.dense(0.2, scale=2.0, column_axis=0, permute=True)
-    expected = eoi.orthogonal(KEY, (20, 30), 0.2, scale=2.0, column_axis=0, permute=True)
+    init = eoi.dense(0.2, scale=2.0, in_axis=1, out_axis=0, permute=True)
+    expected = eoi.orthogonal(KEY, (30, 20), 0.2, scale=2.0, permute=True).T
     np.testing.assert_array_equal(init(KEY, (20, 30), jnp.float32), expected)
     chex.assert_type(init(KEY, (20, 30), jnp.bfloat16), jnp.bfloat16)
     chex.assert_type(eoi.dense(0.2, dtype=jnp.float16)(KEY, (20, 30)), jnp.float16)

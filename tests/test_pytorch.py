@@ -271,6 +271,15 @@ def test_transposed_convolutions_are_refused(tmp_path):
         pytorch.load(tmp_path / "net")
 
 
+def test_kernels_with_axes_of_their_own_are_refused(tmp_path):
+    params = {"query": {"kernel": np.ones((4, 2, 2), np.float32)}}
+    mask = {"query": {"kernel": np.array(True)}}
+    layout = Layout(in_axis=0, out_axis=(1, 2))
+    eoi.save(tmp_path / "net", params, mask, layout=lambda *_: layout)
+    with refuses("path", "query/kernel", "in_axis", "out_axis"):
+        pytorch.load(tmp_path / "net")
+
+
 def test_tensors_are_saved_as_arrays(tmp_path):
     weight = torch.ones(2, 3)
     with refuses("params[kernel]", "Tensor", ".numpy()"):

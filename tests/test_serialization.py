@@ -250,6 +250,26 @@ def test_a_layout_is_recorded_and_read_by(tmp_path):
         eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(batch_axes=3))
 
 
+def test_the_axes_of_a_layout_are_recorded(tmp_path):
+    """Two heads, each an isometry; read as one matrix they are not."""
+    kernel = jnp.moveaxis(jnp.stack([jnp.eye(4, 2), jnp.eye(4, 2)]), 0, 1)
+    params, mask = {"kernel": kernel}, {"kernel": kernel != 0}
+    layout = Layout(in_axis=0, out_axis=2, batch_axis=1)
+    eoi.save(tmp_path / "net", params, mask, layout=lambda *_: layout)
+    saved = eoi.load(tmp_path / "net", like=params)
+    assert saved.metadata["leaves"]["kernel"]["orthogonality_error"] == 0
+    found = saved.layout(jax.tree_util.tree_leaves_with_path(params)[0][0], kernel)
+    assert spectrum_errors(params, found) == 0
+    assert spectrum_errors(params, layout._replace(out_axis=(1, 2), batch_axis=())) == 1
+    with refuses("layout(kernel).in_axis=3"):
+        eoi.save(tmp_path / "net", params, mask, layout=lambda *_: Layout(in_axis=3))
+
+
+def spectrum_errors(params, layout):
+    [error] = eoi.spectrum.kernel_orthogonality_errors(params, layout=lambda *_: layout).values()
+    return error
+
+
 def orthogonal(*shape):
     return np.linalg.qr(RNG.normal(size=shape))[0].astype(np.float32)
 
@@ -581,6 +601,9 @@ LEAVES = {
     "half an axis": ({KERNEL: {"layout": {"batch_axes": 1.0}}}, NO_RECORDS),
     "an axis less": ({KERNEL: {"layout": {"batch_axes": -1}}}, NO_RECORDS),
     "all axes": ({KERNEL: {"layout": {"batch_axes": 2}}}, NO_RECORDS),
+    "an axis twice": ({KERNEL: {"layout": {"in_axis": [0], "out_axis": [0]}}}, NO_RECORDS),
+    "no list of axes": ({KERNEL: {"layout": {"in_axis": 0}}}, NO_RECORDS),
+    "an axis in words": ({KERNEL: {"layout": {"in_axis": "0"}}}, NO_RECORDS),
     "nearly transposed": ({KERNEL: {"layout": {"transposed": 1}}}, NO_RECORDS),
     "an error in words": ({KERNEL: {"orthogonality_error": "0"}}, NO_RECORDS),
     "no error": ({KERNEL: {"orthogonality_error": float("nan")}}, NO_RECORDS),

@@ -10,15 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from eoi_jax._internal import checks, selection, shardings, trees
+from eoi_jax._internal import checks, fan_axes, names, selection, shardings, trees
 from eoi_jax._internal.conv import center_tap
 from eoi_jax.typing import Densities, Layout, LayoutOf, Mask, Params
 
 __all__ = ["Counts", "Geometry", "Kernel", "feasible", "kernels", "place", "place_mask", "read"]
 
 Counts: TypeAlias = NDArray[np.int64]
-# Wider windows are no convolutions but channels in another order.
-_LARGEST_WINDOW = 15
 
 
 class Geometry(NamedTuple):
@@ -76,7 +74,7 @@ class Kernel(NamedTuple):
     """One kernel of a tree: a layer, or a stack of layers of one geometry."""
 
     name: str
-    stack: tuple[int, ...]
+    view: fan_axes.View
     geometry: Geometry
     counts: Counts  # of non-zeros, one for each layer of the stack
 
@@ -85,6 +83,7 @@ def kernels(
     params: Params, densities: Densities, selected: Any, layout: LayoutOf | None
 ) -> list[Kernel | None]:
     """Read the kernels of a tree and the counts of their layers; None for dense leaves."""
+    layout = names.known(layout, params)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
     checked = trees.densities(densities, params, name="densities", tree_name="params")
     rows = zip(paths_and_leaves, checked, jax.tree.leaves(selected), strict=True)
@@ -94,14 +93,17 @@ def kernels(
             found.append(None)
             continue
         name = trees.path_name(path)
-        stack, geometry = read(path, leaf, layout)
-        counts = _layer_counts(density, stack, geometry.size, name)
-        found.append(Kernel(name, tuple(stack), geometry, counts))
+        view, geometry = read(path, leaf, layout)
+        counts = _layer_counts(density, view.stack, geometry.size, name)
+        found.append(Kernel(name, view, geometry, counts))
     return found
 
 
-def read(path: Any, leaf: Any, layout: LayoutOf | None) -> tuple[tuple[int, ...], Geometry]:
-    """Read the shape of a kernel: the axes that stack its layers, and the geometry of a layer."""
+def read(path: Any, leaf: Any, layout: LayoutOf) -> tuple[fan_axes.View, Geometry]:
+    """Read the shape of a kernel: how its axes are read, and the geometry of a layer.
+
+    The matrices along the batch axes of a layer are groups of its geometry.
+    """
     name = trees.path_name(path)
     if len(leaf.shape) < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
@@ -109,31 +111,8 @@ def read(path: Any, leaf: Any, layout: LayoutOf | None) -> tuple[tuple[int, ...]
             "arrays of 2 or more axes. Let where= select kernels only."
         )
     found = trees.layout(layout, path, leaf)
-    if layout is None:
-        _unambiguous(path, leaf.shape, name)
-    stack, shape = leaf.shape[: found.batch_axes], leaf.shape[found.batch_axes :]
-    return stack, _geometry(shape, found, name)
-
-
-def _unambiguous(path: Any, shape: tuple[int, ...], name: str) -> None:
-    """Refuse shapes that may mean several things, where no layout tells which."""
-    *taps, inputs, outputs = shape
-    readings = ""
-    if len(shape) == 3:
-        readings = "a stack of layers, a 1-D convolution or attention"
-    elif getattr(path[-1] if path else None, "name", None) == "weight" and taps:
-        readings = "a kernel (outputs, inputs, *taps), as Equinox stores it, or (*taps, ...)"
-    elif taps and max(taps) > _LARGEST_WINDOW:
-        readings = f"a window of {' x '.join(map(str, taps))} or other axes"
-    elif taps and inputs == 1 and outputs > 1:
-        readings = "a depthwise convolution or one of a single input channel"
-    if readings:
-        raise ValueError(
-            f"params[{name}] of shape {shape} is outside the kernels that a shape explains: "
-            f"{readings}. Say which with layout=lambda path, leaf: Layout(batch_axes, groups), "
-            "where what is left of the axes are (*taps, inputs, outputs); move them first if they "
-            "are not."
-        )
+    view = trees.view(found, path, leaf)
+    return view, _geometry(view, found, name)
 
 
 def feasible(
@@ -194,18 +173,13 @@ def place_mask(mask: Mask, params: Params) -> Mask:
     return jax.tree.unflatten(jax.tree.structure(mask), placed)
 
 
-def _geometry(shape: tuple[int, ...], layout: Layout, name: str) -> Geometry:
-    groups = layout.groups
-    if len(shape) < 2:
-        raise ValueError(
-            f"layout({name}) leaves axes {shape} to a layer, outside (*taps, inputs, outputs). "
-            "Count fewer batch_axes."
-        )
-    *taps, inputs, outputs = shape
+def _geometry(view: fan_axes.View, layout: Layout, name: str) -> Geometry:
+    of_matrix = layout.groups
     checks.feature_groups(
-        groups, outputs, name=f"layout({name}).groups", outputs_name=f"params[{name}].shape[-1]"
+        of_matrix, view.outputs, name=f"layout({name}).groups", outputs_name=f"outputs of {name}"
     )
-    geometry = Geometry(tuple(taps), inputs, outputs // groups, groups, layout.transposed)
+    outputs, groups = view.outputs // of_matrix, max(view.matrices, 1) * of_matrix
+    geometry = Geometry(view.taps, view.inputs, outputs, groups, layout.transposed)
     remedy = "Split the layer."
     high = selection.MAX_SIZE
     checks.integer(geometry.size, low=0, high=high, name=f"params[{name}].size", remedy=remedy)
@@ -238,8 +212,8 @@ def _shortage(present: list[Kernel], short: Any, need: Any, what: str) -> str:
     for kernel in present:
         for layer, count in enumerate(kernel.counts):
             if short[index]:
-                place = (int(axis) for axis in np.unravel_index(layer, kernel.stack))
-                where = f"[{', '.join(map(str, place))}]" if kernel.stack else ""
+                place = (int(axis) for axis in np.unravel_index(layer, kernel.view.stack))
+                where = f"[{', '.join(map(str, place))}]" if kernel.view.stack else ""
                 lines.append(
                     f"{kernel.name}{where}: {count} of {kernel.geometry.size} weights, "
                     f"needs {need[index]}"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax._internal import checks
+from eoi_jax._internal import checks, fan_axes
 from eoi_jax._internal.arrays import native, nonzero
 from eoi_jax.typing import Layout, Params, Where
 
@@ -182,8 +182,13 @@ def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
         >>> is_kernel((DictKey("dense"), DictKey("bias")), jnp.ones((8, 2)))
         False
     """
+    return _is_floating(leaf, 2) and is_kernel_name(path)
+
+
+def is_kernel_name(path: Sequence[Any]) -> bool:
+    """Tell whether the last name of a path is that of a kernel, whatever the leaf."""
     name = _LAYER_OF_NAME.sub("", _last_name(path))
-    return _is_floating(leaf, 2) and name in (*KERNEL_NAMES, *_OTHER_KERNEL_NAMES)
+    return name in (*KERNEL_NAMES, *_OTHER_KERNEL_NAMES)
 
 
 def _last_name(path: Sequence[Any]) -> str:
@@ -375,7 +380,7 @@ def scores(value: Any, *, name: str = "scores") -> Any:
     return value
 
 
-def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
+def layout(value: Any, path: Sequence[Any], leaf: Any) -> Layout:
     """Return the layout that ``value`` gives a leaf, ``Layout()`` if it is None."""
     found = Layout() if value is None else value(tuple(path), leaf)
     where = f"layout({path_name(path)})"
@@ -388,6 +393,20 @@ def layout(value: Any, path: Sequence[Any], leaf: Any) -> Any:
         found.batch_axes, low=0, high=max(np.ndim(leaf) - 1, 0), name=f"{where}.batch_axes"
     )
     return found
+
+
+def view(layout: Layout, path: Sequence[Any], leaf: Any) -> fan_axes.View:
+    """Return how the axes of a kernel are read by its layout."""
+    name = f"layout({path_name(path)})"
+    left = leaf.shape[layout.batch_axes :]
+    if len(left) < 2:
+        raise ValueError(
+            f"{name} leaves axes {left} to a layer, outside (*taps, inputs, outputs). "
+            "Count fewer batch_axes."
+        )
+    names = (layout.in_axis, layout.out_axis, layout.batch_axis)
+    axes = fan_axes.resolve(*names, len(left), name=f"{name}.")
+    return fan_axes.View(tuple(leaf.shape), layout.batch_axes, axes)
 
 
 def some_weights(params: Any, kernels: Any) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, layouts, shardings, trees
+from eoi_jax._internal import checks, layouts, names, shardings, trees
 from eoi_jax._internal.arrays import native
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
@@ -85,9 +85,10 @@ def rescaled(
     Args:
         params: A pytree of arrays, drawn as for a dense network.
         mask: A mask of its structure.
-        per: ``"layer"`` or ``"unit"``: an entry of the last axis, as Flax stores kernels.
+        per: ``"layer"`` or ``"unit"``: an entry of the axes of outputs.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers, each with a density
-            of its own.
+            of its own, and which axes are outputs; by default what
+            :func:`eoi_jax.layouts.by_name` tells.
 
     Returns:
         The parameters, and the mask. A unit without weights, or a layer, stays zero.
@@ -112,12 +113,16 @@ def rescaled(
     remedy = "'layer' is one factor a layer, 'unit' one for each output."
     checks.one_of(per, ("layer", "unit"), name="per", remedy=remedy)
     start = masked(params, mask)
+    layout_of = names.known(layout, start.params, strict=False)
 
     def rescale(path: Any, leaf: Any, leaf_mask: Any) -> Any:
         if np.ndim(leaf_mask) == 0:
             return leaf
-        first = trees.layout(layout, path, leaf).batch_axes
-        axes = tuple(range(first, leaf.ndim - (per == "unit")))
+        view = trees.view(trees.layout(layout_of, path, leaf), path, leaf)
+        of_unit = (*view.axes.taps, *view.axes.inputs)
+        axes = tuple(range(view.stacked, leaf.ndim))
+        if per == "unit":
+            axes = tuple(view.stacked + axis for axis in of_unit)
         dtype = checks.compute_dtype(leaf.dtype)
         density = jnp.mean(leaf_mask, axis=axes, keepdims=True, dtype=dtype)
         factor = jnp.where(density > 0, density, 1) ** -0.5
@@ -137,7 +142,7 @@ def redraw(
     where: Where = masks.is_kernel,
     layout: LayoutOf | None = None,
 ) -> Params:
-    """Draw every kernel anew, each layer of a stack by itself.
+    """Draw every kernel anew, each layer of a stack and each matrix of a layer by itself.
 
     As a sanity control: a method whose masks do as well with other weights has found a mask, and
     not weights that win (Frankle et al., "Pruning Neural Networks at Initialization", 2021).
@@ -148,7 +153,9 @@ def redraw(
         kernel_init: ``(key, shape, dtype) -> array``, such as
             ``jax.nn.initializers.lecun_normal()``.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
-        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers.
+        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers, and which axes are
+            inputs and outputs: ``kernel_init`` sees the shape ``(*taps, inputs, outputs)``. By
+            default what :func:`eoi_jax.layouts.by_name` tells.
 
     Returns:
         A tree of the structure, shapes and dtypes of ``params``.
@@ -168,18 +175,20 @@ def redraw(
     params = jax.tree.map(native, params)
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     is_kernel = jax.tree.leaves(trees.kernels(params, where))
+    layout = names.known(layout, params, strict=False)
     leaves = [leaf for _, leaf in paths_and_leaves]
     for index, (path, leaf) in enumerate(paths_and_leaves):
         if not is_kernel[index] or leaf.size == 0:
             continue
-        batch_axes = trees.layout(layout, path, leaf).batch_axes
-        stack, shape = leaf.shape[:batch_axes], leaf.shape[batch_axes:]
+        found = trees.layout(layout, path, leaf)
+        view = trees.view(found, path, leaf)
+        shape = (*view.taps, view.inputs, view.outputs)
         leaf_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
-        keys = jax.random.split(leaf_key, math.prod(stack))
+        keys = jax.random.split(leaf_key, math.prod(view.stack) * view.matrices)
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         # QR knows no narrow dtypes.
         draw = functools.partial(_call, kernel_init, shape, checks.compute_dtype(dtype))
-        drawn = jax.vmap(draw)(keys).reshape(leaf.shape).astype(dtype)
+        drawn = view.from_matrices(jax.vmap(draw)(keys)).astype(dtype)
         leaves[index] = shardings.like(drawn, leaf)
     return treedef.unflatten(leaves)
 

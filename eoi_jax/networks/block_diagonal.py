@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import initializers, masks, sao
-from eoi_jax._internal import block_diagonal, checks, layouts, trees
+from eoi_jax._internal import block_diagonal, checks, layouts, names, trees
 from eoi_jax._internal.arrays import nonzero
 from eoi_jax._internal.conv import at_center
 from eoi_jax._internal.keys import threefry_key
@@ -79,6 +79,7 @@ def sparsity_aware_orthogonal(
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     is_kernel = jax.tree.leaves(trees.kernels(params, where))
+    layout = names.known(layout, params)
     checked = trees.densities(densities, params, name="densities", tree_name="params")
     new_params, new_mask = [], []
     for index, (path, leaf) in enumerate(paths_and_leaves):
@@ -86,7 +87,9 @@ def sparsity_aware_orthogonal(
             new_params.append(leaf)
             new_mask.append(jnp.array(True))
             continue
-        stack, geometry = layouts.read(path, leaf, layout)
+        view, geometry = layouts.read(path, leaf, layout)
+        # Each matrix along the batch axes of a layer is a layer to the method.
+        geometry = geometry._replace(groups=geometry.groups // view.matrices)
         name = f"densities[{trees.path_name(path)}]"
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         checks.scale(scale, dtype)
@@ -95,10 +98,11 @@ def sparsity_aware_orthogonal(
         else:
             degree = _degree(geometry.inputs, checked[index], activation, name)
             draw = _sparse_layer(geometry, degree, activation, scale, dtype)
-        keys = jax.random.split(jax.random.fold_in(key, index), math.prod(stack))
+        number = math.prod(view.stack) * view.matrices
+        keys = jax.random.split(jax.random.fold_in(key, index), number)
         kernel, mask = jax.vmap(draw)(keys)
-        new_params.append(kernel.reshape(leaf.shape))
-        new_mask.append(mask.reshape(leaf.shape))
+        new_params.append(view.from_matrices(kernel))
+        new_mask.append(view.from_matrices(mask))
     mask_tree = treedef.unflatten(new_mask)
     return SparseInit(*layouts.place(treedef.unflatten(new_params), mask_tree, params))
 

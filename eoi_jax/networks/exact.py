@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eoi_jax import givens
-from eoi_jax._internal import checks, drawing, layouts, selection, trees
+from eoi_jax._internal import checks, drawing, fan_axes, layouts, selection, trees
 from eoi_jax._internal.arrays import nonzero
 from eoi_jax._internal.conv import Taps, center_density, check_strides, check_taps, place
 from eoi_jax._internal.keys import threefry_key
@@ -77,7 +77,8 @@ def exact_orthogonal(
             each kernel's :math:`\lVert W \rVert_F^2` is :math:`2 d\, c_\text{out}`, as that of
             masked He weights, of which the normalization divides the learning rate; or a function
             ``(path, kernel shape, density) -> number``, called on the host for each layer of each
-            kernel with the shape of one layer and the density of its mask.
+            kernel with the shape of one layer, ``(*taps, inputs, outputs)`` with each fan in one
+            axis, and the density of its mask.
         taps: Where the entries of a convolution's matrix stand: ``"center"`` (the paper's),
             ``"spread"`` or ``"spread_both"``, all exactly isometric under circular padding; with
             zeros around 32 x 32 pixels a spread 3 x 3 layer loses about 4 % of the energy. See
@@ -108,7 +109,10 @@ def exact_orthogonal(
             :func:`eoi_jax.planes.within` takes a function of the size.
         permute: Permute channels at random and draw signs.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
-        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or grouped.
+        layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or grouped, and which
+            axes are inputs and outputs; by default :func:`eoi_jax.layouts.by_name`, which knows
+            the attention of Flax, Equinox and GPT-2, each kernel one isometry, or one for each of
+            q, k and v where they are fused.
 
     Returns:
         The parameters, and a mask with exactly as many unmasked weights as the budgets sum to.
@@ -189,7 +193,7 @@ def exact_orthogonal(
             jnp.asarray(group.counts, jnp.int32),
             group.scales,
             geometry=group.geometry,
-            shapes=tuple(leaves[index].shape for index in group.indices),
+            views=group.views,
             permute=permute,
             every_tap=rule.every_tap,
             taps=taps if group.geometry.taps else "center",
@@ -305,6 +309,7 @@ class _Group(NamedTuple):
     geometry: layouts.Geometry
     dtype: Any
     indices: list[int]  # among the leaves of the tree
+    views: tuple[fan_axes.View, ...]  # of these leaves
     counts: layouts.Counts  # of unmasked weights, one for each layer
     matrix_counts: layouts.Counts  # of non-zeros, one for each matrix
     balanced: NDArray[np.bool_]  # whether each matrix has outputs of balanced norms
@@ -329,7 +334,8 @@ def _group(
             rule.check(kernel)
     groups = []
     for (geometry, dtype), indices in alike.items():
-        layer_counts = [kernel.counts for i in indices if (kernel := kernels[i]) is not None]
+        present = [kernel for i in indices if (kernel := kernels[i]) is not None]
+        layer_counts = [kernel.counts for kernel in present]
         pairs = zip(indices, layer_counts, strict=True)
         keys = [jax.random.split(jax.random.fold_in(key, i), len(counts)) for i, counts in pairs]
         matrix_keys, mask_keys = _split(jnp.concatenate(keys), geometry.groups)
@@ -343,6 +349,7 @@ def _group(
                 geometry,
                 dtype,
                 indices,
+                tuple(kernel.view for kernel in present),
                 counts,
                 matrix_counts,
                 balanced,
@@ -419,7 +426,7 @@ def _draw(groups: Sequence[_Group], angles: AngleLaw, planes: PlaneLaw) -> list[
     return [drawn[index] for index in range(len(groups))]
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "shapes", "permute", "every_tap", "taps"))
+@functools.partial(jax.jit, static_argnames=("geometry", "views", "permute", "every_tap", "taps"))
 def _place(
     keys: Array,
     matrices: Array,
@@ -428,7 +435,7 @@ def _place(
     scales: Array,
     *,
     geometry: layouts.Geometry,
-    shapes: tuple[tuple[int, ...], ...],
+    views: tuple[fan_axes.View, ...],
     permute: bool,
     every_tap: bool,
     taps: Taps,
@@ -459,10 +466,10 @@ def _place(
         window_axes = tuple(range(1, len(window) + 1))
         support = jnp.broadcast_to(support.any(window_axes, keepdims=True), kernels.shape)
     masks = selection.unmask_layers(mask_keys, support, counts)
-    ends = np.cumsum([math.prod(shape) // geometry.size for shape in shapes])[:-1]
+    ends = np.cumsum([math.prod(view.stack) for view in views])[:-1]
 
     def leaves(whole: Array) -> list[Array]:
-        parts = zip(jnp.split(whole, ends), shapes, strict=True)
-        return [part.reshape(shape) for part, shape in parts]
+        parts = zip(jnp.split(whole, ends), views, strict=True)
+        return [view.from_layers(part) for part, view in parts]
 
     return leaves(kernels), leaves(masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import isometry
-from eoi_jax._internal import layouts, shardings, trees
+from eoi_jax._internal import fan_axes, layouts, names, shardings, trees
 from eoi_jax.networks.base import SparseInit
-from eoi_jax.typing import Array, Layout, LayoutOf, Mask, Params
+from eoi_jax.typing import Array, LayoutOf, Mask, Params
 
 __all__ = ["approximate_isometry"]
 
@@ -73,17 +72,17 @@ def approximate_isometry(
     params = trees.arrays(params)
     trees.mask_fits(mask, params)
     mask = layouts.place_mask(mask, params)
+    layout_of = names.known(layout, params)
 
     def solve(path: Any, leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0 or np.size(leaf) == 0:
             return leaf
-        layouts.read(path, leaf, layout)  # refuses a shape that may mean several things
-        leaf_layout = trees.layout(layout, path, leaf)
-        kernel, unstack = _stack_matrices(shardings.unsharded(leaf), leaf_layout)
+        view, geometry = layouts.read(path, leaf, layout_of)
+        kernel, unstack = _stack_matrices(shardings.unsharded(leaf), view, geometry.groups)
         try:
             solved = isometry.approximate_isometry(
                 kernel,
-                _stack_matrices(shardings.unsharded(leaf_mask), leaf_layout)[0],
+                _stack_matrices(shardings.unsharded(leaf_mask), view, geometry.groups)[0],
                 scale=scale,
                 objective=objective,
                 num_steps=num_steps,
@@ -99,15 +98,18 @@ def approximate_isometry(
     return SparseInit(*layouts.place(solved, mask, params))
 
 
-def _stack_matrices(leaf: Array, layout: Layout) -> tuple[Array, Callable[[Array], Array]]:
+def _stack_matrices(
+    leaf: Array, view: fan_axes.View, groups: int
+) -> tuple[Array, Callable[[Array], Array]]:
     """Put the matrices of a kernel in one stack ``(matrices, rows, columns)``, and undo it."""
-    axes, groups = layout.batch_axes, layout.groups
-    layers, outputs = math.prod(leaf.shape[:axes]), leaf.shape[-1]
-    grouped = jnp.reshape(leaf, (layers, -1, groups, outputs // groups))
+    layered = jnp.asarray(view.layers(leaf))
+    layers, outputs = len(layered), layered.shape[-1]
+    grouped = layered.reshape(layers, -1, groups, outputs // groups)
     stacked = jnp.moveaxis(grouped, 2, 1).reshape(layers * groups, -1, outputs // groups)
 
     def unstack(matrices: Array) -> Array:
         split = matrices.reshape(layers, groups, -1, outputs // groups)
-        return jnp.moveaxis(split, 1, 2).reshape(leaf.shape)
+        unstacked: Array = view.from_layers(jnp.moveaxis(split, 1, 2).reshape(layered.shape))
+        return unstacked
 
     return stacked, unstack

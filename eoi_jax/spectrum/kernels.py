@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax._internal import checks, layouts, shardings, spectra, trees
+from eoi_jax._internal import checks, layouts, names, shardings, spectra, trees
 from eoi_jax.typing import Array, LayoutOf, Params, Shape, Where
 
 __all__ = ["conv_singular_values", "kernel_orthogonality_errors", "kernel_singular_values"]
@@ -124,8 +124,9 @@ def kernel_singular_values(
     Reference:
         Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers", ICLR 2019.
     """
+    layout_of = names.known(layout, params)
     return _by_name(
-        lambda path, leaf: _stack_values(path, leaf, layout, spatial_shape), params, where
+        lambda path, leaf: _stack_values(path, leaf, layout_of, spatial_shape), params, where
     )
 
 
@@ -171,7 +172,8 @@ def kernel_orthogonality_errors(
         Wang et al., "Orthogonal Convolutional Neural Networks", CVPR 2020, whose penalty is the
         sum of squares of these entries.
     """
-    return _by_name(lambda path, leaf: _stack_errors(path, leaf, layout), params, where)
+    layout_of = names.known(layout, params)
+    return _by_name(lambda path, leaf: _stack_errors(path, leaf, layout_of), params, where)
 
 
 def _by_name(
@@ -187,11 +189,11 @@ def _by_name(
     }
 
 
-def _stack_values(path: Any, leaf: Any, layout: LayoutOf | None, spatial_shape: Any) -> Array:
+def _stack_values(path: Any, leaf: Any, layout: LayoutOf, spatial_shape: Any) -> Array:
     """Singular values of each layer of one kernel."""
     name = trees.path_name(path)
-    stack, geometry = layouts.read(path, leaf, layout)
-    layers = checks.real_array(leaf, f"params[{name}]").reshape(math.prod(stack), *geometry.shape)
+    view, geometry = layouts.read(path, leaf, layout)
+    layers = view.layers(checks.real_array(leaf, f"params[{name}]"))
     grid: tuple[int, ...] = ()
     if geometry.taps:
         given = spatial_shape(path, leaf) if callable(spatial_shape) else spatial_shape
@@ -200,7 +202,7 @@ def _stack_values(path: Any, leaf: Any, layout: LayoutOf | None, spatial_shape: 
         else:
             grid = _grid(given, len(geometry.taps), name=f"spatial_shape for {name}")
     found = _all_values(layers, grid=grid, groups=geometry.groups)
-    return found.reshape(*stack, *found.shape[1:])
+    return found.reshape(*view.stack, *found.shape[1:])
 
 
 # Compiled once for all kernels of a shape.
@@ -284,12 +286,11 @@ def _grid(value: Sequence[int], axes: int, *, name: str) -> tuple[int, ...]:
     return tuple(checks.integer(size, low=1, name=name) for size in sizes)
 
 
-def _stack_errors(path: Any, leaf: Any, layout: LayoutOf | None) -> Array:
+def _stack_errors(path: Any, leaf: Any, layout: LayoutOf) -> Array:
     """Return the error of each layer of one kernel."""
-    stack, geometry = layouts.read(path, leaf, layout)
-    layers = checks.real_array(leaf, f"params[{trees.path_name(path)}]")
-    layers = layers.reshape(math.prod(stack), *geometry.shape)
-    return _errors(layers, groups=geometry.groups).reshape(stack)
+    view, geometry = layouts.read(path, leaf, layout)
+    layers = view.layers(checks.real_array(leaf, f"params[{trees.path_name(path)}]"))
+    return _errors(layers, groups=geometry.groups).reshape(view.stack)
 
 
 @partial(jax.jit, static_argnames="groups")

@@ -1,0 +1,73 @@
+"""How the kernels of a tree are read: which axes are layers, inputs, outputs and heads.
+
+A :class:`eoi_jax.typing.Layout` says it of one kernel; :func:`by_name` finds the layouts that the
+names of frameworks tell, and is what functions over trees use where no ``layout=`` is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from eoi_jax._internal import names
+from eoi_jax.typing import LayoutOf, Params
+
+__all__ = ["by_name"]
+
+
+def by_name(
+    params: Params,
+    *,
+    per_head: bool = False,
+    batch_axes: int | Callable[[tuple[Any, ...]], int] = 0,
+) -> LayoutOf:
+    """Read the kernels of a tree by the names that frameworks give them.
+
+    ============================================ ===============================================
+    kernel                                       how it is read
+    ============================================ ===============================================
+    ``query``, ``key``, ``value`` of shape       attention of Flax (Linen and NNX), where all
+    ``(d, heads, k)`` beside ``out`` of shape    four stand side by side and fit: each one matrix
+    ``(heads, k, d)``, stacked or not            of ``d x heads * k``, or one for each head
+    attribute ``weight`` of two axes             ``(outputs, inputs)``, of Equinox
+    ``c_attn/kernel``, three times as long       ``q``, ``k`` and ``v``, a matrix each, of GPT-2;
+    along one axis                               where the outputs stand first, those of
+                                                 ``c_fc`` and ``c_proj`` do so too
+    ``in_proj_weight``                           the same three of PyTorch, outputs first
+    any other of 2, or of 4 or more axes         ``(*taps, inputs, outputs)``
+    ============================================ ===============================================
+
+    Attention with fewer heads of keys and values than of queries is read in the same way, each
+    kernel by its own number of heads.
+
+    Args:
+        params: The whole tree, of arrays or shapes: what stands beside a kernel tells what it is.
+        per_head: Whether each head of attention has a matrix of its own, instead of all heads
+            together. They share the kernel's density.
+        batch_axes: How many leading axes stack layers, for kernels other than the attention of
+            Flax, whose number of axes tells; or ``path -> number``.
+
+    Returns:
+        ``(path, leaf) -> Layout``, for ``layout=`` of the functions over trees and for layouts of
+        your own, to be asked for the kernels that they leave. It raises ``ValueError`` for a kernel
+        whose name and shape may mean several things: one of three axes that is not attention,
+        a depthwise convolution, or one of Equinox.
+
+    Raises:
+        ValueError: If ``batch_axes`` is no number.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flax.linen as nn
+        >>> import eoi_jax as eoi
+        >>> layer = nn.MultiHeadDotProductAttention(num_heads=4)
+        >>> params = layer.init(jax.random.key(0), jnp.ones((1, 3, 32)))["params"]
+        >>> params["query"]["kernel"].shape, params["out"]["kernel"].shape
+        ((32, 4, 8), (4, 8, 32))
+        >>> layout = eoi.layouts.by_name(params, per_head=True)
+        >>> start = eoi.exact_orthogonal(jax.random.key(1), params, 0.2, layout=layout)
+        >>> head = start.params["query"]["kernel"][:, 0]
+        >>> bool(jnp.allclose(head.T @ head, jnp.eye(8), atol=1e-5))
+        True
+    """
+    return names.by_name(params, per_head=per_head, batch_axes=batch_axes)
