@@ -17,7 +17,10 @@ from nbclient import NotebookClient
 
 __all__ = ["NAMES", "execute", "store"]
 
-NAMES = ("quickstart", "dynamical_isometry", "density_theory", "deep_networks", "pruning_methods")
+NAMES = (
+    *("quickstart", "dynamical_isometry", "density_theory", "deep_networks", "pruning_methods"),
+    "convolutions_and_taps",
+)
 FOLDER = Path(__file__).resolve().parent
 
 

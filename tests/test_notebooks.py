@@ -38,6 +38,7 @@ SMALL = {
         "STEPS": 3,
         "BATCH": 16,
     },
+    "convolutions_and_taps": {"CHANNELS": 4, "LAYERS": 2, "PIXELS": 6},
 }
 each = pytest.mark.parametrize("name", execute.NAMES)
 
