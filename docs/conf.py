@@ -1,21 +1,28 @@
 """The site: `make docs` builds it into build/site, and a warning is an error."""
 
 import base64
+import functools
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import latex2mathml.converter
+from docutils import nodes
+from sphinx.util import logging
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
-from eoi_jax._internal.version import __version__  # noqa: E402
+import eoi_jax  # noqa: E402
 
 project = "eoi_jax"
 copyright = "the eoi_jax contributors"
-release = version = __version__
+release = version = eoi_jax.__version__
 
 # Furo: search, light and dark, one column on a phone, and no framework of scripts.
 html_theme = "furo"
@@ -24,6 +31,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_math_renderer = "mathml"
 
 extensions = [
     "myst_nb",
@@ -60,6 +68,44 @@ def setup(app: Any) -> None:
     """Bring the notebooks in, and tell Sphinx what to leave out."""
     app.connect("config-inited", lambda app, config: _bring_notebooks(Path(app.srcdir)))
     app.connect("autodoc-skip-member", _is_field_of_tuple)
+    app.connect("env-check-consistency", lambda app, env: _miss_no_name(env))
+    app.connect("build-finished", _write_llms_txt)
+    app.add_html_math_renderer(
+        "mathml",
+        (functools.partial(_write_mathml, "inline"), None),
+        (functools.partial(_write_mathml, "block"), None),
+    )
+
+
+def _write_mathml(display: str, translator: Any, node: Any) -> None:
+    """Write a formula as MathML, which browsers show without a script."""
+    formula = latex2mathml.converter.convert(node.astext(), display=display)
+    tag = "span" if display == "inline" else "div"
+    translator.body.append(f'<{tag} class="math">{formula}</{tag}>')
+    raise nodes.SkipNode
+
+
+def _write_llms_txt(app: Any, exception: Exception | None) -> None:
+    """Write llms.txt: what the site is, and each page with its first paragraph, section by section.
+
+    The format is that of https://llmstxt.org.
+    """
+    if exception is not None or app.builder.format != "html":
+        return
+    env, root = app.env, app.config.root_doc
+
+    def about(name: str) -> str:
+        paragraph = next(iter(env.get_doctree(name).findall(nodes.paragraph)), None)
+        return " ".join(paragraph.astext().split()) if paragraph is not None else ""
+
+    def entry(name: str) -> str:
+        return f"- [{env.titles[name].astext()}]({app.builder.get_target_uri(name)}): {about(name)}"
+
+    lines = [f"# {env.titles[root].astext()}", "", f"> {about(root)}"]
+    for name in env.toctree_includes[root]:
+        pages = env.toctree_includes.get(name, [])
+        lines += ["", f"## {env.titles[name].astext()}", "", *map(entry, [name, *pages])]
+    (Path(app.outdir) / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _bring_notebooks(docs: Path) -> None:
@@ -96,6 +142,18 @@ def _bring_notebooks(docs: Path) -> None:
         + f"::::\n\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
     )
     _update(folder / "index.md", page.encode())
+
+
+def _miss_no_name(env: Any) -> None:
+    """Warn of a public name that no page documents, for want of a docstring, say."""
+    documented = set(env.domains.python_domain.objects)
+    for module in pkgutil.iter_modules(eoi_jax.__path__, "eoi_jax."):
+        if not module.name.endswith("._internal"):
+            for name in importlib.import_module(module.name).__all__:
+                if f"{module.name}.{name}" not in documented:
+                    logging.getLogger(__name__).warning(
+                        "%s.%s is on no page. Give it a docstring.", module.name, name
+                    )
 
 
 def _update(path: Path, content: bytes) -> None:

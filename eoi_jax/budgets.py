@@ -169,6 +169,7 @@ def erdos_renyi_kernel(
 RULES: Mapping[str, Callable[..., Densities]] = MappingProxyType(
     {"uniform": uniform, "erdos_renyi": erdos_renyi, "erdos_renyi_kernel": erdos_renyi_kernel}
 )
+"""The three functions by their names."""
 
 
 def _sum_over_product(shape: tuple[int, ...]) -> float:

@@ -1,25 +1,4 @@
-"""The types that the library's signatures use.
-
-=============== =====================================================================
-``Array``       a :class:`jax.Array`
-``Shape``       a sequence of non-negative ints
-``DType``       anything that :func:`jax.numpy.dtype` accepts
-``Params``      a pytree of arrays: a Linen dict, an ``nnx.State``, an Equinox or Haiku tree
-``Mask``        a pytree of the structure of ``Params``: a boolean array of the leaf's shape for
-                a sparse kernel, a scalar ``True`` for a leaf that stays dense
-``MaskOf``      ``params -> Mask``, such as :func:`eoi_jax.masks.support`
-``Densities``   a pytree of the structure of ``Params``: a fraction of non-zeros in (0, 1] for a
-                sparse kernel, ``1.0`` for a leaf that stays dense
-``Scores``      a pytree of the structure of ``Params``: larger means keep
-``Where``       ``(path, leaf) -> bool``: whether a leaf is a kernel to be made sparse; by default
-                :func:`eoi_jax.masks.is_kernel`, which judges by names, and a warning tells which
-                matrices stay dense
-``Layout``      how a kernel is a stack of layers, and which axes of a layer are inputs and outputs
-``LayoutOf``    ``(path, leaf) -> Layout``
-``Initializer`` ``(key, shape, dtype, out_sharding) -> Array``, the protocol of
-                :mod:`jax.nn.initializers`
-=============== =====================================================================
-"""
+"""The types that the library's signatures use."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -42,14 +21,42 @@ __all__ = [
 ]
 
 Array: TypeAlias = jax.Array
+"""A :class:`jax.Array`."""
+
 Shape: TypeAlias = Sequence[int]
+"""A sequence of non-negative ints."""
+
 DType: TypeAlias = Any
+"""Anything that :func:`jax.numpy.dtype` accepts."""
+
 Params: TypeAlias = Any
+"""A pytree of arrays, such as a Linen dict, an ``nnx.State``, an Equinox or Haiku tree."""
+
 Mask: TypeAlias = Any
+"""A pytree of the structure of ``Params``.
+
+It has a boolean array of the leaf's shape for a sparse kernel, and a scalar ``True`` for a leaf
+that stays dense.
+"""
+
 Densities: TypeAlias = Any
+"""A pytree of the structure of ``Params``.
+
+It has a fraction of non-zeros in (0, 1] for a sparse kernel, ``1.0`` for a leaf that stays dense.
+"""
+
 Scores: TypeAlias = Any
+"""A pytree of the structure of ``Params``, where larger means keep."""
+
 MaskOf: TypeAlias = Callable[[Params], Mask]
+"""``params -> Mask``, such as :func:`eoi_jax.masks.support`."""
+
 Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
+"""``(path, leaf) -> bool``, whether a leaf is a kernel to be made sparse.
+
+The default is :func:`eoi_jax.masks.is_kernel`, which judges by names, and a warning tells which
+matrices stay dense.
+"""
 
 
 class Layout(NamedTuple):
@@ -111,6 +118,7 @@ class Layout(NamedTuple):
 
 
 LayoutOf: TypeAlias = Callable[[tuple[Any, ...], Any], Layout]
+"""``(path, leaf) -> Layout``, how to read each kernel."""
 
 
 class Initializer(Protocol):
