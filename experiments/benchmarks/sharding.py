@@ -46,8 +46,9 @@ class Sharding:
     """Fraction of non-zeros, in (0, 1]."""
     axis: Literal["columns", "rows"] = "columns"
     """Which are divided."""
-    dense_size: int = 512
-    """Largest size for JAX's own initializer, whose compilation takes minutes beyond on a TPU."""
+    dense_size: int | None = None
+    """Largest size for JAX's own initializer; default: 512 on TPUs, where it takes minutes to
+    compile beyond, and none on the CPU."""
     weak: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of devices over which work a device is counted, of equal size a device."""
 
@@ -78,11 +79,14 @@ def bench_sharding(options: Sharding, console: Console) -> None:
         highlight=False,
     )
     rows = []
+    dense_size = math.inf if options.tpu is None else 512
+    if options.dense_size is not None:
+        dense_size = options.dense_size
     for side in options.sizes:
         for number in options.devices:
             mesh = _mesh(_devices(options.tpu, number))
             for name, init in _initializers(options.density).items():
-                skipped = name != "eoi" and side > options.dense_size
+                skipped = name != "eoi" and side > dense_size
                 program = "not compiled" if skipped else _built(init, (side, side), mesh, options)
                 rows.append([str(side), str(number), name, *_cells(program)])
                 # Compilation may take minutes, so each row is told at once.
