@@ -109,13 +109,13 @@ SELECTION = {
     "blocks.rigl_step": (
         eoi.blocks.rigl_step,
         jax.eval_shape(eoi.blocks.growable, BLOCKS),
-        jax.ShapeDtypeStruct((4, 4), "float32"),
+        jax.ShapeDtypeStruct((2, 4), "float32"),
     ),
     "blocks.set_step": (eoi.blocks.set_step, KEY, jax.eval_shape(eoi.blocks.growable, BLOCKS)),
 }
 OTHERS = {
     "blocks.gradient_norms": (
-        lambda x, dy: eoi.blocks.gradient_norms(x, dy, (64, 64)),
+        lambda x, dy: eoi.blocks.gradient_norms(x, dy, (64, 128)),
         BATCH,
         BATCH,
     ),
@@ -179,6 +179,10 @@ TREES = {
     for name, function in over_trees.FUNCTIONS.items()
     if name not in over_trees.NOT_TRACED
 }
+# Dividing JAX's QR decomposition of a small matrix ends libtpu 0.0.42 with a segmentation fault.
+TREES["networks.redraw"] = lambda p, g, m: eoi.networks.redraw(
+    over_trees.KEY, p, jax.nn.initializers.normal()
+)
 
 _TYPE, _HOST = "a type, compiled with the functions that take it", "computes on the host, in NumPy"
 _PATTERN = "reads a pattern on the host, which decides shapes"

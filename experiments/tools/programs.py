@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.tools.collectives import Collective, collectives
 
@@ -184,7 +185,9 @@ def _uncached() -> Iterator[None]:
     """Leave the cache of compiled programs out: from it none of a described device is read back."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # or JAX would not look at its setting again
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
