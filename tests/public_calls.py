@@ -204,7 +204,9 @@ NOT_COMPILED = {
     **dict.fromkeys(
         (f"mean_field.{name}" for name in eoi.mean_field.__all__ if name[0].islower()), _HOST
     ),
-    **dict.fromkeys(["sao.degree", "isometry.structural_rank", "masks.is_kernel"], _HOST),
+    **dict.fromkeys(
+        ["sao.degree", "isometry.structural_rank", "masks.is_kernel", "layouts.by_name"], _HOST
+    ),
     **dict.fromkeys(
         [
             *("blocks.from_dense", "condensed.from_dense", "linen.from_dense", "linen.to_dense"),

@@ -30,7 +30,12 @@ DRAWS_OR_SELECTS = {
     *public_calls.SELECTION,
     *(name for name in public_calls.TREES if name.split(".")[0] in ("masks", "networks")),
 }
-GATHERS = {"networks.redraw": "4 all-gathers of 352 bytes in all, of normal weights"}
+GATHERS = {
+    "blocks.orthogonal": "one all-gather of 16 bytes, of the pattern of 4 blocks",
+    "blocks.rigl_step": "one all-gather of 16 bytes, of the pattern of 4 blocks",
+    "blocks.set_step": "one all-gather of 16 bytes, of the pattern of 4 blocks",
+    "networks.redraw": "4 all-gathers of 352 bytes in all, of normal weights",
+}
 
 
 def test_every_public_name_is_compiled_or_has_a_reason():
