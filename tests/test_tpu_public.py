@@ -30,6 +30,11 @@ DRAWS_OR_SELECTS = {
     *public_calls.SELECTION,
     *(name for name in public_calls.TREES if name.split(".")[0] in ("masks", "networks")),
 }
+# Dividing decompositions of matrices ends libtpu 0.0.42 with a segmentation fault.
+ON_ONE_CHIP = {
+    "networks.approximate_isometry",
+    *(name for name in (*CALLS, *public_calls.TREES) if name.startswith("spectrum.")),
+}
 GATHERS = {
     "blocks.orthogonal": "one all-gather of 16 bytes, of the pattern of 4 blocks",
     "blocks.rigl_step": "one all-gather of 16 bytes, of the pattern of 4 blocks",
@@ -88,6 +93,8 @@ def as_in_over_trees(mesh, tree):
 
 
 def built(name, mesh):
+    if name in ON_ONE_CHIP:
+        mesh = meshes.make(meshes.MeshShape(), mesh.devices.ravel()[:1].tolist())
     if name in CALLS:
         function, *shapes = CALLS[name]
         blocks = name.startswith("blocks.")
