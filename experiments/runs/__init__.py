@@ -26,7 +26,7 @@ import importlib
 import json
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +35,7 @@ import filelock
 from eoi_jax._internal import checks
 from eoi_jax._internal.files import atomic_write_text
 from experiments.config import digest, digest_of, to_dict
+from experiments.runs import processes
 
 __all__ = [
     "COLUMNS",
@@ -99,6 +100,12 @@ class Runtime:
     """Also write metrics for TensorBoard."""
     wandb: bool = False
     """Also send metrics to Weights & Biases."""
+    mesh: str | None = None
+    """Devices to train on, such as data=2,model=4: examples are divided among the first, the
+    outputs of kernels among the second. All devices of all processes take part, where the
+    environment tells of several. Default: one device."""
+    heartbeat: int = 30
+    """Seconds after which a process of a mesh that gives no sign of life ends the others."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint_every >= 0:
@@ -109,6 +116,10 @@ class Runtime:
         if self.log_every < 1:
             raise ValueError(
                 f"log_every={self.log_every!r} is outside [1, ...). Give a larger number."
+            )
+        if self.heartbeat < 1:
+            raise ValueError(
+                f"heartbeat={self.heartbeat!r} is outside [1, ...). Give seconds, such as 30."
             )
 
 
@@ -179,7 +190,9 @@ def execute(config: Any, runtime: Runtime) -> Path:
     """Run a config, or go on where it was interrupted; do nothing if it is complete.
 
     Starting twice is harmless, also at the same time: a lock lets one process through, and the
-    kernel frees it however that process ends.
+    kernel frees it however that process ends. Several processes of one program
+    (:mod:`experiments.runs.processes`) run a config together, each by this function, and the first
+    has the lock and writes the files.
 
     Args:
         config: A frozen dataclass whose class is in :data:`RUNNERS`.
@@ -188,6 +201,7 @@ def execute(config: Any, runtime: Runtime) -> Path:
     Raises:
         ValueError: If the run is complete and its files were damaged or edited since.
         RunningElsewhere: If another process runs it.
+        RuntimeError: In the other processes of a program, if one of these is raised in the first.
     """
     kind = type(config).__name__
     if kind not in RUNNERS:
@@ -196,23 +210,51 @@ def execute(config: Any, runtime: Runtime) -> Path:
             "Name the module that runs it in experiments.runs.RUNNERS."
         )
     folder = folder_of(config, runtime.runs)
-    if is_done(folder):
-        _check_files(folder)
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        if not is_done(folder):  # another process may have completed it before the lock was free
+    with _entered(folder) if processes.is_first() else _following() as is_open:
+        if is_open:
             _run(config, folder, runtime)
+            processes.agree(None)  # that all files are there
     return folder
 
 
+@contextlib.contextmanager
+def _entered(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a run; tell whether there is anything to do, the other processes too."""
+    with contextlib.ExitStack() as stack:
+        try:
+            is_open = not is_done(folder)
+            if is_open:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_locked(folder))
+                # Another process may have completed it before the lock was free.
+                is_open = not is_done(folder)
+            else:
+                _check_files(folder)
+        except Exception as error:
+            processes.agree(explain(error)[:600])
+            raise
+        processes.agree(is_open)
+        yield is_open
+
+
+@contextlib.contextmanager
+def _following() -> Iterator[bool]:
+    """Do as the first process of the program does."""
+    is_open = processes.agree(None)
+    if isinstance(is_open, str):
+        raise RuntimeError(is_open)
+    yield is_open
+
+
 def _run(config: Any, folder: Path, runtime: Runtime) -> None:
+    if not processes.is_first():
+        _runner(config)(config, folder, runtime)
+        return
     remove_partial_files(folder)
     (folder / "failed.txt").unlink(missing_ok=True)
     write_json(folder / "config.json", to_dict(config))
     try:
-        module, _, function = RUNNERS[type(config).__name__].partition(":")
-        getattr(importlib.import_module(module), function or "run")(config, folder, runtime)
+        _runner(config)(config, folder, runtime)
         _check_files(folder)  # what cannot be read back is not complete
     except Exception:
         with contextlib.suppress(OSError):  # of a full disk: the error itself says more
@@ -220,6 +262,13 @@ def _run(config: Any, folder: Path, runtime: Runtime) -> None:
         raise
     files = [folder / name for name in _SUMMED if (folder / name).exists()]
     atomic_write_text(folder / "done", "".join(f"{_sha256(p)}  {p.name}\n" for p in files))
+
+
+def _runner(config: Any) -> Callable[[Any, Path, Runtime], None]:
+    module, _, function = RUNNERS[type(config).__name__].partition(":")
+    run: Callable[[Any, Path, Runtime], None]
+    run = getattr(importlib.import_module(module), function or "run")
+    return run
 
 
 @contextlib.contextmanager

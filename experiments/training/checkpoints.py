@@ -2,6 +2,8 @@
 
 ``<step>.safetensors`` holds the leaves of a tree by their paths, what else the run must remember as
 a record, and a SHA-256 of all of it: a file that has changed in any byte is told from a whole one.
+A run on a mesh writes ``sharded/<step>`` instead (:mod:`experiments.training.sharded`); a run goes
+on from the newest of either kind.
 Use :class:`Checkpoints` in the run that trains, :func:`read` anywhere else.
 """
 
@@ -15,18 +17,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
 from eoi_jax._internal import checks
 from eoi_jax._internal.files import atomic_write
-from experiments.runs import remove_partial_files
+from experiments.runs import processes, remove_partial_files
+from experiments.training import meshes, sharded
 
 __all__ = ["Checkpoint", "Checkpoints", "read"]
 
 _KEPT = 2
+_SHARDED = "sharded"  # folder of the checkpoints of a mesh
 _ABOUT = "checkpoint"  # safetensors writes the entries of its metadata in any order: there is one
 
 
@@ -36,7 +39,8 @@ class Checkpoint(NamedTuple):
     Attributes:
         step: Training steps that were done.
         record: What the run gave to remember, as JSON has it.
-        leaves: The arrays by their paths in the tree, such as ``params/first/kernel``.
+        leaves: The arrays by their paths in the tree, such as ``params/first/kernel``; none of a
+            checkpoint of a mesh until it is restored.
     """
 
     step: int
@@ -53,14 +57,22 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints in one folder, which is made; one process at a time may use them.
 
+    Or several processes of one program: then each calls every method.
+
+    Args:
+        folder: Where they are.
+        on_mesh: Whether to save arrays that are divided among devices, each part by its process.
+
     Attributes:
         folder: Where they are.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, on_mesh: bool = False) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_partial_files(folder)
+        if processes.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_partial_files(folder)
+        self._sharded = sharded.Store(folder / _SHARDED) if on_mesh else None
 
     @property
     def latest(self) -> int | None:
@@ -73,27 +85,37 @@ class Checkpoints:
         Args:
             step: Training steps that were done.
             tree: Arrays; they may be overwritten as soon as this returns.
-            record: What else to remember, as JSON can hold it.
+            record: What else to remember, as JSON can hold it; that of the first process counts.
 
         Raises:
             OSError: If there is no space left, or the folder cannot be written to.
         """
-        leaves = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
-        about = {"step": step, "record": dict(record or {})}
-        text = json.dumps({**about, "sha256": _digest(about, leaves)})
-        encoded = safetensors.numpy.save(leaves, {_ABOUT: text})
-        atomic_write(_path(self.folder, step), lambda file: file.write(encoded))
+        if self._sharded is not None:
+            self._sharded.save(step, _named(tree), record or {})
+        else:
+            leaves = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+            about = {"step": step, "record": dict(record or {})}
+            text = json.dumps({**about, "sha256": _digest(about, leaves)})
+            encoded = safetensors.numpy.save(leaves, {_ABOUT: text})
+            atomic_write(_path(self.folder, step), lambda file: file.write(encoded))
         self._remove_old()
 
     def recover(self) -> Checkpoint | None:
         """Read the newest checkpoint that is whole.
 
         Newer ones that are damaged are renamed, so that nothing takes them for checkpoints again,
-        and a warning names them.
+        and a warning names them. The arrays of one of a mesh are read when it is restored.
 
         Returns:
             The checkpoint; None if none is whole.
         """
+        found = self._recover() if processes.is_first() else None
+        step = processes.agree(None if found is None else found.step)
+        if found is None and step is not None:
+            found = _read(_path(self.folder, step))
+        return found
+
+    def _recover(self) -> Checkpoint | None:
         damaged: dict[Path, ValueError] = {}
         found = None
         for step in sorted(_steps(self.folder), reverse=True):
@@ -108,40 +130,48 @@ class Checkpoints:
             renamed = path.with_suffix(".damaged")
             path.replace(renamed)
             warnings.warn(
-                f"{problem} It is called {renamed.name} now, and the run {goes_on}.", stacklevel=2
+                f"{problem} It is called {renamed.name} now, and the run {goes_on}.", stacklevel=3
             )
         self._remove_old()  # which a process that was killed may not have done
         return found
 
     def _remove_old(self) -> None:
-        for step in sorted(_steps(self.folder))[:-_KEPT]:
-            _path(self.folder, step).unlink()
+        if processes.is_first():
+            for step in sorted(_steps(self.folder))[:-_KEPT]:
+                # Orbax removes those of a mesh.
+                _file(self.folder, step).unlink(missing_ok=True)
 
     def restore(self, like: Any, checkpoint: Checkpoint | None = None) -> Any:
-        """Bring a checkpoint to the device.
+        """Bring a checkpoint to the device, or to the devices of a mesh.
 
         Args:
-            like: A tree of its structure, of arrays or of :class:`jax.ShapeDtypeStruct`.
+            like: A tree of its structure, of arrays or of :class:`jax.ShapeDtypeStruct`. Their
+                shardings count if they are of a mesh.
             checkpoint: As :meth:`recover` returns it; default: the newest, read anew.
 
         Returns:
-            A tree of the structure of ``like``, bound to the first device.
+            A tree of the structure of ``like``, bound to the first device or divided as ``like``.
 
         Raises:
             ValueError: If the tree has other leaves, shapes or dtypes, or the file is damaged.
         """
         found = checkpoint or read(self.folder)
         named = _named(like)
+        structure: Any = jax.tree.structure(like)
+        path = _path(self.folder, found.step)
+        if path.is_dir():
+            leaves = sharded.restore(path, {name: _shape(leaf) for name, leaf in named.items()})
+            return structure.unflatten([leaves[name] for name in named])
         shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in named.items()}
         if {name: (leaf.shape, leaf.dtype) for name, leaf in found.leaves.items()} != shapes:
             raise ValueError(
-                f"{_path(self.folder, found.step)} holds the arrays of another network or of "
+                f"{path} holds the arrays of another network or of "
                 "another version of this program. Remove the run's folder and run again."
             )
-        structure: Any = jax.tree.structure(like)
-        # A copy: the arrays of the file are no memory of JAX, which a step may donate.
-        leaves = [jnp.array(found.leaves[name]) for name in named]
-        return jax.device_put(structure.unflatten(leaves), jax.local_devices()[0])
+        # Copies: the arrays of the file are no memory of JAX, which a step may donate.
+        return structure.unflatten(
+            [meshes.put(found.leaves[name], _shape(leaf).sharding) for name, leaf in named.items()]
+        )
 
 
 def read(folder: Path) -> Checkpoint:
@@ -154,8 +184,13 @@ def read(folder: Path) -> Checkpoint:
     steps = _steps(folder)
     if not steps:
         raise FileNotFoundError(f"There is no checkpoint in {folder}. Train first.")
+    path = _path(folder, max(steps))
     try:
-        return _read(_path(folder, max(steps)))
+        found = _read(path)
+        if path.is_dir():
+            leaves = {name: np.asarray(leaf) for name, leaf in sharded.restore(path).items()}
+            found = found._replace(leaves=leaves)
+        return found
     except ValueError as error:
         raise ValueError(
             f"{error} Remove {folder.parent / 'done'}, if it is there, and run again: the run goes "
@@ -164,11 +199,25 @@ def read(folder: Path) -> Checkpoint:
 
 
 def _path(folder: Path, step: int) -> Path:
+    path = folder / _SHARDED / str(step)
+    return path if path.is_dir() else _file(folder, step)
+
+
+def _file(folder: Path, step: int) -> Path:
     return folder / f"{step}.safetensors"
 
 
 def _steps(folder: Path) -> list[int]:
-    return [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
+    files = (path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
+    return [*(int(path.stem) for path in files), *sharded.steps(folder / _SHARDED)]
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return a leaf's shape and dtype, with its sharding on a mesh or that of the first device."""
+    found = getattr(leaf, "sharding", None)
+    if not isinstance(found, jax.sharding.NamedSharding):
+        found = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=found)
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -189,7 +238,9 @@ def _digest(about: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> str:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Read a file; a ``ValueError`` says what is damaged."""
+    """Read a file, or the record of a folder; a ``ValueError`` says what is damaged."""
+    if path.is_dir():
+        return Checkpoint(int(path.name), sharded.read_record(path), {})
     encoded = path.read_bytes()
     try:
         size = int.from_bytes(encoded[:8], "little")

@@ -31,6 +31,8 @@ __all__ = [
     "stack",
     "state_axes",
     "step_of_epoch",
+    "step_of_examples",
+    "sums_of",
 ]
 
 CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -94,14 +96,36 @@ def step_of_epoch(
         train_step: As :func:`experiments.training.steps.train_step` returns it.
         num_steps: Training steps in all.
     """
-    milestones = {-(-num_steps * quarters // 4): 0.1 for quarters in (2, 3)}
-    factor = optax.piecewise_constant_schedule(1.0, milestones)
+    step_of_batch = step_of_examples(train_step, num_steps)
 
     def step(state: State, sums: Sums, number: Any, epoch: Epoch) -> tuple[State, Sums]:
         index = epoch.order[number % len(epoch.order)]
-        learning_rate = epoch.learning_rate * factor(number)
         images, labels = epoch.images[index], epoch.labels[index]
-        state, new = train_step(state, number, learning_rate, images, labels)
+        return step_of_batch(state, sums, number, epoch.learning_rate, images, labels)
+
+    return step
+
+
+def step_of_examples(
+    train_step: Callable[[State, Any, Any, Array, Array], tuple[State, Sums]], num_steps: int
+) -> Callable[[State, Sums, Any, Any, Array, Array], tuple[State, Sums]]:
+    """Return a step on given examples, added to the sums, with the learning rate of its number.
+
+    Args:
+        train_step: As :func:`experiments.training.steps.train_step` returns it.
+        num_steps: Training steps in all.
+
+    Returns:
+        ``(state, sums, number, learning_rate, images, labels) -> (state, sums)``, the learning rate
+        that of the first step.
+    """
+    milestones = {-(-num_steps * quarters // 4): 0.1 for quarters in (2, 3)}
+    factor = optax.piecewise_constant_schedule(1.0, milestones)
+
+    def step(
+        state: State, sums: Sums, number: Any, learning_rate: Any, images: Array, labels: Array
+    ) -> tuple[State, Sums]:
+        state, new = train_step(state, number, learning_rate * factor(number), images, labels)
         bad_step = jnp.minimum(sums.bad_step, new.bad_step)
         return state, Sums(sums.loss + new.loss, sums.accuracy + new.accuracy, bad_step)
 
@@ -115,7 +139,7 @@ def device_loop(step: Step) -> Advance:
         def body(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
             return step(*carry, number, epoch)
 
-        return jax.lax.fori_loop(first, stop, body, (state, _sums_of(epoch)))
+        return jax.lax.fori_loop(first, stop, body, (state, sums_of(epoch)))
 
     return jax.jit(advance, donate_argnums=0)
 
@@ -143,7 +167,7 @@ def python_loop(step: Step) -> Advance:
         return stack(list(states)), jax.tree.map(lambda *each: jnp.stack(each), *sums)
 
     def advance_one(state: State, first: Any, stop: Any, epoch: Epoch) -> tuple[State, Sums]:
-        sums = _sums_of(epoch)
+        sums = sums_of(epoch)
         for number in range(first, stop):
             state, sums = compiled(state, sums, number, epoch)
         return state, sums
@@ -151,7 +175,7 @@ def python_loop(step: Step) -> Advance:
     return advance
 
 
-def _sums_of(epoch: Epoch) -> Sums:
+def sums_of(epoch: Epoch) -> Sums:
     """Return the sums of no steps, for each seed of an epoch."""
     seeds = epoch.order.shape[:-2]
     return jax.tree.map(lambda zero: jnp.broadcast_to(zero, seeds), Sums())

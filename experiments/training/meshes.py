@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from eoi_jax import masks
 
-__all__ = ["MeshShape", "batch_sharding", "make", "parse", "sharding", "shardings"]
+__all__ = ["MeshShape", "batch_sharding", "make", "parse", "put", "sharding", "shardings"]
 
 
 class MeshShape(NamedTuple):
@@ -152,3 +153,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
         The sharding along ``data``.
     """
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def put(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Bring an array to the devices of a sharding, which may be those of several processes.
+
+    Args:
+        array: The whole array, the same in each process.
+        sharding: How it is divided.
+
+    Returns:
+        The array, in memory of its own: each process has copied the parts of its devices.
+    """
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: np.array(whole[index]))

@@ -24,7 +24,7 @@ from eoi_jax._internal.files import atomic_write_text
 from experiments.config import digest, to_dict
 from experiments.runs import Runtime, read_lines
 
-__all__ = ["Bar", "Clock", "Metrics", "read"]
+__all__ = ["Bar", "Clock", "Metrics", "Silent", "read"]
 
 # Those of a line that this module wrote; the loss and the accuracy may be NaN, which is a float.
 _TYPES = {"step": int, "epoch": float, "seed": int, "split": str, "loss": float, "accuracy": float}
@@ -240,6 +240,30 @@ class Bar:
         self._last = now
         text = f"loss {loss:.3f} accuracy {accuracy:.1%} {rate:,.0f} examples/s"
         self._progress.update(self._task, completed=step, text=text)
+
+
+class Silent:
+    """Stands for :class:`Metrics`, :class:`Clock` and :class:`Bar` where a process writes none."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, *values: object) -> None:
+        """Log nothing."""
+
+    def update(self, *values: object) -> None:
+        """Show nothing."""
+
+    def sync(self) -> str:
+        """Return the SHA-256 of no lines."""
+        return hashlib.sha256().hexdigest()
+
+    def running(self) -> contextlib.nullcontext[None]:
+        """Count no time."""
+        return contextlib.nullcontext()
 
 
 def _needed(module: str, argument: str) -> Any:

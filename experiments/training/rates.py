@@ -14,7 +14,7 @@ from typing import Any
 
 from eoi_jax._internal.files import atomic_write_text
 from experiments.config import Train
-from experiments.runs import Runtime, execute, read_lines, write_json
+from experiments.runs import Runtime, execute, processes, read_lines, write_json
 
 __all__ = ["best", "run", "validation_accuracy"]
 
@@ -49,6 +49,8 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
         ) from error
     rate = best(tried)
     chosen = [folders[rate], *(execute(_single(config, s, rate), runtime) for s in others)]
+    if not processes.is_first():
+        return
     rows: list[dict[str, Any]] = []
     lines: dict[str, list[dict[str, Any]]] = {"metrics.jsonl": [], "times.jsonl": []}
     accuracies = {f"{key:g}": None if math.isnan(tried[key]) else tried[key] for key in tried}

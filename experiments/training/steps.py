@@ -25,6 +25,7 @@ __all__ = [
     "OptimizerOf",
     "State",
     "Sums",
+    "evaluated_batch",
     "evaluation",
     "init_state",
     "is_finite",
@@ -162,25 +163,39 @@ def evaluation(
     Returns:
         ``(state, images, labels) -> (loss, accuracy)``, means over all images.
     """
+    totals = evaluated_batch(model, dataset)
 
     def evaluate(state: State, images: Array, labels: Array) -> tuple[Array, Array]:
         def body(number: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             index = number * batch_size + jnp.arange(batch_size)
             # The last batch is filled up with images that do not count.
             counts, index = index < len(labels), jnp.minimum(index, len(labels) - 1)
-            variables = {"params": state.params, **state.others}
-            logits = model.apply(variables, dataset.normalize(images[index]))
-            loss, correct = (
-                total + jnp.where(counts, values, 0).sum()
-                for total, values in zip(sums, _losses(logits, labels[index]), strict=True)
-            )
-            return loss, correct
+            new = totals(state, images[index], labels[index], counts)
+            return sums[0] + new[0], sums[1] + new[1]
 
         zero = jnp.zeros(()), jnp.zeros(())
         loss, correct = jax.lax.fori_loop(0, -(-len(labels) // batch_size), body, zero)
         return loss / len(labels), correct / len(labels)
 
     return evaluate
+
+
+def evaluated_batch(
+    model: Any, dataset: Dataset
+) -> Callable[[State, Array, Array, Array], tuple[Array, Array]]:
+    """Return the function that evaluates one seed on one batch.
+
+    Returns:
+        ``(state, images, labels, counts) -> (loss, correct)``: sums over the images that count.
+    """
+
+    def totals(state: State, images: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
+        variables = {"params": state.params, **state.others}
+        logits = model.apply(variables, dataset.normalize(images))
+        loss, correct = (jnp.where(counts, values, 0).sum() for values in _losses(logits, labels))
+        return loss, correct
+
+    return totals
 
 
 def is_finite(state: State) -> Array:

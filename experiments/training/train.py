@@ -2,15 +2,20 @@
 
 A run goes on where it was interrupted, and then equals one that was not, bit for bit: all that is
 random depends on seed, epoch and step alone, and the number of steps in one dispatch is an argument
-of the compiled program.
+of the compiled program. With ``--mesh`` it is trained on several devices, and where Slurm,
+Kubernetes or variables of the environment tell of several processes, by all of them; it is the same
+run on every mesh, and goes on on another.
 
 Example:
     python -m experiments train --method eoi --density 0.1 --epochs 2 --seeds 1 2 3
+    srun python -m experiments train --mesh data=2,model=4
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 import sys
 import time
@@ -23,15 +28,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import eoi_jax as eoi
 from eoi_jax.typing import Array
 from experiments import data, models
 from experiments.config import WITHOUT_CRITERION, Train, to_dict
-from experiments.runs import RunningElsewhere, Runtime, execute, explain, write_json
+from experiments.runs import (
+    RunningElsewhere,
+    Runtime,
+    execute,
+    explain,
+    processes,
+    write_json,
+)
 from experiments.studies import measure
 from experiments.tools import show
-from experiments.training import loops, metrics, network, rates, starts, steps
+from experiments.training import (
+    loops,
+    mesh_loops,
+    meshes,
+    metrics,
+    network,
+    rates,
+    starts,
+    steps,
+)
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loops import Epoch
 from experiments.training.steps import State
@@ -39,6 +61,8 @@ from experiments.training.steps import State
 __all__ = ["StepFns", "compiled", "load", "main", "run"]
 
 _SAVE = "File for the trained network of the first seed, by eoi.save: net.safetensors."
+
+_ERRORS = (ArithmeticError, ImportError, OSError, RunningElsewhere, ValueError)  # told on one line
 
 # Fields that the compiled functions depend on. Runs that differ in others share them.
 _FIELDS = (
@@ -62,9 +86,9 @@ class StepFns(NamedTuple):
     """
 
     begin: Callable[..., State]
-    order: Callable[..., Array]
+    order: Callable[..., Any]
     advance: loops.Advance
-    evaluate: Callable[..., tuple[Array, Array]]
+    evaluate: Callable[..., tuple[Any, Any]]
     is_finite: Callable[[State], Array]
     num_steps: int
     steps_of_epoch: int
@@ -83,38 +107,54 @@ def load(
 
 @functools.lru_cache(maxsize=1)
 def _load(name: str, data_dir: str | None, shape: Any) -> Any:
+    dataset = _read(name, data_dir, shape)
+    on_device = {
+        split: (jnp.asarray(images), jnp.asarray(labels))
+        for split, (images, labels) in _splits(dataset).items()
+    }
+    return dataset, on_device
+
+
+def _read(name: str, data_dir: str | None, shape: Any) -> data.Dataset:
     dataset = data.load(name, data_dir, image_shape=shape)
-    splits = {split: getattr(dataset, split) for split in ("train", "validation", "test")}
-    for split, part in splits.items():
-        if not len(part.labels):
+    for split, (_, labels) in _splits(dataset).items():
+        if not len(labels):
             raise ValueError(
                 f"data={name!r} has no image in its {split} split, of {len(dataset.train.labels)} "
                 "for training. Choose a larger set."
             )
-    return dataset, {
-        split: (jnp.asarray(part.images), jnp.asarray(part.labels))
-        for split, part in splits.items()
-    }
+    return dataset
 
 
-def compiled(config: Train, data_dir: str | None) -> StepFns:
-    """Return the functions of a config; configs that need the same ones share them."""
+def _splits(dataset: data.Dataset) -> dict[str, Any]:
+    names = ("train", "validation", "test")
+    return {name: (getattr(dataset, name).images, getattr(dataset, name).labels) for name in names}
+
+
+def compiled(config: Train, data_dir: str | None, mesh: Mesh | None = None) -> StepFns:
+    """Return the functions of a config; configs that need the same ones share them.
+
+    Args:
+        config: What is trained.
+        data_dir: Folder of prepared data sets.
+        mesh: Devices to train on: then orders and images are arrays of NumPy. Default: one device.
+    """
     fields = {name: getattr(config, name) for name in _FIELDS}
     if config.method == "blocks":  # its network depends on more
         more = ("method", "density", "block_size", "scale")
         fields |= {name: getattr(config, name) for name in more}
     seeds = (0,) if len(config.seeds) == 1 else (0, 1)
-    return _compiled(Train(seeds=seeds, **fields), data_dir)
+    return _compiled(Train(seeds=seeds, **fields), data_dir, mesh)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(config: Train, data_dir: str | None) -> StepFns:
-    dataset, _ = load(config, data_dir)
+def _compiled(config: Train, data_dir: str | None, mesh: Mesh | None = None) -> StepFns:
+    dataset = _read(config.data, data_dir, network.image_shape(config))
     model = network.build(config, dataset.num_classes)
     loop = loops.device_loop
     # In a loop, XLA for CPUs takes tens of times as long for the gradient of a convolution, and for
     # the convolutions of several seeds at once several times as long as for one after the other.
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and mesh is None:
         adapt = models.SPECS[config.model].in_cpu_loop
         model, loop = (adapt(model), loop) if adapt else (model, loops.python_loop)
     size, batch_size = len(dataset.train.labels), config.batch_size
@@ -122,6 +162,11 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
         raise ValueError(
             f"batch_size={batch_size} is outside [1, {size}], the training images of "
             f"{config.data}. Give a smaller one."
+        )
+    if mesh is not None and batch_size % mesh.shape["data"]:
+        raise ValueError(
+            f"batch_size={batch_size} cannot be divided among data={mesh.shape['data']} of the "
+            "mesh. Give a multiple of it, or another mesh."
         )
     steps_of_epoch = size // batch_size
     # Steps are counted in int32, whose last number means no step at all.
@@ -143,26 +188,37 @@ def _compiled(config: Train, data_dir: str | None) -> StepFns:
     begin = functools.partial(steps.init_state, optimizer_of)
     order = loops.epoch_order(size, batch_size)
     train_step = steps.train_step(model, dataset, optimizer_of)
+    axes = loops.state_axes(dynamic=config.dynamic != "static")
+    several = len(config.seeds) > 1
+    is_finite = steps.is_finite
+    if several:
+        order, is_finite = jax.vmap(order, (axes, None)), jax.vmap(is_finite, (axes,))
+    num = (num_steps, steps_of_epoch)
+    if mesh is not None:
+        step_of_batch = loops.step_of_examples(train_step, num_steps)
+        totals = steps.evaluated_batch(model, dataset)
+        if several:
+            step_of_batch = jax.vmap(step_of_batch, (axes, 0, None, None, 0, 0), (axes, 0))
+            totals = jax.vmap(totals, (axes, None, None, None))
+        whole = NamedSharding(mesh, PartitionSpec())
+        order_on_mesh = jax.jit(order, out_shardings=whole)
+        return StepFns(
+            jax.jit(begin),
+            lambda state, epoch: np.asarray(order_on_mesh(state, epoch)),
+            mesh_loops.advance(step_of_batch, mesh),
+            mesh_loops.evaluate(totals, mesh, batch_size),
+            jax.jit(is_finite, out_shardings=whole),
+            *num,
+        )
     step = loops.step_of_epoch(train_step, num_steps)
     evaluate = steps.evaluation(model, dataset, batch_size)
-    is_finite = steps.is_finite
-    if len(config.seeds) > 1:
-        axes = loops.state_axes(dynamic=config.dynamic != "static")
-        order = jax.vmap(order, (axes, None))
-        if loop is loops.device_loop:
-            step = jax.vmap(step, (axes, 0, None, Epoch(0, None, None, None)), (axes, 0))  # type: ignore[arg-type]
-            evaluate = jax.vmap(evaluate, (axes, None, None))
-        else:
-            evaluate = loops.one_by_one(evaluate)
-        is_finite = jax.vmap(is_finite, (axes,))
+    if several and loop is loops.device_loop:
+        step = jax.vmap(step, (axes, 0, None, Epoch(0, None, None, None)), (axes, 0))  # type: ignore[arg-type]
+        evaluate = jax.vmap(evaluate, (axes, None, None))
+    elif several:
+        evaluate = loops.one_by_one(evaluate)
     return StepFns(
-        jax.jit(begin),
-        jax.jit(order),
-        loop(step),
-        jax.jit(evaluate),
-        jax.jit(is_finite),
-        num_steps,
-        steps_of_epoch,
+        jax.jit(begin), jax.jit(order), loop(step), jax.jit(evaluate), jax.jit(is_finite), *num
     )
 
 
@@ -172,33 +228,45 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
     Validation data are evaluated after each epoch, every ``config.validate_every`` steps and at the
     end, test data at the end. A checkpoint is written every ``runtime.checkpoint_every`` seconds,
     at the end of an epoch already after a tenth of that, and at the end. A config of several
-    learning rates is left to :mod:`experiments.training.rates`.
+    learning rates is left to :mod:`experiments.training.rates`. Of several processes each calls
+    this, and the first writes.
     """
     if config.learning_rates:
         rates.run(config, folder, runtime)
         return
-    dataset, arrays = load(config, runtime.data_dir)
-    step_fns = compiled(config, runtime.data_dir)
+    mesh = None if runtime.mesh is None else meshes.make(meshes.parse(runtime.mesh))
+    if mesh is None:
+        dataset, arrays = load(config, runtime.data_dir)
+    else:
+        dataset = _read(config.data, runtime.data_dir, network.image_shape(config))
+        arrays = _splits(dataset)
+    step_fns = compiled(config, runtime.data_dir, mesh)
     num_steps, steps_of_epoch = step_fns.num_steps, step_fns.steps_of_epoch
     every = config.validate_every
     occasions = (steps_of_epoch, runtime.log_every, *([every] if every else []))
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", on_mesh=mesh is not None)
     found = checkpoints.recover()
     reached = step = found.step if found else 0
     try:
         if found:
-            state = checkpoints.restore(_abstract(config, step_fns, dataset), found)
+            state = checkpoints.restore(_abstract(config, step_fns, dataset, mesh), found)
             rows = found.record["start"]
         else:
             state, rows = _begin(config, step_fns, dataset, Path(runtime.runs) / "cache")
-        _write_start(folder / "start.json", rows, kept=found is not None)
+            state = state if mesh is None else _on_mesh(state, mesh)
+        if processes.is_first():
+            _write_start(folder / "start.json", rows, kept=found is not None)
         epoch, saved = None, time.monotonic()
         logged = found.record["metrics"] if found else None
-        with (
-            metrics.Metrics(folder, config, runtime, step, logged) as log,
-            metrics.Clock(folder, config.seeds, step) as clock,
-            metrics.Bar(_title(config), num_steps, step, shown=runtime.progress) as bar,
-        ):
+        with contextlib.ExitStack() as stack:
+            log: Any = metrics.Silent()
+            clock: Any = log
+            bar: Any = log
+            if processes.is_first():
+                log = stack.enter_context(metrics.Metrics(folder, config, runtime, step, logged))
+                clock = stack.enter_context(metrics.Clock(folder, config.seeds, step))
+                bar = metrics.Bar(_title(config), num_steps, step, shown=runtime.progress)
+                stack.enter_context(bar)
             while step < num_steps:
                 if epoch is None or step % steps_of_epoch == 0:
                     compiles = epoch is None
@@ -226,7 +294,7 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
                         log.write(step, step / steps_of_epoch, split, loss, accuracy)
                 waited = time.monotonic() - saved
                 due = runtime.checkpoint_every / (10 if ends else 1)
-                if step == num_steps or waited >= due:
+                if step == num_steps or processes.agree(waited >= due):
                     finite = _numbers(step_fns.is_finite(state))
                     _check(finite, step, "weight", config, checkpoints)
                     checkpoints.save(step, state, {"start": rows, "metrics": log.sync()})
@@ -236,7 +304,8 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
             f"stopped at step {reached}; the same command goes on from step "
             f"{checkpoints.latest or 0}"
         ) from None
-    write_json(folder / "results.json", _results(folder, rows, num_steps))
+    if processes.is_first():
+        write_json(folder / "results.json", _results(folder, rows, num_steps))
 
 
 def _numbers(values: Any) -> np.ndarray:
@@ -290,6 +359,25 @@ def _begin(
     return loops.stack(states), rows
 
 
+def _on_mesh(state: State, mesh: Mesh) -> State:
+    """Bring the state that every process has made to the devices of all.
+
+    Raises:
+        RuntimeError: If another process has made another one.
+    """
+    host = jax.tree.map(np.asarray, state)
+    sha256 = hashlib.sha256()
+    for leaf in jax.tree.leaves(host):
+        sha256.update(leaf.tobytes())
+    if processes.agree(sha256.hexdigest()) != sha256.hexdigest():
+        raise RuntimeError(
+            "This process has drawn other weights than the first one. Use processors and versions "
+            "of JAX of one kind in all of them."
+        )
+    shardings = meshes.shardings(mesh, host)
+    return jax.tree.map(meshes.put, host, shardings)
+
+
 def _write_start(path: Path, rows: list[dict[str, Any]], *, kept: bool) -> None:
     """Write what is known of the start, and warn if it should be there and is not."""
     try:
@@ -302,8 +390,8 @@ def _write_start(path: Path, rows: list[dict[str, Any]], *, kept: bool) -> None:
         write_json(path, rows)
 
 
-def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
-    """Return the shapes of a state, without making a start."""
+def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset, mesh: Mesh | None) -> Any:
+    """Return the shapes of a state, and how it is divided on a mesh, without making a start."""
     pruned = network.where(config)
     masked = config.method not in starts.MASKLESS
 
@@ -316,7 +404,14 @@ def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset) -> Any:
         one = step_fns.begin(jax.random.key(seed), variables, mask)
         return loops.stack([one] * len(config.seeds))
 
-    return jax.eval_shape(begin, 0)
+    shapes = jax.eval_shape(begin, 0)
+    if mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        meshes.shardings(mesh, shapes),
+    )
 
 
 def _spectrum(config: Train, dataset: data.Dataset, start: starts.Start) -> dict[str, float | None]:
@@ -368,20 +463,37 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{config.learning_rates} are several. Train with them first, then give the rate "
                 "chosen as learning_rate: that run is complete."
             )
-        folder = execute(config, runtime)
-        for row in json.loads((folder / "results.json").read_text(encoding="utf-8")):
-            print(
-                f"seed {row['seed']}: test accuracy {row['test_accuracy']:.2%}, loss "
-                f"{row['test_loss']:.4f}; {row['kept']:,} of {row['size']:,} weights"
-            )
-        print(f"Folder: {folder}")
-        if save is not None:
-            saved, about = show.read_run(folder), to_dict(config)
-            eoi.save(save, saved.variables, saved.mask, metadata=about, layout=models.layout)
-            print(f"Saved: {save}")
+        if runtime.mesh is not None:
+            meshes.parse(runtime.mesh)
+            processes.initialize(runtime.heartbeat)
+        with processes.ending_together():
+            try:
+                folder = execute(config, runtime)
+            except RuntimeError as error:
+                if not processes.several() or isinstance(error, jax.errors.JaxRuntimeError):
+                    raise
+                sys.exit(f"error: {explain(error)}")
+            except _ERRORS as error:
+                sys.exit(f"error: {explain(error)}")
+            if processes.is_first():
+                _tell(config, folder, save)
 
     try:
         prog = "python -m experiments train"
         tyro.cli(command, args=arguments, description=__doc__, prog=prog)
-    except (ArithmeticError, ImportError, OSError, RunningElsewhere, ValueError) as error:
+    except _ERRORS as error:
         sys.exit(f"error: {explain(error)}")
+
+
+def _tell(config: Train, folder: Path, save: str | None) -> None:
+    """Print the results of a run, and save its network if asked."""
+    for row in json.loads((folder / "results.json").read_text(encoding="utf-8")):
+        print(
+            f"seed {row['seed']}: test accuracy {row['test_accuracy']:.2%}, loss "
+            f"{row['test_loss']:.4f}; {row['kept']:,} of {row['size']:,} weights"
+        )
+    print(f"Folder: {folder}")
+    if save is not None:
+        saved, about = show.read_run(folder), to_dict(config)
+        eoi.save(save, saved.variables, saved.mask, metadata=about, layout=models.layout)
+        print(f"Saved: {save}")
