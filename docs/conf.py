@@ -79,7 +79,11 @@ def setup(app: Any) -> None:
 
 def _write_mathml(display: str, translator: Any, node: Any) -> None:
     """Write a formula as MathML, which browsers show without a script."""
-    formula = latex2mathml.converter.convert(node.astext(), display=display)
+    source = re.sub(r"\\arg\b", r"\\operatorname{arg}", node.astext())  # the converter lacks it
+    formula = latex2mathml.converter.convert(source, display=display)
+    if unknown := re.findall(r">(\\\w+)", formula):
+        message = "the converter to MathML does not know %s. Write it otherwise."
+        logging.getLogger(__name__).warning(message, ", ".join(unknown), location=node)
     tag = "span" if display == "inline" else "div"
     translator.body.append(f'<{tag} class="math">{formula}</{tag}>')
     raise nodes.SkipNode
