@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "plan": ("tools.plan", "list the layers of a sparse network: weights, FLOPs, bytes"),
     "train": ("training.train", "train one network from one kind of start"),
+    "rl": ("rl.train", "train an actor and a critic by PPO from one kind of start"),
     "inspect": ("tools.show", "show how sparse and orthogonal a saved network is"),
     "sweep": ("runs.sweep", "run all configs of a figure or table, here or on a cluster"),
     "report": ("reporting.report", "turn results into CSV files, tables, figures and a page"),

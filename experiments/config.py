@@ -18,6 +18,7 @@ __all__ = [
     "Criterion",
     "Kernel",
     "Method",
+    "Ppo",
     "Spectrum",
     "Start",
     "Times",
@@ -121,23 +122,17 @@ class Start:
             "A 2:4 start keeps half of the weights: give 0.5.",
         )
         _require(self, not two_of_four or self.density == 0.5, "density", "{0.5}", remedy)
-        seeds = {seed for seed in self.seeds if 0 <= seed < 2**31}
-        allowed, remedy = "the sets of one or more numbers in [0, 2**31)", "Give each seed once."
-        _require(self, 0 < len(seeds) == len(self.seeds), "seeds", allowed, remedy)
+        _require_seeds(self, "seeds")
         allowed = "'uniform', 'hadamard' and finite numbers"
         _require(self, _is_angle(self.angles), "angles", allowed, "Give degrees such as '80'.")
         self._require_defaults("planes", "taps", "he_norm", unless="eoi")
-        blocks = self.method == "blocks"
-        allowed = "[1, ...)" if blocks else "{0}"
-        remedy = "It is for method='blocks', which needs one, such as 128."
-        size = self.block_size
-        _require(self, size >= 1 if blocks else size == 0, "block_size", allowed, remedy)
+        _require_block_size(self)
         some, remedy = (
             self.perceptrons or self.attention,
             "Give attention=True, to prune the heads.",
         )
         _require(self, some, "perceptrons", "{True}", remedy)
-        if blocks:
+        if self.method == "blocks":
             self._require_defaults("init", "attention")
 
     def _require_defaults(self, *names: str, unless: str = "") -> None:
@@ -184,17 +179,125 @@ class Train(Start):
         super().__post_init__()
         _require(self, 0 < self.epochs < math.inf, "epochs", "(0, inf)")
         _require(self, 0 < self.learning_rate < math.inf, "learning_rate", "(0, inf)")
-        rates = {rate for rate in self.learning_rates if 0 < rate < math.inf}
-        several, remedy = len(rates) == len(self.learning_rates) != 1, "Give each rate once."
-        _require(self, several, "learning_rates", "() and two or more numbers > 0", remedy)
-        if rates:  # one config, whatever rate stood there
-            object.__setattr__(self, "learning_rate", self.learning_rates[0])
+        _require_rates(self)
         _require(self, math.isfinite(self.density_power), "density_power", "finite numbers")
         _require(self, 0 <= self.weight_decay < math.inf, "weight_decay", "[0, inf)")
         _require(self, 0 <= self.momentum < 1, "momentum", "[0, 1)")
         _require(self, self.validate_every >= 0, "validate_every", "[0, ...)")
         if self.method == "blocks":
             self._require_defaults("dynamic", "density_power")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ppo:
+    """An actor and a critic, trained by PPO from one kind of start with each of a few seeds.
+
+    The seeds are trained at once, under :func:`jax.vmap`. Only the kernels between a network's
+    first layer and its last are sparse.
+    """
+
+    experiment: str = "rl"
+    """Table or figure that the run belongs to; its folder is named after it."""
+    env: Literal[
+        "CartPole-v1",
+        "Acrobot-v1",
+        "Asterix-MinAtar",
+        "Breakout-MinAtar",
+        "SpaceInvaders-MinAtar",
+    ] = "CartPole-v1"
+    """Environment, by its name in gymnax."""
+
+    network: Literal["mlp", "simba"] = "mlp"
+    """Actor and critic: plain perceptrons, or residual ones with normalization, as SimBa's."""
+    width: int = 64
+    """Units of a hidden layer, or of the residual stream."""
+    depth: int = 2
+    """Hidden layers, or residual blocks of two layers each."""
+    activation: str | None = None
+    """Activation by name; default: tanh of a plain network, ReLU of a residual one."""
+
+    method: Literal["dense", "base", "rescaled", "eoi", "blocks"] = "eoi"
+    """Start of the hidden kernels: dense, or sparse by masking (base), by masking and rescaling to
+    the mask's fan-in (rescaled), by EOI, or by layers that store only blocks (blocks)."""
+    criterion: Literal["uniform", "erdos_renyi"] = "uniform"
+    """How the hidden kernels share the density; of no use to dense ones and blocks."""
+    density: float = 0.1
+    """Fraction of the hidden kernels' weights that are kept, in (0, 1]; 1 for dense."""
+    block_size: int = 0
+    """Rows, and columns, of the blocks of method="blocks"; 0 for all others."""
+    planes: Literal["independent", "matching"] = "independent"
+    """Planes of EOI's rotations: independent, or perfect matchings in rounds."""
+    scale: float = math.sqrt(2)
+    """Gain of the orthogonal weights of all layers but the last."""
+    dynamic: Literal["static", "set", "rigl"] = "static"
+    """Whether the mask stays, or changes while the networks train by SET or RigL."""
+
+    total_steps: int = 500_000
+    """Steps of all environments together; what does not fill an update is left out."""
+    num_envs: int = 4
+    """Environments of each seed."""
+    num_steps: int = 128
+    """Steps that each of them takes before an update."""
+    num_epochs: int = 4
+    """Passes over these steps in an update."""
+    num_minibatches: int = 4
+    """Parts in which a pass takes them; a divisor of their number."""
+    learning_rate: float = 2.5e-4
+    """Learning rate of Adam at the first update; it falls to 0 along a line."""
+    learning_rates: tuple[float, ...] = ()
+    """If given, two or more rates of which one replaces ``learning_rate``: that with the highest
+    mean return of ``rate_seeds``."""
+    rate_seeds: tuple[int, ...] = (101, 102)
+    """Seeds that choose among ``learning_rates``, each in [0, 2**31); best none of ``seeds``."""
+    discount: float = 0.99
+    """Discount of rewards, in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Decay of the generalized advantage estimate, in [0, 1]."""
+    clip: float = 0.2
+    """Largest change of a probability's ratio that is rewarded, and of a value that is trusted."""
+    entropy: float = 0.01
+    """Weight of the policy's entropy in the loss."""
+    value_weight: float = 0.5
+    """Weight of the critic's squared error in the loss."""
+    max_grad_norm: float = 0.5
+    """Norm to which gradients are clipped."""
+    num_points: int = 20
+    """Points of the learning curve: means over as many equal parts of the training."""
+    seeds: tuple[int, ...] = (1,)
+    """Seeds of everything random, each in [0, 2**31)."""
+
+    def __post_init__(self) -> None:
+        _floats(self)
+        for name in ("width", "depth", "num_envs", "num_steps", "num_epochs", "num_points"):
+            _require(self, getattr(self, name) >= 1, name, "[1, ...)")
+        batch = self.num_envs * self.num_steps
+        divides = self.num_minibatches >= 1 and batch % self.num_minibatches == 0
+        allowed, remedy = f"the divisors of num_envs * num_steps = {batch}", "Give one of them."
+        _require(self, divides, "num_minibatches", allowed, remedy)
+        low = batch * self.num_points
+        remedy = "There is an update for each of num_points: give more steps, or fewer points."
+        _require(self, low <= self.total_steps < 2**31, "total_steps", f"[{low}, 2**31)", remedy)
+        for name in ("learning_rate", "scale", "clip", "max_grad_norm"):
+            _require(self, 0 < getattr(self, name) < math.inf, name, "(0, inf)")
+        for name in ("discount", "gae_lambda"):
+            _require(self, 0 <= getattr(self, name) <= 1, name, "[0, 1]")
+        for name in ("entropy", "value_weight"):
+            _require(self, 0 <= getattr(self, name) < math.inf, name, "[0, inf)")
+        _require_seeds(self, "seeds")
+        _require_rates(self)
+        if self.learning_rates:
+            _require_seeds(self, "rate_seeds")
+        else:  # one config, whatever seeds stood there
+            object.__setattr__(self, "rate_seeds", Ppo.rate_seeds)
+        _require(self, 0 < self.density <= 1, "density", "(0, 1]")
+        dense, remedy = self.method == "dense", "A dense start keeps all weights: give 1."
+        _require(self, not dense or self.density == 1, "density", "{1}", remedy)
+        planes, remedy = self.planes == "independent", "Others are for method='eoi'."
+        _require(self, planes or self.method == "eoi", "planes", "{'independent'}", remedy)
+        blocks, remedy = self.method == "blocks", "Others are for masks."
+        masked = not blocks and not dense
+        _require(self, masked or self.dynamic == "static", "dynamic", "{'static'}", remedy)
+        _require_block_size(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,6 +441,28 @@ def _is_angle(angles: str) -> bool:
         return angles in ("uniform", "hadamard") or math.isfinite(float(angles))
     except ValueError:
         return False
+
+
+def _require_seeds(config: Any, name: str) -> None:
+    given = getattr(config, name)
+    seeds = {seed for seed in given if 0 <= seed < 2**31}
+    allowed, remedy = "the sets of one or more numbers in [0, 2**31)", "Give each seed once."
+    _require(config, 0 < len(seeds) == len(given), name, allowed, remedy)
+
+
+def _require_rates(config: Any) -> None:
+    rates = {rate for rate in config.learning_rates if 0 < rate < math.inf}
+    several, remedy = len(rates) == len(config.learning_rates) != 1, "Give each rate once."
+    _require(config, several, "learning_rates", "() and two or more numbers > 0", remedy)
+    if rates:  # one config, whatever rate stood there
+        object.__setattr__(config, "learning_rate", config.learning_rates[0])
+
+
+def _require_block_size(config: Any) -> None:
+    size, blocks = config.block_size, config.method == "blocks"
+    allowed = "[1, ...)" if blocks else "{0}"
+    remedy = "It is for method='blocks', which needs one, such as 128."
+    _require(config, size >= 1 if blocks else size == 0, "block_size", allowed, remedy)
 
 
 def _require(

@@ -93,6 +93,8 @@ def test_wall_times_are_read_off_the_curves():
 @pytest.mark.slow
 @each
 def test_its_quick_version_runs_and_reports(name, tmp_path, monkeypatch):
+    if name.startswith("rl_"):
+        pytest.importorskip("gymnax", reason="needs the extra rl: pip install -e '.[rl]'")
     grid = sweep.grid_of(sweep.find(name), "quick")
     if not grid:
         pytest.skip("the network has no small version; its shapes are tested instead")

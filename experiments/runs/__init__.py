@@ -61,6 +61,7 @@ Row: TypeAlias = dict[str, Any]
 # named after a colon. Imported when a run starts: reading results needs none of them.
 RUNNERS = {
     "Train": "experiments.training.train",
+    "Ppo": "experiments.rl.train",
     "Spectrum": "experiments.studies.measure:spectrum",
     "Counts": "experiments.studies.measure:counts",
     "Times": "experiments.studies.measure:times",
@@ -76,7 +77,8 @@ COLUMNS = {
             for split in ("train", "validation", "test")
             for name in ("loss", "accuracy")
         ),
-    )
+    ),
+    "Ppo": ("seed", "density", "kept", "size", "steps", "return"),
 }
 
 _SUMMED = ("config.json", "results.json", "metrics.jsonl")  # files whose SHA-256 is in ``done``

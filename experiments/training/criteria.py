@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,11 @@ class DenseNetwork(NamedTuple):
     def where(self) -> Where:
         """Which of the params are pruned; equal settings give one object."""
         return network.where(self.config)
+
+    @property
+    def center_density(self) -> Literal["density"] | None:
+        """EOI's density of a convolution's center tap; None for the library's default."""
+        return models.SPECS[self.config.model].center_density
 
     def build(self) -> Any:
         """Return the Linen module."""

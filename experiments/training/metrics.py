@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,29 @@ from experiments.runs import Runtime, read_lines
 
 __all__ = ["Bar", "Clock", "Metrics", "Silent", "read"]
 
-# Those of a line that this module wrote; the loss and the accuracy may be NaN, which is a float.
+# Those of a line of a training; the loss and the accuracy may be NaN, which is a float.
 _TYPES = {"step": int, "epoch": float, "seed": int, "split": str, "loss": float, "accuracy": float}
 
 
-def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+def read(
+    path: Path, last_step: int | None = None, types: Mapping[str, type] = _TYPES
+) -> list[dict[str, Any]]:
     """Read the lines of ``metrics.jsonl``.
 
     Args:
         path: The file; a missing one has no lines.
         last_step: For a run that goes on: lines of later steps are left out, as is a last line that
             the end of a process cut in two. Default: none is.
+        types: Names and types of what a line holds, in their order.
 
     Raises:
         ValueError: If a line is damaged, with its number.
     """
     rows = read_lines(path, cut=last_step is not None)
     for number, row in enumerate(rows, 1):
-        if {name: type(value) for name, value in row.items()} != _TYPES:
+        if {name: type(value) for name, value in row.items()} != types:
             raise ValueError(
-                f"{path}, line {number}, is damaged: it does not hold {', '.join(_TYPES)}. Put "
+                f"{path}, line {number}, is damaged: it does not hold {', '.join(types)}. Put "
                 f"back a copy of the file, or remove the folder {path.parent} and run again."
             )
     return [row for row in rows if last_step is None or row["step"] <= last_step]
@@ -62,6 +65,7 @@ class Metrics:
         runtime: What else to log to.
         step: Steps that were done before.
         sha256: What :meth:`sync` returned then; default: it is not compared.
+        types: Names and types of what a line holds, ``step`` and ``seed`` among them.
 
     Attributes:
         path: The file of lines.
@@ -71,11 +75,17 @@ class Metrics:
     """
 
     def __init__(
-        self, folder: Path, config: Any, runtime: Runtime, step: int, sha256: str | None = None
+        self,
+        folder: Path,
+        config: Any,
+        runtime: Runtime,
+        step: int,
+        sha256: str | None = None,
+        types: Mapping[str, type] = _TYPES,
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self.seeds = tuple(config.seeds)
-        text = "".join(json.dumps(row) + "\n" for row in read(self.path, step))
+        text = "".join(json.dumps(row) + "\n" for row in read(self.path, step, types))
         self._sha256 = hashlib.sha256(text.encode())
         if sha256 not in (None, self._sha256.hexdigest()):
             raise ValueError(
@@ -130,16 +140,27 @@ class Metrics:
         for seed, *numbers in zip(self.seeds, loss, accuracy, strict=True):
             values = dict(zip(("loss", "accuracy"), map(float, numbers), strict=True))
             row = {"step": step, "epoch": round(epoch, 6), "seed": seed, "split": split, **values}
-            line = json.dumps(row) + "\n"
-            self._file.write(line)
-            self._sha256.update(line.encode())
-            tags = {f"{split}/{name}/seed{seed}": number for name, number in values.items()}
-            if self._board is not None:
-                for tag, number in tags.items():
-                    self._board.add_scalar(tag, number, step)
-            if self._wandb is not None:
-                self._wandb.log({**tags, "step": step})
+            self.write_row(row, values, prefix=f"{split}/")
         self._file.flush()
+
+    def write_row(self, row: dict[str, Any], values: dict[str, float], prefix: str = "") -> None:
+        """Log one line.
+
+        Args:
+            row: What it holds.
+            values: The part of it that TensorBoard and Weights & Biases show.
+            prefix: Begins the names of these.
+        """
+        line = json.dumps(row) + "\n"
+        self._file.write(line)
+        self._sha256.update(line.encode())
+        step, seed = row["step"], row["seed"]
+        tags = {f"{prefix}{name}/seed{seed}": number for name, number in values.items()}
+        if self._board is not None:
+            for tag, number in tags.items():
+                self._board.add_scalar(tag, number, step)
+        if self._wandb is not None:
+            self._wandb.log({**tags, "step": step})
 
     def sync(self) -> str:
         """Bring all lines to the disk: a checkpoint must not be newer than they are.
@@ -147,6 +168,7 @@ class Metrics:
         Returns:
             Their SHA-256.
         """
+        self._file.flush()
         os.fsync(self._file.fileno())
         return self._sha256.hexdigest()
 
@@ -235,11 +257,14 @@ class Bar:
 
     def update(self, step: int, loss: float, accuracy: float, examples: int) -> None:
         """Show where the run is."""
+        self.show(step, f"loss {loss:.3f} accuracy {accuracy:.1%}", examples, "examples")
+
+    def show(self, step: int, text: str, count: int, unit: str) -> None:
+        """Show where the run is in any words, and how many of a unit passed a second."""
         now = time.monotonic()
-        rate = examples / max(now - self._last, 1e-9)
+        rate = count / max(now - self._last, 1e-9)
         self._last = now
-        text = f"loss {loss:.3f} accuracy {accuracy:.1%} {rate:,.0f} examples/s"
-        self._progress.update(self._task, completed=step, text=text)
+        self._progress.update(self._task, completed=step, text=f"{text} {rate:,.0f} {unit}/s")
 
 
 class Silent:

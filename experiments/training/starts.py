@@ -197,7 +197,7 @@ def _eoi(net: DenseNetwork) -> eoi.SparseInit:
         scale="he" if net.config.he_norm else net.config.scale,
         taps=net.config.taps,
         # The paper's exception is about the center tap.
-        center_density=models.SPECS[net.config.model].center_density,
+        center_density=net.center_density,
         planes=planes.LAWS[net.config.planes],
     )
 

@@ -31,6 +31,7 @@ __all__ = [
     "is_finite",
     "sparse_sgd",
     "train_step",
+    "under_mask",
 ]
 
 NEVER = int(np.iinfo(np.int32).max)
@@ -214,9 +215,6 @@ def sparse_sgd(
 ) -> OptimizerOf:
     """Return how optimizers are made: SGD with Nesterov momentum, or AdamW, under a mask.
 
-    SET and RigL drop weights and grow others every 100 steps during the first three quarters: 30 %
-    of a layer's at first, fewer as a cosine falls.
-
     Args:
         num_steps: Training steps in all.
         optimizer: ``"sgd"`` or ``"adamw"``.
@@ -243,21 +241,44 @@ def sparse_sgd(
         if density_power:
             scaled = eoi.scale_by_density(mask, density_power, layout=models.layout)
             inner = optax.chain(inner, scaled)
-        if dynamic == "static":
-            return eoi.static_sparse(inner, mask)
-        stop_step = max(1, 3 * num_steps // 4)
-        options: dict[str, Any] = {
-            "update_every": DROP_AND_GROW_EVERY,
-            "stop_step": stop_step,
-            "drop_fraction": optax.cosine_decay_schedule(_DROP_FRACTION, stop_step),
-            "layout": models.layout,
-        }
-        if dynamic == "rigl":
-            return eoi.rigl(inner, mask, **options)
-        growth_key = key_of(key, Purpose.GROWTH)
-        return eoi.sparse_evolutionary_training(inner, mask, key=growth_key, **options)
+        return under_mask(inner, mask, key=key, num_steps=num_steps, dynamic=dynamic)
 
     return optimizer_of
+
+
+def under_mask(
+    inner: optax.GradientTransformation,
+    mask: Mask,
+    *,
+    key: Array,
+    num_steps: int,
+    dynamic: str = "static",
+) -> optax.GradientTransformationExtraArgs:
+    """Put an optimizer under a mask, which stays, or changes by SET or RigL.
+
+    The latter drop weights and grow others every 100 steps during the first three quarters: 30 % of
+    a layer's at first, fewer as a cosine falls.
+
+    Args:
+        inner: The optimizer.
+        mask: Which of the params may be non-zero; a scalar where a leaf is dense.
+        key: The seed's PRNG key.
+        num_steps: Training steps in all.
+        dynamic: ``"static"``, ``"set"`` or ``"rigl"``.
+    """
+    if dynamic == "static":
+        return eoi.static_sparse(inner, mask)
+    stop_step = max(1, 3 * num_steps // 4)
+    options: dict[str, Any] = {
+        "update_every": DROP_AND_GROW_EVERY,
+        "stop_step": stop_step,
+        "drop_fraction": optax.cosine_decay_schedule(_DROP_FRACTION, stop_step),
+        "layout": models.layout,
+    }
+    if dynamic == "rigl":
+        return eoi.rigl(inner, mask, **options)
+    growth_key = key_of(key, Purpose.GROWTH)
+    return eoi.sparse_evolutionary_training(inner, mask, key=growth_key, **options)
 
 
 def _losses(logits: Array, labels: Array) -> tuple[Array, Array]:

@@ -1,0 +1,1 @@
+"""Deep reinforcement learning: PPO whose actor and critic start, and stay, sparse."""
