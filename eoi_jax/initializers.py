@@ -1,7 +1,11 @@
 """Initializers for Flax, and for anything that takes the initializers of JAX.
 
 Each function returns an ``init(key, shape, dtype, out_sharding=None)`` of the protocol of
-:mod:`jax.nn.initializers`. The weights are sparse; to keep them so while they train, see
+:mod:`jax.nn.initializers`. With an ``out_sharding``, a :class:`jax.sharding.NamedSharding` or a
+:class:`jax.sharding.PartitionSpec` of the mesh that is entered, along auto or explicit axes, the
+kernel is drawn into its shards, with the bits of one device.
+
+The weights are sparse; to keep them so while they train, see
 :mod:`eoi_jax.masks` and :func:`eoi_jax.optim.static_sparse`.
 """
 
@@ -16,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import givens
-from eoi_jax._internal import block_diagonal, checks, fan_axes
+from eoi_jax._internal import block_diagonal, checks, fan_axes, shardings
 from eoi_jax._internal.conv import (
     Taps,
     at_center,
@@ -529,8 +533,11 @@ def _initializer(draw: _Draw, dtype: DType, *, min_ndim: int = 2) -> Initializer
     def init(key: Array, shape: Shape, dtype: DType = default, out_sharding: Any = None) -> Array:
         key = threefry_key(key)
         shape = checks.shape(shape, min_ndim=min_ndim)
-        kernel = draw(key, shape, checks.float_dtype(default if dtype is None else dtype))
-        return kernel if out_sharding is None else jax.sharding.reshard(kernel, out_sharding)
+        dtype = checks.float_dtype(default if dtype is None else dtype)
+        if out_sharding is None:
+            return draw(key, shape, dtype)
+        out = shardings.named(out_sharding, len(shape))
+        return shardings.drawn(lambda key: [draw(key, shape, dtype)], key, [out])[0]
 
     return init
 

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import givens, theory
-from eoi_jax._internal import checks, drawing, selection
+from eoi_jax._internal import checks, drawing, selection, shardings
 from eoi_jax._internal.keys import threefry_key
 from eoi_jax.givens import AngleLaw
 from eoi_jax.planes import PlaneLaw, check, independent
@@ -187,7 +187,9 @@ def orthogonal(
     inside = jnp.asarray(scale if factor is None else 1.0, compute_dtype)
     tall = (size, min(rows, columns))
     segment, rounds = _lengths(tall, density, planes)
-    law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes, rounds)
+    mesh = shardings.mesh_of_context(key)
+    axes = shardings.axes_of_columns(mesh, is_transposed=rows < columns)
+    law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes, rounds, axes)
     matrix = drawing.draw(key, target, inside, law, balanced)
     if factor is not None:
         matrix = matrix * factor

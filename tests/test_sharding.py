@@ -5,10 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import over_meshes
 import over_trees
 import pytest
 
 import eoi_jax as eoi
+from eoi_jax._internal import selection
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -59,6 +64,53 @@ def test_shard_map_draws_what_one_device_draws():
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
 def test_functions_over_trees_on_four_devices(kind):
     run_on_devices(4, over_trees.__file__, kind)
+
+
+@pytest.mark.slow
+def test_networks_are_drawn_into_the_shards_of_four_devices():
+    run_on_devices(4, over_meshes.__file__)
+
+
+def draw_kernels(name, params):
+    options = {
+        "exact_orthogonal": 0.4,
+        "sparsity_aware_orthogonal": 0.5,
+        "redraw": over_meshes.init,
+    }
+    return getattr(eoi.networks, name)(over_meshes.KEY, params, options[name])
+
+
+@pytest.mark.parametrize("name", ["exact_orthogonal", "sparsity_aware_orthogonal", "redraw"])
+def test_of_a_kernel_its_shape_is_enough(name):
+    params = over_meshes.network()
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if leaf.ndim > 1 else leaf, params
+    )
+    found, expected = draw_kernels(name, shapes), draw_kernels(name, params)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    with pytest.raises(ValueError, match=r"params\[linear/bias\] is a shape without values"):
+        draw_kernels(name, jax.eval_shape(over_meshes.network))
+
+
+def test_padded_layers_unmask_what_layers_unmask():
+    keys = jax.random.split(over_meshes.KEY, 3)
+    mask = jax.random.bernoulli(over_meshes.KEY, 0.2, (3, 7, 30))
+    counts = jnp.array([210, 100, 63])
+    expected = selection.unmask_layers(keys, mask, counts)
+    flat = jnp.pad(mask.reshape(3, -1), ((0, 0), (0, 90)), constant_values=False)
+    found = selection.unmask_flat(jax.random.key_data(keys), flat, counts, jnp.int32(210))
+    np.testing.assert_array_equal(found[:, :210].reshape(mask.shape), expected)
+    assert not found[:, 210:].any()
+
+
+def test_a_spec_without_a_mesh_is_refused():
+    init = eoi.dense(0.2)
+    with pytest.raises(ValueError, match=r"out_sharding=.* names no mesh\. .*set_mesh"):
+        init(over_meshes.KEY, (8, 8), out_sharding=jax.sharding.PartitionSpec("x", None))
+    mesh = jax.make_mesh((1,), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, "x"))
+    with pytest.raises(ValueError, match="more entries than the 2 axes"):
+        init(over_meshes.KEY, (8, 8), out_sharding=sharding)
 
 
 def test_every_function_over_trees_is_among_them():

@@ -2,19 +2,26 @@
 
 :func:`eoi_jax.sparse_orthogonal.orthogonal` and :func:`eoi_jax.networks.exact_orthogonal` both end
 here, and from here it is one step down to the rotations of a wave.
+
+Rotations mix rows, so each column of a matrix is drawn without the others. While a program is
+traced in a mesh (:func:`jax.set_mesh`) the columns of a large matrix are divided among its devices,
+which exchange nothing but counts; a small one is drawn by each device.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from eoi_jax import givens
-from eoi_jax._internal import checks, programs, waves
+from eoi_jax._internal import checks, programs, shardings, waves
+from eoi_jax._internal.keys import wrapped
 from eoi_jax._internal.vmap import map_on_cpu, varying_as
 from eoi_jax.givens import AngleLaw, PlaneLaw
 from eoi_jax.typing import Array
@@ -34,6 +41,8 @@ __all__ = [
 _LEAST_SHARE = 0.2525
 # Longer segments would have more touched coordinates than an index can count.
 MAX_SEGMENT = 2**24
+# Smaller matrices are drawn sooner than divided.
+_DIVIDED_FROM = 2**20
 
 
 class Law(NamedTuple):
@@ -49,6 +58,7 @@ class Law(NamedTuple):
         rounds: How many rounds of matchings to apply to the partial identity at once, before the
             segments; it changes the speed, and the matrix by rounding errors. 0 for other planes,
             and for angles whose non-zeros are counted on the floats.
+        axes: The axes of the mesh that divide the columns, where a program is traced in one.
     """
 
     shape: tuple[int, int]
@@ -58,6 +68,19 @@ class Law(NamedTuple):
     permute: bool = False
     planes: PlaneLaw = givens.independent
     rounds: int = 0
+    axes: tuple[str, ...] = ()
+
+
+class _Columns(NamedTuple):
+    """The columns of a matrix that one device draws.
+
+    Attributes:
+        numbers: Which columns of the matrix; beyond its number of columns for none.
+        axes: The axes of the mesh that divide them.
+    """
+
+    numbers: Array
+    axes: tuple[str, ...]
 
 
 class _Target(NamedTuple):
@@ -75,8 +98,9 @@ def draw(key: Array, target: Array, scale: Array, law: Law, balanced: Array | No
     ``balanced`` is true, no row's norm is below half of the root of their mean square (``scale`` is
     then near 1); None draws as false does, by a program that costs less.
     """
-    program = programs.of_function(_draw, law.angles, static_argnums=(3,))
-    return program(key, target, scale, law._replace(angles=None), balanced)
+    program = programs.of_function(_draw, law.angles, static_argnums=(3, 5))
+    mesh = shardings.mesh_of_context(key)
+    return program(key, target, scale, law._replace(angles=None), balanced, mesh)
 
 
 def _draw(
@@ -86,15 +110,56 @@ def _draw(
     scale: Array,
     law: Law,
     balanced: Array | None,
+    mesh: Any,
 ) -> Array:
     law = law._replace(angles=angles)
     rows, columns = law.shape
 
-    def one(key: Array, target: Array, scale: Array, *balanced: Array) -> Array:
-        matrix = _rotate_to_target(key, target, scale, rows, columns, law, *balanced)
-        return permuted(key, matrix) if law.permute else matrix
+    def one(
+        part: _Columns | None, key: Array, target: Array, scale: Array, *balanced: Array
+    ) -> Array:
+        return _rotate_to_target(key, target, scale, rows, columns, law, part, *balanced)
 
-    return map_on_cpu(one)(key, target, scale, *([] if balanced is None else [balanced]))
+    flags = [] if balanced is None else [balanced]
+    return _on_mesh(one, law, mesh, is_divisible=not flags)(key, target, scale, *flags)
+
+
+def _on_mesh(
+    one: Callable[..., Array], law: Law, mesh: Any, *, is_divisible: bool, is_stack: bool = False
+) -> Callable[..., Array]:
+    """Let the devices of a mesh draw a matrix, or a stack of them, by ``one(columns, *arrays)``.
+
+    Which device draws a column changes no bit of it. Without a mesh the compiler divides the work.
+    """
+
+    def undivided(*arrays: Array) -> Array:
+        draw = map_on_cpu(functools.partial(one, None))
+        return (jax.vmap(draw) if is_stack else draw)(*arrays)
+
+    if mesh is None:
+        return undivided
+    axes, columns = law.axes, law.shape[1]
+    if not is_divisible or not axes or math.prod(law.shape) < _DIVIDED_FROM:
+        return shardings.on_every_device(undivided, mesh)
+    width = -(-columns // math.prod(mesh.shape[axis] for axis in axes))
+
+    def draw_part(index: Array, *arrays: Array) -> Array:
+        return one(_Columns(index, axes), *arrays)
+
+    def draw_columns(*arrays: Array) -> Array:
+        index = jax.lax.axis_index(axes) * width + jnp.arange(width, dtype=jnp.int32)
+        draw = map_on_cpu(draw_part)
+        in_axes = (None, *[0] * len(arrays))
+        return (jax.vmap(draw, in_axes) if is_stack else draw)(index, *arrays)
+
+    def divided(*arrays: Array) -> Array:
+        spec = PartitionSpec(*[None] * (1 + is_stack), axes)
+        draw = jax.shard_map(
+            draw_columns, mesh=mesh, in_specs=PartitionSpec(), out_specs=spec, check_vma=False
+        )
+        return draw(*arrays)[..., :columns]
+
+    return divided
 
 
 def draw_padded(
@@ -111,10 +176,11 @@ def draw_padded(
     All arrays have one entry for each matrix. So one program, whose compilation takes far longer
     than its run, draws matrices of many shapes. ``counts`` are at least ``columns``, and at least
     ``rows`` where ``balanced`` is true. Planes of one size fill ``law.shape``, and so do the
-    matrices then.
+    matrices then; so do they where they are permuted. Keys may be given as their words.
     """
-    program = programs.of_function(_draw_padded, law.angles, static_argnums=(4, 5))
-    return program(keys, counts, rows, columns, law._replace(angles=None), dtype, balanced)
+    program = programs.of_function(_draw_padded, law.angles, static_argnums=(4, 5, 7))
+    law, mesh = law._replace(angles=None), shardings.mesh_of_context(keys)
+    return program(keys, counts, rows, columns, law, dtype, balanced, mesh)
 
 
 def _draw_padded(
@@ -126,18 +192,26 @@ def _draw_padded(
     law: Law,
     dtype: Any,
     balanced: Array | None,
+    mesh: Any,
 ) -> Array:
     law = law._replace(angles=angles)
 
     def one(
-        key: Array, count: Array, rows: int | Array, columns: int | Array, *balanced: Array
+        part: _Columns | None,
+        key: Array,
+        count: Array,
+        rows: int | Array,
+        columns: int | Array,
+        *balanced: Array,
     ) -> Array:
         if law.planes.size is not None:
             rows, columns = law.shape
-        return _rotate_to_target(key, count, jnp.ones((), dtype), rows, columns, law, *balanced)
+        scale = jnp.ones((), dtype)
+        return _rotate_to_target(key, count, scale, rows, columns, law, part, *balanced)
 
     flags = [] if balanced is None else [balanced]
-    return jax.vmap(map_on_cpu(one))(keys, counts, rows, columns, *flags)
+    draw = _on_mesh(one, law, mesh, is_divisible=not flags, is_stack=True)
+    return draw(wrapped(keys), counts, rows, columns, *flags)
 
 
 def rounds_at_once(shape: tuple[int, int], planes: PlaneLaw, needed: int | None = None) -> int:
@@ -150,8 +224,8 @@ def rounds_at_once(shape: tuple[int, int], planes: PlaneLaw, needed: int | None 
     """
     if not planes.in_rounds:
         return 0
-    # Lists of an eighth of a row are cheaper than rows, and of 128 hold 32 MiB at size 32768.
-    most = max(min(shape[1].bit_length() - 4, 7), 0)
+    # Lists of an eighth of a row are cheaper than rows; in all they hold 32 MiB at most.
+    most = max(min(shape[1].bit_length() - 4, 7, 22 - (shape[0] - 1).bit_length()), 0)
     return most if needed is None else min(most, -(-needed // (shape[0] // 2)))
 
 
@@ -175,11 +249,20 @@ def permuted(key: Array, matrix: Array) -> Array:
 
     ``matrix`` was drawn from the same key.
     """
-    for_rows, for_columns, for_signs = jax.random.split(jax.random.fold_in(key, 1), 3)
-    size, columns = matrix.shape
+    _, for_columns, _ = _permutation_keys(key)
+    order = jax.random.permutation(for_columns, matrix.shape[1])
+    return _permuted_rows(key, matrix[:, order])
+
+
+def _permuted_rows(key: Array, matrix: Array) -> Array:
+    for_rows, _, for_signs = _permutation_keys(key)
+    size = len(matrix)
     matrix = matrix[jax.random.permutation(for_rows, size)]
-    matrix = matrix[:, jax.random.permutation(for_columns, columns)]
     return matrix * jax.random.rademacher(for_signs, (size, 1), matrix.dtype)
+
+
+def _permutation_keys(key: Array) -> Array:
+    return jax.random.split(jax.random.fold_in(key, 1), 3)
 
 
 def _rotate_to_target(
@@ -189,6 +272,7 @@ def _rotate_to_target(
     rows: int | Array,
     columns: int | Array,
     law: Law,
+    part: _Columns | None = None,
     balanced: Array | None = None,
 ) -> Array:
     """Rotate the partial identity in the corner ``(rows, columns)`` of zeros to a target.
@@ -198,28 +282,41 @@ def _rotate_to_target(
     floats. ``rows`` and ``columns`` may be traced, and change no value of the matrix by being so.
 
     A ``balanced`` matrix starts as the identity again and again, with a new sign each time and
-    columns of norm 1, so each row has a non-zero. Angles keep the norms of rows above a floor.
+    columns of norm 1, so each row has a non-zero. Angles keep the norms of rows above a floor,
+    which takes whole rows. Of other matrices only ``part`` is drawn, if it is given.
     """
     least: int | Array = columns if balanced is None else jnp.where(balanced, rows, columns)
     bounds = (least, law.planes.max_nonzeros(rows, columns))
     goal = _doubled(target, rows, columns, bounds, law.at_most)
-    i, j = jnp.arange(law.shape[0])[:, None], jnp.arange(law.shape[1])[None, :]
-    one = jnp.where(goal.is_valid, scale, jnp.nan)
-    zero, floor = jnp.zeros((), scale.dtype), None
+    i = jnp.arange(law.shape[0], dtype=jnp.int32)
+    one, floor = jnp.where(goal.is_valid, scale, jnp.nan), None
+    width = law.shape[1] if part is None else len(part.numbers)
     if balanced is None:
-        matrix = jnp.where((i == j) & (i < columns), one, zero)
-        packed = jnp.where(i < columns, waves.eye_support(*law.shape), jnp.uint32(0))
+        share: int | Array = 1
+        column = jnp.where(i < columns, i, law.shape[1])  # past the end: a row of zeros
     else:
         column = jnp.where(balanced & (i < rows), i % columns, i)
-        column = jnp.where(i < least, column, law.shape[1])  # past the end: a row of zeros
+        column = jnp.where(i < least, column, law.shape[1])
         shared_by = (rows - 1 - column) // columns + 1  # the rows with a non-zero in that column
         sign = 1 - 2 * (i // columns % 2)
-        share = jnp.where(balanced, sign * jax.lax.rsqrt(shared_by.astype(scale.dtype)), 1)
-        matrix = jnp.where(j == column, one * share, zero)
-        packed = waves.one_hot_support(column[:, 0], law.shape[1])
+        root = jax.lax.rsqrt(shared_by.astype(scale.dtype))
+        share = jnp.where(balanced, sign * root, 1)[:, None]
         floor = jnp.where(balanced, _LEAST_SHARE * columns / rows, 0).astype(scale.dtype)
+    if part is not None:
+        index = part.numbers
+        if law.permute:
+            _, for_columns, _ = _permutation_keys(key)
+            order = jax.random.permutation(for_columns, law.shape[1])
+            index = order.at[index].get(mode="fill", fill_value=law.shape[1])
+        # Where each column of the matrix stands in the part.
+        place = jnp.full(law.shape[1] + 1, width, jnp.int32)
+        place = place.at[index].set(jnp.arange(width, dtype=jnp.int32), mode="drop")
+        column = place.at[law.shape[1]].set(width)[column]
+    here = jnp.arange(width, dtype=jnp.int32) == column[:, None]
+    matrix = jnp.where(here, one * share, jnp.zeros((), scale.dtype))
+    packed = waves.one_hot_support(column, width)
     if law.shape[0] == 1:
-        return matrix
+        return permuted(key, matrix) if law.permute else matrix
     # Angles that recur cancel entries to exact zeros, which only the floats show.
     count_on_integers = getattr(law.angles, "continuous", False) and not law.planes.may_underflow
     full = jnp.asarray(rows * columns, jnp.uint32)
@@ -251,6 +348,8 @@ def _rotate_to_target(
         else:
             _, change = waves.rotate_and_count(matrix, rotations, wave, floor=floor)
             gained = change.astype(jnp.uint32)  # wraps, and wraps back in the sum
+        if part is not None:
+            gained = jax.lax.psum(gained, part.axes)
         counts = nonzeros + jnp.cumsum(gained, dtype=jnp.uint32)
         reached = 2 * counts >= goal.twice
         crossing = jnp.argmax(reached)
@@ -261,8 +360,7 @@ def _rotate_to_target(
         keep = jnp.where(fits, crossing + 1, crossing)
         count = jnp.where(reached.any(), keep, length).astype(jnp.int32)
         if rounds:
-            size, width = law.shape
-            matrix = waves.rotated_eye(one, width, rotations, size=size, count=count)
+            matrix = waves.rotated_eye(one, column, width, rotations, count=count)
         else:
             matrix = waves.rotate_rows(
                 matrix,
@@ -281,9 +379,11 @@ def _rotate_to_target(
         start = extend(start, law.rounds * (law.shape[0] // 2), law.rounds)
     more = functools.partial(extend, length=law.segment)
     _, nonzeros, _, matrix = jax.lax.while_loop(unfinished, more, start)
-    if count_on_integers and law.planes.size is None:
+    if not count_on_integers or law.planes.size is not None:
+        matrix = jnp.where(2 * nonzeros < goal.twice, jnp.nan, matrix)
+    if not law.permute:
         return matrix
-    return jnp.where(2 * nonzeros < goal.twice, jnp.nan, matrix)
+    return permuted(key, matrix) if part is None else _permuted_rows(key, matrix)
 
 
 def _doubled(

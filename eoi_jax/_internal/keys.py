@@ -15,7 +15,7 @@ import numpy as np
 
 from eoi_jax.typing import Array
 
-__all__ = ["one_key", "threefry_key"]
+__all__ = ["one_key", "threefry_key", "words", "wrapped"]
 
 _THREEFRY = "threefry2x32"
 
@@ -54,3 +54,14 @@ def threefry_key(key: Any, name: str = "key") -> Array:
     for word in words:
         hashed = jax.random.fold_in(hashed, word)
     return hashed
+
+
+def words(keys: Array) -> Array:
+    """Return the words of keys of Threefry, which NumPy may hold."""
+    return jax.random.key_data(keys)
+
+
+def wrapped(keys: Any) -> Array:
+    """Return keys of Threefry that may be given as their words."""
+    is_wrapped = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    return keys if is_wrapped else jax.random.wrap_key_data(keys, impl=_THREEFRY)

@@ -163,7 +163,8 @@ def place(new: Params, mask: Mask, params: Params) -> tuple[Params, Mask]:
         return leaf.copy() if isinstance(leaf, jax.Array) else leaf
 
     new = jax.tree.map(place_leaf, new, trees.boxed_as(mask, params), params)
-    return new, trees.without_axis_names(place_mask(mask, params))
+    # The new kernels have the shardings, also those that only the end of a program demands.
+    return new, trees.without_axis_names(place_mask(mask, new))
 
 
 def place_mask(mask: Mask, params: Params) -> Mask:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks, shardings
+from eoi_jax._internal.keys import wrapped
 from eoi_jax._internal.vmap import varying_as
 from eoi_jax.typing import Array
 
@@ -171,6 +172,40 @@ def unmask_layers(keys: Array, mask: Array, counts: Array) -> Array:
         return layer | smallest(jax.random.bits(key, layer.shape, jnp.uint32), ~layer, missing)
 
     return shardings.auto(over_layers(unmask, counts.ndim), out_like=mask)(keys, mask, counts)
+
+
+def padded_size(size: int) -> int:
+    """Return the size to which :func:`unmask_flat` takes a layer padded: one of a few."""
+    return max(2**14, 2**16 if size > 2**14 else 0, 1 << (size - 1).bit_length())
+
+
+def batch_length(padded: int) -> int:
+    """Return how many layers of a padded size :func:`unmask_flat` takes at once."""
+    return max(2**18 // padded, 1)
+
+
+@jax.jit
+def unmask_flat(keys: Array, mask: Array, counts: Array, size: Array) -> Array:
+    """Unmask entries as :func:`unmask_layers` does, of flat layers that are padded.
+
+    One program serves all layers of a padded size. The random bits of an entry are those of its
+    index, so the same entries are unmasked as without padding.
+
+    Args:
+        keys: The words of one key a layer.
+        mask: The layers, ``(layers, padded size)``.
+        counts: How many entries of each are to be unmasked.
+        size: How many entries of a layer are no padding.
+    """
+    is_padding = jnp.arange(mask.shape[1], dtype=jnp.int32) >= size
+
+    def unmask(layer: tuple[Array, Array, Array]) -> Array:
+        words, mask, count = layer
+        missing = count - jnp.sum(mask, dtype=jnp.int32)
+        bits = jax.random.bits(wrapped(words), mask.shape, jnp.uint32)
+        return mask | smallest(bits, ~(mask | is_padding), missing)
+
+    return jax.lax.map(unmask, (keys, mask, counts))
 
 
 def over_layers(function: Callable[..., Any], num_axes: int) -> Callable[..., Any]:

@@ -426,10 +426,23 @@ def some_weights(params: Any, kernels: Any) -> None:
     jax.tree_util.tree_map_with_path(check, params, kernels)
 
 
-def arrays(params: Params, *, name: str = "params") -> Params:
-    """Require values and not only shapes; return them in the byte order that JAX reads."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        has_values(leaf, f"{name}[{path_name(path)}]")
+def arrays(params: Params, *, name: str = "params", shapes_of: Any = None) -> Params:
+    """Require values and not only shapes; return them in the byte order that JAX reads.
+
+    Of the leaves of which ``shapes_of``, a tree of bools, is true, a shape suffices.
+    """
+    suffices = jax.tree.map(lambda _: False, params) if shapes_of is None else shapes_of
+    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(suffices), strict=True)
+    for (path, leaf), is_drawn in pairs:
+        if shapes_of is None:
+            has_values(leaf, f"{name}[{path_name(path)}]")
+        elif not is_drawn and isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{name}[{path_name(path)}] is a shape without values, and no kernel: only kernels "
+                "are drawn here, all other leaves are copied. Draw them in the same program, "
+                "jax.jit(lambda key: start(key, model.init(key, x)['params'], ...), "
+                "out_shardings=...)(key), or give arrays in place of these shapes."
+            )
     return jax.tree.map(native, params)
 
 

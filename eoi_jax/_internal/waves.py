@@ -95,7 +95,8 @@ def scan_waves(
     # whole waves, which fill it.
     return jax.lax.platform_dependent(
         cpu=lambda: scan(min(max(2**13 // max(columns, 1), 32), 128)),
-        default=lambda: scan(min(size // 2, 1024)),
+        # Rows of a block are copied, so blocks of long rows are short.
+        default=lambda: scan(max(min(size // 2, 1024, 2**21 // max(columns, 1)), 32)),
     )
 
 
@@ -169,21 +170,24 @@ def rotate_rows(
     )
 
 
-def rotated_eye(scale: Array, columns: int, rotations: Any, *, size: int, count: Array) -> Array:
-    """Rotate ``scale`` times the partial identity by whole rounds of matchings.
+def rotated_eye(
+    scale: Array, column: Array, columns: int, rotations: Any, *, count: Array
+) -> Array:
+    """Rotate a matrix of one entry ``scale`` a row, or none, by whole rounds of matchings.
 
     After ``r`` rounds a row has at most ``2**r`` non-zeros, so a round doubles lists of values and
     of their columns, and only their sum touches the matrix: far fewer floats than its rows have.
 
     Args:
         scale: A scalar, in the dtype of the result.
+        column: Where each row has its entry; ``columns`` for a row without.
         columns: Columns of the result.
-        rotations: ``(i, j, theta)``; each ``size // 2`` of them are disjoint.
-        size: Rows of the result.
+        rotations: ``(i, j, theta)``; each ``len(column) // 2`` of them are disjoint.
         count: How many of the rotations are applied.
     """
+    size = len(column)
     row = jnp.arange(size, dtype=jnp.int32)
-    column = jnp.minimum(row, columns)[:, None]  # one past the end where there is none
+    column = column[:, None]
     values = jnp.broadcast_to(scale, (size, 1))
     index = jnp.arange(len(rotations[0]), dtype=jnp.int32)
     angle = jnp.where(index < count, rotations[2].astype(scale.dtype), 0)

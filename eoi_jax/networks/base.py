@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import masks
-from eoi_jax._internal import checks, layouts, names, shardings, trees
-from eoi_jax._internal.arrays import native
+from eoi_jax._internal import checks, fan_axes, layouts, names, shardings, trees
 from eoi_jax._internal.keys import threefry_key
-from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Where
+from eoi_jax.typing import Array, Initializer, LayoutOf, Mask, Params, Shape, Where
 
 __all__ = ["SparseInit", "masked", "redraw", "rescaled"]
 
@@ -149,7 +148,7 @@ def redraw(
 
     Args:
         key: A random key.
-        params: A pytree of arrays.
+        params: A pytree of arrays; of a kernel a :class:`jax.ShapeDtypeStruct` is enough.
         kernel_init: ``(key, shape, dtype) -> array``, such as
             ``jax.nn.initializers.lecun_normal()``.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
@@ -161,7 +160,8 @@ def redraw(
         A tree of the structure, shapes and dtypes of ``params``.
 
     Raises:
-        ValueError: If ``where`` selects no leaf, or if a layout does not fit its leaf.
+        ValueError: If ``where`` selects no leaf, if a layout does not fit its leaf, or if a leaf
+            that is no kernel is a shape without values.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -172,9 +172,10 @@ def redraw(
     """
     key = threefry_key(key)
     treedef: Any
-    params = jax.tree.map(native, params)
+    selected = trees.kernels(params, where)
+    params = trees.arrays(params, shapes_of=selected)
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    is_kernel = jax.tree.leaves(trees.kernels(params, where))
+    is_kernel = jax.tree.leaves(selected)
     layout = names.known(layout, params, strict=False)
     leaves = [leaf for _, leaf in paths_and_leaves]
     for index, (path, leaf) in enumerate(paths_and_leaves):
@@ -184,14 +185,19 @@ def redraw(
         view = trees.view(found, path, leaf)
         shape = (*view.taps, view.inputs, view.outputs)
         leaf_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
-        keys = jax.random.split(leaf_key, math.prod(view.stack) * view.matrices)
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-        # QR knows no narrow dtypes.
-        draw = functools.partial(_call, kernel_init, shape, checks.compute_dtype(dtype))
-        drawn = view.from_matrices(jax.vmap(draw)(keys)).astype(dtype)
-        leaves[index] = shardings.like(drawn, leaf)
+        draw = functools.partial(_leaf, kernel_init, view, shape, dtype)
+        [kernel] = shardings.drawn(draw, leaf_key, [shardings.asked(leaf)])
+        leaves[index] = shardings.like(kernel, leaf)
     return treedef.unflatten(leaves)
 
 
-def _call(kernel_init: Initializer, shape: tuple[int, ...], dtype: Any, key: Array) -> Array:
-    return kernel_init(key, shape, dtype)
+def _leaf(
+    kernel_init: Initializer, view: fan_axes.View, shape: Shape, dtype: Any, key: Array
+) -> list[Array]:
+    """Draw the matrices of a leaf."""
+    keys = jax.random.split(key, math.prod(view.stack) * view.matrices)
+    # QR knows no narrow dtypes.
+    compute_dtype = checks.compute_dtype(dtype)
+    drawn = jax.vmap(lambda key: kernel_init(key, shape, compute_dtype))(keys)
+    return [view.from_matrices(drawn).astype(dtype)]

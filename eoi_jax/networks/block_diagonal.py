@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import initializers, masks, sao
-from eoi_jax._internal import block_diagonal, checks, layouts, names, trees
+from eoi_jax._internal import block_diagonal, checks, fan_axes, layouts, names, shardings, trees
 from eoi_jax._internal.arrays import nonzero
 from eoi_jax._internal.conv import at_center
 from eoi_jax._internal.keys import threefry_key
@@ -43,7 +44,8 @@ def sparsity_aware_orthogonal(
 
     Args:
         key: A random key.
-        params: A pytree of arrays: the shapes and dtypes of the kernels, and all other leaves.
+        params: A pytree of arrays: the shapes and dtypes of the kernels, for which a
+            :class:`jax.ShapeDtypeStruct` is enough, and all other leaves.
         densities: A number for every square kernel, or a tree of the structure of ``params``;
             the numbers of other kernels are ignored. Static.
         activation: ``"tanh"``, or ``"relu"`` for networks of paired units; see
@@ -75,10 +77,11 @@ def sparsity_aware_orthogonal(
     key = threefry_key(key)
     scale = checks.number(scale, "scale")
     activation = block_diagonal.check_activation(activation)
-    params = trees.arrays(params)
+    selected = trees.kernels(params, where)
+    params = trees.arrays(params, shapes_of=selected)
     treedef: Any
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    is_kernel = jax.tree.leaves(trees.kernels(params, where))
+    is_kernel = jax.tree.leaves(selected)
     layout = names.known(layout, params)
     checked = trees.densities(densities, params, name="densities", tree_name="params")
     new_params, new_mask = [], []
@@ -98,13 +101,20 @@ def sparsity_aware_orthogonal(
         else:
             degree = _degree(geometry.inputs, checked[index], activation, name)
             draw = _sparse_layer(geometry, degree, activation, scale, dtype)
-        number = math.prod(view.stack) * view.matrices
-        keys = jax.random.split(jax.random.fold_in(key, index), number)
-        kernel, mask = jax.vmap(draw)(keys)
-        new_params.append(view.from_matrices(kernel))
-        new_mask.append(view.from_matrices(mask))
+        draw_leaf = functools.partial(_leaf, draw, view)
+        out = [shardings.asked(leaf)] * 2
+        kernel, mask = shardings.drawn(draw_leaf, jax.random.fold_in(key, index), out)
+        new_params.append(kernel)
+        new_mask.append(mask)
     mask_tree = treedef.unflatten(new_mask)
     return SparseInit(*layouts.place(treedef.unflatten(new_params), mask_tree, params))
+
+
+def _leaf(draw: _DrawLayer, view: fan_axes.View, key: Array) -> list[Array]:
+    """Draw the matrices of a leaf, and its mask."""
+    keys = jax.random.split(key, math.prod(view.stack) * view.matrices)
+    kernels, masks = jax.vmap(draw)(keys)
+    return [view.from_matrices(kernels), view.from_matrices(masks)]
 
 
 def _dense_layer(geometry: layouts.Geometry, scale: Any, dtype: Any) -> _DrawLayer:

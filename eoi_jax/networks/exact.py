@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eoi_jax import givens
-from eoi_jax._internal import checks, drawing, fan_axes, layouts, selection, trees
+from eoi_jax._internal import (
+    checks,
+    drawing,
+    fan_axes,
+    layouts,
+    programs,
+    selection,
+    shardings,
+    trees,
+)
 from eoi_jax._internal.arrays import nonzero
 from eoi_jax._internal.conv import Taps, center_density, check_strides, check_taps, place
-from eoi_jax._internal.keys import threefry_key
+from eoi_jax._internal.keys import threefry_key, words, wrapped
 from eoi_jax._internal.vmap import map_on_cpu
 from eoi_jax.givens import AngleLaw
 from eoi_jax.networks.base import SparseInit
@@ -27,6 +36,9 @@ __all__ = ["exact_orthogonal"]
 
 # Smaller matrices are drawn in this shape: padding costs them microseconds, and a program a second.
 _SMALL = 64
+# So many weights are drawn by one program at most, or one kernel: a batch is held as a whole.
+_TOGETHER = 2**24
+_TOGETHER_IN_SHARDS = 2**20
 
 _ScaleOf: TypeAlias = Callable[[tuple[Any, ...], tuple[int, ...], float], float]
 _StridesOf: TypeAlias = Callable[[tuple[Any, ...], Any], int | Shape]
@@ -68,7 +80,9 @@ def exact_orthogonal(
 
     Args:
         key: A random key.
-        params: A pytree of arrays: the shapes and dtypes of the kernels, and all other leaves.
+        params: A pytree of arrays: the shapes and dtypes of the kernels, for which a
+            :class:`jax.ShapeDtypeStruct` is enough, and all other leaves. A kernel is drawn into
+            the shards that its sharding asks for.
         densities: A number for every kernel, or a tree of the structure of ``params``: the
             densities of any method's mask (:func:`eoi_jax.masks.densities`, with ``layout=`` for
             stacks) or of :mod:`eoi_jax.budgets`. A single number for a stack of layers is shared
@@ -122,7 +136,7 @@ def exact_orthogonal(
             ``planes`` or traced, if a layout does not fit its leaf, if ``planes`` is no law of
             planes or one of another size, if strides do not fit a kernel's window, or if budgets
             are below what orthogonal matrices or ``balance_outputs=True`` need: the message lists
-            the layers.
+            the layers; if a leaf that is no kernel is a shape without values.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -134,6 +148,24 @@ def exact_orthogonal(
         >>> bool(eoi.spectrum.orthogonality_error(start.params["kernel"]) < 1e-5)
         True
 
+        Parameters of several devices, drawn where they belong; biases and norms by the model
+        itself, in the same program. Masks follow their kernels:
+
+        >>> import flax.linen as nn
+        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> mesh = jax.make_mesh((jax.device_count(),), ("model",), (jax.sharding.AxisType.Auto,))
+        >>> model, x = nn.Dense(32), jnp.ones((1, 16))
+        >>> specs = {"kernel": PartitionSpec(None, "model"), "bias": PartitionSpec("model")}
+        >>> shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        >>> def draw(key):
+        ...     return eoi.exact_orthogonal(key, model.init(key, x)["params"], 0.2)
+        >>> out_shardings = eoi.networks.SparseInit(shardings, None)
+        >>> with jax.set_mesh(mesh):
+        ...     start = jax.jit(draw, out_shardings=out_shardings)(jax.random.key(0))
+        >>> sharding = start.params["kernel"].sharding
+        >>> start.mask["kernel"].sharding.is_equivalent_to(sharding, ndim=2)
+        True
+
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4. Spread taps and the
         scale ``"he"`` are of this library.
@@ -141,7 +173,6 @@ def exact_orthogonal(
     key = threefry_key(key)
     check_taps(taps)
     check(planes)
-    params = trees.arrays(params)
     checks.one_of(
         infeasible,
         ("raise", "redistribute"),
@@ -167,10 +198,13 @@ def exact_orthogonal(
     if strides is not None and variant == "eis":
         remedy = "That variant is defined for one tap: leave strides out."
         raise checks.value_error("strides", strides, 'does not go with variant="eis"', remedy)
+    angles = drawing.check_angles(angles)
     rule = _CenterRule(center_density, variant == "eis", balance_outputs, taps)
     treedef: Any
+    selected = trees.kernels(params, where)
+    params = trees.arrays(params, shapes_of=selected)
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    kernels = layouts.kernels(params, densities, trees.kernels(params, where), layout)
+    kernels = layouts.kernels(params, densities, selected, layout)
     if strides is not None:
         kernels = _strided(strides, paths_and_leaves, kernels)
     kernels = layouts.feasible(
@@ -180,27 +214,29 @@ def exact_orthogonal(
         what="orthogonal matrices" + " with balanced outputs" * (balance_outputs is True),
     )
     leaves = [leaf for _, leaf in paths_and_leaves]
-    groups = _group(key, leaves, kernels, rule, _scales(scale, paths_and_leaves, kernels))
+    scales = _scales(scale, paths_and_leaves, kernels)
+    groups = _group(words(key), leaves, kernels, rule, scales, planes)
     for group in groups:
         _check_reachable(group, kernels, planes)
     masks = [jnp.array(True) for _ in leaves]
-    drawn = _draw(groups, drawing.check_angles(angles), planes)
-    for group, matrices in zip(groups, drawn, strict=True):
-        placed = _place(
-            group.keys,
-            matrices,
-            group.mask_keys,
-            jnp.asarray(group.counts, jnp.int32),
-            group.scales,
-            geometry=group.geometry,
-            views=group.views,
-            permute=permute,
-            every_tap=rule.every_tap,
-            taps=taps if group.geometry.taps else "center",
+    for group, matrices in zip(groups, _draw(groups, angles, planes, permute), strict=True):
+        form = _Form(
+            group.geometry,
+            group.views,
+            tuple(jax.dtypes.canonicalize_dtype(leaves[i].dtype) for i in group.indices),
+            permute and group.is_small,
+            rule.every_tap,
+            taps if group.geometry.taps else "center",
         )
-        for index, kernel, mask in zip(group.indices, *placed, strict=True):
-            dtype = jax.dtypes.canonicalize_dtype(leaves[index].dtype)
-            leaves[index], masks[index] = kernel.astype(dtype), mask
+        if matrices is None:
+            law = _law(group.shape, angles, planes, permute=permute)
+            made = _draw_into_shards(group, law, form)
+        elif checks.is_traced(matrices.stack) or group.out is not None:
+            made = _placed_into_shards(group, matrices, form)
+        else:
+            made = _placed_by_layer(group, matrices, form)
+        for index, kernel, mask in zip(group.indices, *made, strict=True):
+            leaves[index], masks[index] = kernel, mask
     mask_tree = treedef.unflatten(masks)
     return SparseInit(*layouts.place(treedef.unflatten(leaves), mask_tree, params))
 
@@ -231,7 +267,7 @@ def _scales(
         if checks.is_traced(scale):
             found.append(jnp.broadcast_to(jnp.asarray(scale, dtype), (layers,)))
         else:
-            found.append(jnp.asarray(np.array(values, dtype)))
+            found.append(np.array(values, dtype))
     return found
 
 
@@ -304,18 +340,28 @@ class _CenterRule(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """The kernels of one geometry: they are drawn and placed by one program."""
+    """The kernels of one geometry: they are drawn and placed by one program.
+
+    Keys are given as their words, and are of NumPy as all numbers, unless they are traced.
+    """
 
     geometry: layouts.Geometry
     dtype: Any
+    shape: tuple[int, int]  # of each matrix as it is drawn, tall or square
+    out: Any  # the sharding that every leaf asks for, or None
     indices: list[int]  # among the leaves of the tree
     views: tuple[fan_axes.View, ...]  # of these leaves
     counts: layouts.Counts  # of unmasked weights, one for each layer
     matrix_counts: layouts.Counts  # of non-zeros, one for each matrix
     balanced: NDArray[np.bool_]  # whether each matrix has outputs of balanced norms
-    keys: Array  # one for each matrix
-    mask_keys: Array  # one for each layer
-    scales: Array  # one for each layer
+    keys: Any  # one for each matrix
+    mask_keys: Any  # one for each layer
+    scales: Any  # one for each layer
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the matrices are drawn by the program of all small ones."""
+        return self.shape == (_SMALL, _SMALL)
 
 
 def _group(
@@ -324,41 +370,85 @@ def _group(
     kernels: Sequence[layouts.Kernel | None],
     rule: _CenterRule,
     scales: Sequence[Any],
+    planes: PlaneLaw,
 ) -> list[_Group]:
-    """Put the kernels of one geometry and dtype together."""
-    alike: dict[tuple[layouts.Geometry, Any], list[int]] = {}
+    """Put the kernels of one geometry, dtype and sharding together, as far as memory goes."""
+    alike: dict[tuple[layouts.Geometry, Any, Any], list[int]] = {}
     for index, kernel in enumerate(kernels):
         if kernel is not None:
-            dtype = checks.compute_dtype(jax.dtypes.canonicalize_dtype(leaves[index].dtype))
-            alike.setdefault((kernel.geometry, dtype), []).append(index)
+            leaf = leaves[index]
+            dtype = checks.compute_dtype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+            alike.setdefault((kernel.geometry, dtype, shardings.asked(leaf)), []).append(index)
             rule.check(kernel)
+    keys = _keys(key, kernels)
     groups = []
-    for (geometry, dtype), indices in alike.items():
-        present = [kernel for i in indices if (kernel := kernels[i]) is not None]
-        layer_counts = [kernel.counts for kernel in present]
-        pairs = zip(indices, layer_counts, strict=True)
-        keys = [jax.random.split(jax.random.fold_in(key, i), len(counts)) for i, counts in pairs]
-        matrix_keys, mask_keys = _split(jnp.concatenate(keys), geometry.groups)
-        counts = np.concatenate(layer_counts)
-        per_matrix, is_balanced = rule.counts(geometry, counts)
-        matrix_counts = np.repeat(per_matrix, geometry.groups)
-        balanced = np.repeat(is_balanced, geometry.groups)
-        of_layers = jnp.concatenate([scales[index] for index in indices])
-        groups.append(
-            _Group(
-                geometry,
-                dtype,
-                indices,
-                tuple(kernel.view for kernel in present),
-                counts,
-                matrix_counts,
-                balanced,
-                matrix_keys,
-                mask_keys,
-                of_layers,
+    for (geometry, dtype, out), together in alike.items():
+        shape = geometry.tall
+        if planes.of_size(shape[0]).size is None and 1 < shape[0] <= _SMALL:
+            shape = (_SMALL, _SMALL)
+        most = _TOGETHER if out is None else _TOGETHER_IN_SHARDS
+        largest = max(math.prod(leaves[index].shape) for index in together)
+        number = len(together) if shape == (_SMALL, _SMALL) else max(most // largest, 1)
+        for first in range(0, len(together), number):
+            indices = together[first : first + number]
+            present = [kernel for i in indices if (kernel := kernels[i]) is not None]
+            counts = np.concatenate([kernel.counts for kernel in present])
+            per_matrix, is_balanced = rule.counts(geometry, counts)
+            groups.append(
+                _Group(
+                    geometry,
+                    dtype,
+                    shape,
+                    out,
+                    indices,
+                    tuple(kernel.view for kernel in present),
+                    counts,
+                    np.repeat(per_matrix, geometry.groups),
+                    np.repeat(is_balanced, geometry.groups),
+                    _concatenated([keys[index][0] for index in indices]),
+                    _concatenated([keys[index][1] for index in indices]),
+                    _concatenated([scales[index] for index in indices]),
+                )
             )
-        )
     return groups
+
+
+def _concatenated(arrays: Sequence[Any]) -> Any:
+    return (jnp if any(map(checks.is_traced, arrays)) else np).concatenate(arrays)
+
+
+def _keys(key: Array, kernels: Sequence[layouts.Kernel | None]) -> dict[int, tuple[Any, Any]]:
+    """Return the words of a key for each matrix of each kernel, and of one for each layer's mask.
+
+    Kernels of as many layers and groups share a program.
+    """
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        if kernel is not None:
+            alike.setdefault((len(kernel.counts), kernel.geometry.groups), []).append(index)
+    found = {}
+    for (layers, groups), indices in alike.items():
+        more = (1 << (len(indices) - 1).bit_length()) - len(indices)
+        padded = np.pad(np.asarray(indices, np.int32), (0, more))
+        for_matrices, for_masks = _split(key, padded, layers, groups)
+        if not checks.is_traced(for_masks):
+            for_matrices, for_masks = np.asarray(for_matrices), np.asarray(for_masks)
+        for row, index in enumerate(indices):
+            found[index] = for_matrices[row], for_masks[row]
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "groups"))
+def _split(key: Array, indices: Array, layers: int, groups: int) -> tuple[Array, Array]:
+    """Split keys, one for each matrix of each kernel, and one for each of its layers' masks."""
+
+    def of_kernel(index: Array) -> tuple[Array, Array]:
+        of_layers = jax.random.split(jax.random.fold_in(wrapped(key), index), layers)
+        for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(of_layers)
+        for_matrices = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
+        return words(for_matrices.reshape(-1)), words(for_masks)
+
+    return jax.vmap(of_kernel)(indices)
 
 
 def _check_reachable(
@@ -377,73 +467,215 @@ def _check_reachable(
         checks.reachable(density, most, shape, name=f"density of the matrix in {names[over[0]]}")
 
 
-@functools.partial(jax.jit, static_argnames="groups")
-def _split(keys: Array, groups: int) -> tuple[Array, Array]:
-    """Split the key of each layer into one for each of its matrices, and one for its mask."""
-    for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(keys)
-    for_matrices = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
-    return for_matrices.reshape(-1, *for_matrices.shape[2:]), for_masks
+def _law(shape: tuple[int, int], angles: AngleLaw, planes: PlaneLaw, *, permute: bool) -> Any:
+    """Return the law of matrices of a shape, which may lie in the corner of a small one."""
+    of_size, is_small = planes.of_size(shape[0]), shape == (_SMALL, _SMALL)
+    # The segment is the same for all densities, so that they share a program.
+    segment = 2 * max(shape[0], 32)
+    rounds = 0 if is_small else drawing.rounds_at_once(shape, of_size)
+    permute = permute and not is_small
+    return drawing.Law(shape, segment, angles, True, permute, of_size, rounds)
 
 
-def _draw(groups: Sequence[_Group], angles: AngleLaw, planes: PlaneLaw) -> list[Array]:
-    """Draw the matrices ``(number, rows, columns)``, tall or square, of each group.
+class _Matrices(NamedTuple):
+    """Some of a stack of matrices, in the corners of zeros."""
 
-    Small ones of whatever shape are drawn by one program.
+    stack: Array
+    first: int
+
+
+def _draw(
+    groups: Sequence[_Group], angles: AngleLaw, planes: PlaneLaw, permute: bool
+) -> list[_Matrices | None]:
+    """Draw the matrices of each group, those of one shape by one program.
+
+    None for large ones that are to be drawn into shards.
     """
     together: dict[Any, list[int]] = {}
     for index, group in enumerate(groups):
-        rows, columns = group.geometry.tall
-        of_size = planes.of_size(rows)
-        padded = (
-            (_SMALL, _SMALL) if of_size.size is None and 1 < rows <= _SMALL else (rows, columns)
-        )
-        together.setdefault((padded, of_size, group.dtype), []).append(index)
-    drawn: dict[int, Array] = {}
-    for (padded, of_size, dtype), indices in together.items():
-        lengths = [len(groups[index].matrix_counts) for index in indices]
-        keys = jnp.concatenate([groups[index].keys for index in indices])
-        shapes = np.repeat([groups[index].geometry.tall for index in indices], lengths, axis=0)
-        counts = np.concatenate([groups[index].matrix_counts for index in indices])
-        balanced = np.concatenate([groups[index].balanced for index in indices])
-        numbers = np.stack([counts, *shapes.T, balanced])
-        is_padded = of_size.size is None and padded == (_SMALL, _SMALL)
-        if is_padded:
+        if group.is_small or group.out is None:
+            # What is too large for one group is not put together here either.
+            is_large = math.prod(group.shape) * len(group.keys) > _TOGETHER // 2
+            together.setdefault((group.shape, group.dtype, index if is_large else None), []).append(
+                index
+            )
+    drawn: list[_Matrices | None] = [None] * len(groups)
+    for (shape, dtype, _), indices in together.items():
+        stacks = [groups[index] for index in indices]
+        lengths = [len(group.matrix_counts) for group in stacks]
+        keys = _concatenated([group.keys for group in stacks])
+        numbers = np.concatenate([_numbers(group) for group in stacks], axis=1)
+        if shape == (_SMALL, _SMALL):
             # A power of two of them, so that networks share programs; those of 1 x 1 cost nothing.
             more = (1 << (len(keys) - 1).bit_length()) - len(keys)
             keys = keys[np.minimum(np.arange(len(keys) + more), len(keys) - 1)]
             numbers = np.pad(numbers, ((0, 0), (0, more)), constant_values=1)
-        # The segment is the same for all densities, so that they share a program.
-        segment = 2 * max(padded[0], 32)
-        rounds = 0 if is_padded else drawing.rounds_at_once(padded, of_size)
-        law = drawing.Law(padded, segment, angles, at_most=True, planes=of_size, rounds=rounds)
-        each = jnp.asarray(numbers, jnp.int32)  # count, rows, columns, whether balanced
-        flags = each[3] > 0 if balanced.any() else None
-        matrices = drawing.draw_padded(keys, each[0], each[1], each[2], law, dtype, flags)
+        law = _law(shape, angles, planes, permute=permute)
+        # Where they are of both kinds, one is as good as the other.
+        is_transposed = stacks[0].geometry.rows < stacks[0].geometry.outputs
+        mesh = shardings.mesh_of_context(keys)
+        axes = shardings.axes_of_columns(mesh, is_transposed=is_transposed)
+        law = law._replace(axes=axes)
+        flags = numbers[3] > 0 if any(group.balanced.any() for group in stacks) else None
+        counts, rows, columns, _ = numbers
+        matrices = drawing.draw_padded(keys, counts, rows, columns, law, dtype, flags)
         ends = np.cumsum(lengths)
         for index, end, length in zip(indices, ends, lengths, strict=True):
-            start, stop = (int(end - length), 0, 0), (int(end), *groups[index].geometry.tall)
-            drawn[index] = jax.lax.slice(matrices, start, stop)
-    return [drawn[index] for index in range(len(groups))]
+            drawn[index] = _Matrices(matrices, int(end - length))
+    return drawn
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "views", "permute", "every_tap", "taps"))
-def _place(
-    keys: Array,
-    matrices: Array,
-    mask_keys: Array,
-    counts: Array,
-    scales: Array,
-    *,
-    geometry: layouts.Geometry,
-    views: tuple[fan_axes.View, ...],
-    permute: bool,
-    every_tap: bool,
-    taps: Taps,
+def _numbers(group: _Group) -> NDArray[np.int32]:
+    """Return the count, rows and columns of each matrix, and whether it is balanced."""
+    rows, columns = np.repeat([group.geometry.tall], len(group.matrix_counts), axis=0).T
+    return np.stack([group.matrix_counts, rows, columns, group.balanced]).astype(np.int32)
+
+
+class _Form(NamedTuple):
+    """What is fixed when the program that makes kernels from matrices is compiled."""
+
+    geometry: layouts.Geometry
+    views: tuple[fan_axes.View, ...]  # of the leaves
+    dtypes: tuple[Any, ...]
+    permute: bool
+    every_tap: bool
+    taps: Taps
+
+
+def _draw_into_shards(group: _Group, law: Any, form: _Form) -> tuple[list[Array], list[Array]]:
+    """Draw the leaves of a group and their masks, each device its own part of them."""
+    flags = group.balanced if group.balanced.any() else None
+    numbers = (group.keys, *_numbers(group)[:3], flags, *_of_layers(group))
+    static = (law._replace(angles=None), group.dtype, form, group.out)
+    program = programs.of_function(_draw_and_place, law.angles, static_argnums=(0, 1, 2, 3))
+    if checks.is_traced(group.keys):
+        return _halves(_draw_and_place(law.angles, *static, *numbers))
+    with shardings.entered([group.out]):
+        return _halves(program(*static, *numbers))
+
+
+def _draw_and_place(
+    angles: AngleLaw, law: Any, dtype: Any, form: _Form, out: Any, *numbers: Any
+) -> list[Array]:
+    def draw(
+        keys: Array, counts: Array, rows: Array, columns: Array, flags: Any, *of_layers: Array
+    ) -> list[Array]:
+        mesh = shardings.mesh_of_context(keys)
+        is_transposed = form.geometry.rows < form.geometry.outputs
+        axes = shardings.axes_of_columns(mesh, is_transposed=is_transposed)
+        drawing_law = law._replace(angles=angles, axes=axes)
+        matrices = drawing.draw_padded(keys, counts, rows, columns, drawing_law, dtype, flags)
+        return _leaves_and_masks(keys, matrices, *of_layers, form=form)
+
+    return shardings.draw_into(draw, [out] * (2 * len(form.views)))(*numbers)
+
+
+def _placed_into_shards(
+    group: _Group, matrices: _Matrices, form: _Form
 ) -> tuple[list[Array], list[Array]]:
-    """Make the leaves and masks of layers of one geometry from their matrices."""
+    """Make the leaves of a group and their masks from matrices, also while a program is traced."""
+    of_group = _slice(matrices, group)
+    numbers = (group.keys, of_group, *_of_layers(group))
+    if checks.is_traced(of_group):
+        return _halves(_place_into(form, group.out, *numbers))
+    with shardings.entered([group.out]):
+        return _halves(_place_into_program(form, group.out, *numbers))
+
+
+def _place_into(form: _Form, out: Any, *numbers: Any) -> list[Array]:
+    place_in = functools.partial(_leaves_and_masks, form=form)
+    return shardings.draw_into(place_in, [out] * (2 * len(form.views)))(*numbers)
+
+
+_place_into_program = jax.jit(_place_into, static_argnums=(0, 1))
+
+
+def _slice(matrices: _Matrices, group: _Group) -> Array:
+    first, number = matrices.first, len(group.matrix_counts)
+    rows, columns = group.geometry.tall
+    return matrices.stack[first : first + number, :rows, :columns]
+
+
+def _of_layers(group: _Group) -> tuple[Any, ...]:
+    return group.scales, group.mask_keys, group.counts.astype(np.int32)
+
+
+def _halves(made: list[Array]) -> tuple[list[Array], list[Array]]:
+    return made[: len(made) // 2], made[len(made) // 2 :]
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _leaves_and_masks(
+    keys: Array, matrices: Array, scales: Array, mask_keys: Array, counts: Array, *, form: _Form
+) -> list[Array]:
+    """Make the leaves of one geometry, and then their masks."""
+    kernels, support = _place(wrapped(keys), matrices, scales, form)
+    masks = selection.unmask_layers(wrapped(mask_keys), support, counts)
+    leaves = zip(_leaves(kernels, form), form.dtypes, strict=True)
+    return [*(leaf.astype(dtype) for leaf, dtype in leaves), *_leaves(masks, form)]
+
+
+def _placed_by_layer(
+    group: _Group, matrices: _Matrices, form: _Form
+) -> tuple[list[Array], list[Array]]:
+    """Make the leaves of a group and their masks by programs that most layers share.
+
+    Their compilation takes far longer than their run. Masks are made of layers that are flat and
+    padded, whose random bits are those of the layers themselves.
+    """
+    size = group.geometry.size
+    padded = selection.padded_size(size)
+    placed = (group.keys, matrices.stack, group.scales, matrices.first)
+    leaves, supports = _leaves_and_supports(*placed, form=form, padded=padded)
+    batch = len(supports[0])
+    more = -len(group.counts) % batch
+    mask_keys = np.pad(group.mask_keys, ((0, more), (0, 0)))
+    counts = np.pad(group.counts, (0, more)).astype(np.int32)
+    masks = [
+        selection.unmask_flat(
+            mask_keys[first : first + batch], support, counts[first : first + batch], np.int32(size)
+        )
+        for first, support in zip(range(0, len(counts), batch), supports, strict=True)
+    ]
+    return leaves, _unflattened(masks, form=form)
+
+
+@functools.partial(jax.jit, static_argnames=("first", "form", "padded"))
+def _leaves_and_supports(
+    keys: Array, stack: Array, scales: Array, first: int, *, form: _Form, padded: int
+) -> tuple[list[Array], list[Array]]:
+    """Make the leaves of one geometry, and the supports of batches of flat and padded layers."""
+    rows, columns = form.geometry.tall
+    matrices = stack[first : first + len(keys), :rows, :columns]
+    kernels, support = _place(wrapped(keys), matrices, scales, form)
+    leaves = zip(_leaves(kernels, form), form.dtypes, strict=True)
+    batch = selection.batch_length(padded)
+    flat = support.reshape(len(support), -1)
+    more = (0, -len(flat) % batch), (0, padded - form.geometry.size)
+    flat = jnp.pad(flat, more)
+    return [leaf.astype(dtype) for leaf, dtype in leaves], jnp.split(flat, len(flat) // batch)
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _unflattened(masks: list[Array], *, form: _Form) -> list[Array]:
+    layers = sum(math.prod(view.stack) for view in form.views)
+    flat = jnp.concatenate(masks)[:layers, : form.geometry.size]
+    return _leaves(flat.reshape(layers, *form.geometry.shape), form)
+
+
+def _leaves(layers: Array, form: _Form) -> list[Array]:
+    """Divide a stack of all layers among the leaves."""
+    ends = np.cumsum([math.prod(view.stack) for view in form.views])[:-1]
+    parts = zip(jnp.split(layers, ends), form.views, strict=True)
+    return [view.from_layers(part) for part, view in parts]
+
+
+def _place(keys: Array, matrices: Array, scales: Array, form: _Form) -> tuple[Array, Array]:
+    """Return the kernels of all layers, of one geometry, and what of them may be non-zero."""
+    geometry = form.geometry
     window, inputs, outputs, groups, _, strides = geometry
-    layers = len(counts)
-    if permute:
+    layers = len(scales)
+    if form.permute:
         permuted = map_on_cpu(drawing.permuted)
         matrices = jax.vmap(permuted)(keys, matrices)
     if geometry.rows < outputs:
@@ -451,25 +683,18 @@ def _place(
     matrices = (
         matrices.reshape(layers, groups, geometry.rows, outputs) * scales[:, None, None, None]
     )
-    if taps == "center" and strides is None:
+    if form.taps == "center" and strides is None:
         tap = jnp.moveaxis(matrices, 1, 2).reshape(layers, inputs, groups * outputs)
         kernels = jnp.zeros((layers, *geometry.shape), tap.dtype).at[:, *geometry.center].set(tap)
     else:
         shape = (*window, inputs, outputs)
-        of_group = functools.partial(place, shape=shape, taps=taps, strides=strides)
+        of_group = functools.partial(place, shape=shape, taps=form.taps, strides=strides)
         group_keys = keys.reshape(layers, groups, *keys.shape[1:])
         placed = jax.vmap(jax.vmap(of_group))(group_keys, matrices)
         kernels = jnp.moveaxis(placed, 1, -2).reshape(layers, *geometry.shape)
     # The support of what is drawn: a cast to fewer bits may round entries to zero.
     support = nonzero(kernels)
-    if every_tap:
+    if form.every_tap:
         window_axes = tuple(range(1, len(window) + 1))
         support = jnp.broadcast_to(support.any(window_axes, keepdims=True), kernels.shape)
-    masks = selection.unmask_layers(mask_keys, support, counts)
-    ends = np.cumsum([math.prod(view.stack) for view in views])[:-1]
-
-    def leaves(whole: Array) -> list[Array]:
-        parts = zip(jnp.split(whole, ends), views, strict=True)
-        return [view.from_layers(part) for part, view in parts]
-
-    return leaves(kernels), leaves(masks)
+    return kernels, support
