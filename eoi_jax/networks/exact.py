@@ -149,7 +149,8 @@ def exact_orthogonal(
         True
 
         Parameters of several devices, drawn where they belong; biases and norms by the model
-        itself, in the same program. Masks follow their kernels:
+        itself, in the same program. ``None`` leaves the masks to the compiler, which divides them
+        as their kernels or further; give shardings in its place to demand them:
 
         >>> import flax.linen as nn
         >>> from jax.sharding import NamedSharding, PartitionSpec
