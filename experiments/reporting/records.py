@@ -142,25 +142,38 @@ def match(rows: Iterable[Row], grid: Sequence[Any]) -> dict[Any, list[Row]]:
         runs.setdefault(row["digest"], []).append(row)
     taken = {digest(config) for config in grid}
     others = [run for name, run in sorted(runs.items()) if name not in taken]
+    # Of a grid, nearly all configs are of one class: each run is encoded once for it.
+    encoded = {
+        kind: [(run, _encoded(run[0], kind)) for run in others] for kind in set(map(type, grid))
+    }
     found = {}
     for config in grid:
         run = runs.get(digest(config))
         if run is None:
-            alike = (other for other in others if _alike(other[0], config))
+            wanted = _encoded(to_dict(config), type(config))
+            seeds = set(getattr(config, "seeds", ()))
+            alike = (
+                other
+                for other, cells in encoded[type(config)]
+                if cells == wanted and set(other[0].get("seeds") or ()) <= seeds
+            )
             run = max(alike, key=len, default=[])
         found[config] = run
     return found
 
 
-def _alike(row: Mapping[str, Any], config: Any) -> bool:
-    default = {field.name: field.default for field in dataclasses.fields(config)}
-    # Those that are at their defaults may be left out of it.
-    for name, value in {**default, **to_dict(config)}.items():
-        cell = row.get(name)
-        cell = default.get(name) if cell is None else cell
-        if name == "seeds":
-            if not isinstance(cell, Sequence) or not set(cell) <= set(value):
-                return False
-        elif cell is dataclasses.MISSING or encode(cell) != encode(value):
-            return False
-    return True
+def _encoded(row: Mapping[str, Any], kind: type[Any]) -> tuple[str, ...] | None:
+    """Return the class and the fields but the seeds that a row has of a class of configs, as text.
+
+    Those that are at their defaults may be left out of it. None for a row that lacks others.
+    """
+    found = [encode(row.get("kind"))]
+    for field in dataclasses.fields(kind):
+        if field.name == "seeds":
+            continue
+        cell = row.get(field.name)
+        cell = field.default if cell is None else cell
+        if cell is dataclasses.MISSING:
+            return None
+        found.append(encode(cell))
+    return tuple(found)
