@@ -14,7 +14,7 @@ from rich.console import Console
 
 import eoi_jax as eoi
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import initialization, methods, sparse_layers, timing, training
+from experiments.benchmarks import initialization, methods, rl, sparse_layers, timing, training
 from experiments.training import loops
 
 WEIGHTS = 129_400  # of MLP-7
@@ -97,11 +97,34 @@ def test_functions_take_turns_and_the_first_does_not_count(monkeypatch):
         (["sparse_layers", "--densities", "0.3"], "error: densities=0.3"),
         (["sparse_layers", "--memory", "0"], "error: memory=0"),
         (["sparse_layers", "--quick", "--full"], "error: quick=True"),
+        (["rl", "--widths", "20"], "error: widths=20"),
+        (["rl", "--num-seeds", "0"], "error: num_seeds=0"),
     ],
 )
 def test_bad_settings_are_named_before_any_measuring(arguments, named):
     with pytest.raises(SystemExit, match=named):
         benchmarks.main(arguments)
+
+
+def test_environment_steps_are_counted_over_all_seeds(monkeypatch):
+    """Of two seeds with 3 x 128 steps each: what a second of the dense program comes to."""
+    seconds = {"dense": 1.0, "masked": 2.0, "blocks": 0.5}
+    monkeypatch.setattr(rl, "_update", lambda config: config.method)
+    monkeypatch.setattr(
+        rl, "medians", lambda functions, *_, **__: {k: seconds[k] for k in functions}
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    rl.bench_rl(rl.Rl(widths=(32,), num_seeds=2, num_envs=3), console)
+    [row] = [line.split() for line in console.export_text().splitlines() if "768" in line]
+    assert row == ["32", "768", "384", "1,536", "0.50", "2.00"]
+    found = rl.configs(rl.Rl(), 64)
+    starts = ("method", "density", "planes", "block_size")
+    same = [
+        dataclasses.replace(each, **{f: getattr(found["dense"], f) for f in starts})
+        for each in found.values()
+    ]
+    assert len(set(same)) == 1
+    assert [each.method for each in found.values()] == ["dense", "eoi", "blocks"]
 
 
 def curves(axes):

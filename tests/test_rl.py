@@ -5,6 +5,8 @@ initializer of the layers and the optimizer's class.
 """
 
 import functools
+import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -102,3 +104,20 @@ def test_masks_hold_through_learning_and_files(tmp_path, name, environment, opti
         jax.tree.map(np.testing.assert_array_equal, mask, saved[network][1])
     loaded.learn(40)
     check(loaded, counts, targets=targets)
+
+
+def test_the_recipe_of_the_documentation_trains_sparse_networks(capsys):
+    """First and last layers are dense, and of the hidden kernels a quarter is left."""
+    page = Path(__file__).resolve().parent.parent / "docs/how-to/reinforcement_learning.md"
+    [block] = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names, dense = {}, nn.Dense
+    exec(compile(block, page.name, "exec"), names)
+    assert nn.Dense is dense
+    assert capsys.readouterr().out.count("of the weights") == 4
+    for model in (names["ppo"], names["sac"]):
+        check(model, counts_of(model))
+        for params, mask in networks(model, targets=True).values():
+            for leaf, leaf_mask in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True):
+                hidden = leaf.ndim > 1 and min(leaf.shape[-2:]) >= 32
+                density = np.mean(leaf_mask)
+                assert abs(density - 0.25) < 0.05 if hidden else density == 1

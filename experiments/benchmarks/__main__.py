@@ -8,6 +8,7 @@ Commands:
     training images a second of a residual network's training step
     sparse_layers time and memory of sparse layers, in both directions and in training
     sharding memory, collectives and operations of matrices that are divided among devices
+    rl      environment steps a second of PPO with dense, masked and block-sparse networks
 
 Example:
     python -m experiments benchmarks init --quick
@@ -27,6 +28,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.initialization import Init, bench_init
 from experiments.benchmarks.methods import Methods, bench_methods
 from experiments.benchmarks.optimizers import Optim, bench_optim
+from experiments.benchmarks.rl import Rl, bench_rl
 from experiments.benchmarks.sharding import Sharding, bench_sharding
 from experiments.benchmarks.sparse_layers import SparseLayers, bench_sparse_layers
 from experiments.benchmarks.spectrum import Spectrum, bench_spectrum
@@ -41,6 +43,7 @@ _BENCHMARKS: dict[type, Callable[[Any, Console], None]] = {
     Spectrum: bench_spectrum,
     Training: bench_training,
     SparseLayers: bench_sparse_layers,
+    Rl: bench_rl,
     Sharding: bench_sharding,
 }
 _Command = (
@@ -50,6 +53,7 @@ _Command = (
     | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
     | Annotated[Training, tyro.conf.subcommand("training")]
     | Annotated[SparseLayers, tyro.conf.subcommand("sparse_layers")]
+    | Annotated[Rl, tyro.conf.subcommand("rl")]
     | Annotated[Sharding, tyro.conf.subcommand("sharding")]
 )
 
