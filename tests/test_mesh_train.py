@@ -251,10 +251,10 @@ def test_what_several_processes_end_with_is_told(monkeypatch, capsys):
     monkeypatch.setattr(processes, "several", lambda: True)
     monkeypatch.setattr(os, "_exit", ended.append)
     for error, status, words in (
-        (SystemExit("error: a"), 1, "process 0 of 1: error: a"),
+        (SystemExit("error: a"), 1, "process 0 of 1 ended: error: a"),
         (SystemExit(0), 0, ""),
         (KeyboardInterrupt("stopped at step 8"), 130, "stopped at step 8"),
-        (jax.errors.JaxRuntimeError("closed by peer"), 1, "lost another one"),
+        (jax.errors.JaxRuntimeError("closed by peer"), 1, "another process was lost"),
     ):
         with processes.ending_together():
             raise error
@@ -276,26 +276,21 @@ from experiments.training.checkpoints import Checkpoints
 assert jax.device_count() == 4
 steps.DROP_AND_GROW_EVERY = 4
 root = Path(sys.argv[1])
-for dynamic in ("set", "rigl"):
+for dynamic, shape in (("set", "data=1,model=4"), ("rigl", "data=2,model=2")):
     config = dataclasses.replace(t.CONFIG, dynamic=dynamic)
-    states = {}
-    for name, mesh in (("one", None), ("model", "data=1,model=4"), ("both", "data=2,model=2")):
-        folder = root / dynamic / name
+    folders = [root / dynamic / name for name in ("one", "mesh")]
+    for folder, mesh in zip(folders, (None, shape), strict=True):
         folder.mkdir(parents=True)
         train.run(config, folder, Runtime(runs=str(root), log_every=7, mesh=mesh))
-        checkpoints = Checkpoints(folder / "checkpoints")
-        states[name] = checkpoints.recover()
-        t.same_curve(root / dynamic / "one", folder)
-    masks = {name: t.masks_of(root / dynamic / name) for name in states}
-    for name in ("model", "both"):
-        for leaf, expected in zip(masks[name], masks["one"], strict=True):
-            np.testing.assert_array_equal(leaf, expected)
+    t.same_curve(*folders)
+    for leaf, expected in zip(*map(t.masks_of, folders), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
     # A checkpoint of one mesh restores on another, divided as that one is.
     dataset = train._read("made", None, None)
     mesh = meshes.make(meshes.parse("data=4"))
     step_fns = train.compiled(config, None, mesh)
     like = train._abstract(config, step_fns, dataset, mesh)
-    state = Checkpoints(root / dynamic / "both" / "checkpoints", on_mesh=True).restore(like)
+    state = Checkpoints(folders[1] / "checkpoints", on_mesh=True).restore(like)
     kernel = state.params["first"]["kernel"]
     assert kernel.sharding.mesh.shape == {"data": 4, "model": 1}, kernel.sharding
     placed = {"whole": kernel, "half": jax.device_put(kernel, meshes.sharding(

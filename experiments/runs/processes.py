@@ -108,15 +108,16 @@ def _end(error: BaseException) -> None:
     status: Any = 1
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        print(f"{name}: {error.code}", file=sys.stderr)
+        told = str(error.code)
     elif isinstance(error, KeyboardInterrupt):
-        status = 130
-        print(f"{name}: {error or 'stopped; the same command goes on'}", file=sys.stderr)
+        status, told = 130, str(error)
     else:
         traceback.print_exception(error)
+        told = f"{type(error).__name__}"
+    if status:
         print(
-            f"error: {name} ended, or lost another one. The same command goes on from the last "
-            "checkpoint, with any number of processes.",
+            f"{name} ended: {told}\nIf another process was lost, the same command goes on from the "
+            "last checkpoint, with any number of processes.",
             file=sys.stderr,
         )
     sys.stdout.flush()

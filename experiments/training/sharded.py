@@ -7,6 +7,7 @@ written beside them and compared when they are read.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from eoi_jax._internal import checks
 from eoi_jax.typing import Array
 from experiments.runs import processes
 
@@ -89,28 +91,32 @@ def restore(path: Path, like: Mapping[str, jax.ShapeDtypeStruct] | None = None) 
         ValueError: If it has other arrays, or is damaged.
     """
     checkpointer = _orbax().StandardCheckpointer()
+    state = (path / "state").resolve()
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        if like is None:
-            stored = checkpointer.metadata((path / "state").resolve()).item_metadata.tree
-            like = traverse_util.flatten_dict(stored, sep="/")
-            like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in like.items()}
-        wanted = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
-            for name, leaf in like.items()
-        }
-        found = checkpointer.restore((path / "state").resolve(), _nested(wanted))
+        tree = checkpointer.metadata(state).item_metadata.tree
+        stored = traverse_util.flatten_dict(tree, sep="/")
+        stored = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in stored.items()}
     except Exception as error:  # what Orbax raises depends on what is wrong
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    like = stored if like is None else like
+    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in like.items()}
+    if {name: (leaf.shape, leaf.dtype) for name, leaf in stored.items()} != shapes:
         raise ValueError(
-            f"{path} does not hold the arrays of this network, or is damaged ({error}). Remove it, "
-            "and the same command goes on from the checkpoint before."
-        ) from error
+            f"{path} holds the arrays of another network or of another version of this program. "
+            "Remove the run's folder and run again."
+        )
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
+        for name, leaf in like.items()
+    }
+    try:
+        found = checkpointer.restore(state, _nested(wanted))
+    except Exception as error:  # as above
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     leaves: dict[str, Array] = traverse_util.flatten_dict(found, sep="/")
     if checksum(leaves) != _about(path)["checksum"]:
-        raise ValueError(
-            f"{path} is damaged: the bits of its arrays do not add up to the sum beside them. "
-            "Remove it, and the same command goes on from the checkpoint before."
-        )
+        raise _damaged(path, "the bits of its arrays do not add up to the sum beside them")
     return leaves
 
 
@@ -143,15 +149,19 @@ def _sum_of_bits(leaf: Array) -> Array:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    ocp = _orbax()
     try:
-        about = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore((path / "record").resolve())
+        # As Orbax has written it. To read it, Orbax would wait for all processes.
+        about = json.loads((path / "record" / "metadata").read_bytes())
         return {"record": dict(about["record"]), "checksum": int(about["checksum"])}
-    except Exception as error:  # as above
-        raise ValueError(
-            f"{path} is damaged ({error}). Remove it, and the same command goes on from the "
-            "checkpoint before."
-        ) from error
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged ({checks.printable(reason)}). Remove it, and the same command goes on "
+        "from the checkpoint before."
+    )
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
