@@ -131,18 +131,18 @@ def stack_of_problems(num: int, shape: tuple[int, int], density: float):
 
 
 def test_frobenius_stalls_where_the_mask_is_sparse():
-    kernels, masks = stack_of_problems(6, (100, 100), 0.1)
+    kernels, masks = stack_of_problems(6, (48, 48), 0.12)
     ranks = structural_rank(masks, batch_axes=1)
-    assert np.sum(ranks == 100) >= 4
+    assert np.sum(ranks == 48) >= 4
     values = singular_values(approximate_isometry(kernels, masks, batch_axes=1))
     assert (values[:, -1] < 1e-6).all()
     assert (values.mean(axis=1) < 0.995).all()
 
 
 def test_log_det_reaches_the_structural_rank_where_frobenius_does_not():
-    kernels, masks = stack_of_problems(8, (40, 40), 0.12)
+    kernels, masks = stack_of_problems(8, (24, 24), 0.15)
     ranks = structural_rank(masks, batch_axes=1)
-    assert set(ranks) == {38, 39, 40}
+    assert set(ranks) == {22, 23, 24}
     stalled = singular_values(approximate_isometry(kernels, masks, batch_axes=1, num_steps=5000))
     assert np.sum(np.sum(stalled > 1e-6, axis=1) < ranks) >= 6
 

@@ -1,5 +1,6 @@
 """Laws of the mean-field theory; oracles: closed forms, adaptive quadrature, random matrices."""
 
+import functools
 import itertools
 import math
 
@@ -58,18 +59,24 @@ def haar(rng, size):
     return q * np.sign(np.diag(r))
 
 
+@functools.cache
+def random_layers(depth, size, seed):
+    """An order of the slopes and a Haar matrix for each layer, the same for all activations."""
+    rng = np.random.default_rng(seed)
+    return [(rng.permutation(size), haar(rng, size)) for _ in range(depth)]
+
+
 def model_singular_values(name, depth, gain, q, size, seed):
     """Singular values of a product of diagonal and Haar matrices: the law of the theory itself.
 
     The preactivations are the Gaussian's quantiles in random order, which is the same law in the
     limit and fluctuates less.
     """
-    rng = np.random.default_rng(seed)
     z = special.ndtri((np.arange(size) + 0.5) / size)
     slopes = np.array([ORACLES[name][1](math.sqrt(q) * value) for value in z])
     jacobian = np.eye(size)
-    for _ in range(depth):
-        jacobian = rng.permutation(slopes)[:, None] * gain * (haar(rng, size) @ jacobian)
+    for order, weight in random_layers(depth, size, seed):
+        jacobian = slopes[order][:, None] * gain * (weight @ jacobian)
     return np.sort(np.linalg.svd(jacobian, compute_uv=False))
 
 
