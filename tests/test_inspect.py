@@ -237,6 +237,7 @@ def test_training_saves_what_it_has_trained(tmp_path, monkeypatch, capsys):
     assert layouts["params"]["first"]["kernel"] == Layout()
 
 
+@pytest.mark.slow
 def test_blocks_are_told_as_the_dense_kernels_that_they_are(tmp_path, capsys):
     """The stack of two matrices is read from the run's folder and from the file it saves."""
     arguments = "--data made --model mlp7_wide --method blocks --density 0.5 --block-size 4"

@@ -213,6 +213,7 @@ def test_a_largest_value_that_stands_apart_is_found_in_a_few_steps():
 # --- probes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_moments_are_unbiased_with_the_stated_standard_error(x64):
     # Large values on a diagonal: ±1 probes would have no variance here, other than stated.
     values, probes = np.linspace(0.1, 1.5, 30), 2000
@@ -274,6 +275,7 @@ def conv_network(image):
     return hidden.mean(axis=(0, 1)) @ normal(6, 4, 3).astype(np.float32), hidden
 
 
+@pytest.mark.slow
 def test_convolutional_networks_have_the_ends_of_their_jacobians():
     x = normal(0, 3, 6, 6, 2).astype(np.float32)
 

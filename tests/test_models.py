@@ -502,6 +502,7 @@ def test_what_is_pruned_is_what_is_stored_in_blocks(name):
     assert not stored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp7_wide", "vit"])
 def test_blocks_compute_what_the_dense_network_does(name):
     """With the blocks in their places, which the mask keeps, and orthogonal at the start."""

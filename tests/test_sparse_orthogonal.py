@@ -45,6 +45,7 @@ def paper_law(generator, shape, density):
     return (w if shape[0] >= shape[1] else w.T), rotations
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from(SHAPES),
@@ -194,20 +195,26 @@ def test_the_length_of_a_segment_changes_nothing(density, at_most):
         np.testing.assert_allclose(draw(segment=segment), long, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(30, 30), (20, 50)])
+@functools.cache
+def drawn_by(stopping, shape):
+    """Draw a batch of one density: one program for all densities."""
+    draw = functools.partial(orthogonal, shape=shape, stopping=stopping)
+    return jax.jit(jax.vmap(lambda key, density: draw(key, density=density), (0, None)))
+
+
 @pytest.mark.parametrize("density", [0.02, 1 / 3, 1.0])
+@pytest.mark.parametrize("shape", [(30, 30), (20, 50)])
 def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, density):
     density = max(density, 1 / max(shape))
     budget = math.floor(density * math.prod(shape) + 0.5)
     keys = jax.random.split(KEY, 20)
-    draw = functools.partial(orthogonal, shape=shape, density=density)
-    below = jax.vmap(functools.partial(draw, stopping="at_most"))(keys)
+    below = drawn_by("at_most", shape)(keys, density)
     counts = np.count_nonzero(below, axis=(1, 2))
     assert counts.max() <= budget
     assert counts.min() > budget - min(shape)  # a rotation adds at most one to each vector
     assert max(gram_error(matrix) for matrix in below) < 1e-5
     # The paper's rule is at the same count or one rotation further.
-    closest = np.count_nonzero(jax.vmap(draw)(keys), axis=(1, 2))
+    closest = np.count_nonzero(drawn_by("closest", shape)(keys, density), axis=(1, 2))
     same = (closest == counts) | (closest > budget) | (counts == budget)
     assert same.all()
     # For a count, in a corner of zeros, and among matrices of another shape: the same matrices.
@@ -238,7 +245,7 @@ def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
 
 def test_at_most_has_the_budget_of_fill_where_float32_would_not():
     """0.1000499999 of 10 000 is 1000, and 1001 if the density is rounded to float32."""
-    keys = jax.random.split(KEY, 400)
+    keys = jax.random.split(KEY, 100)
     draw = functools.partial(orthogonal, shape=(100, 100), density=0.1000499999)
     batch = jax.vmap(functools.partial(draw, stopping="at_most"))(keys)
     assert np.count_nonzero(batch, axis=(1, 2)).max() == 1000
@@ -401,8 +408,8 @@ def drawn_on_a_core(keys):
     return np.stack([orthogonal(key, (50, 30), 0.3) for key in jax.random.split(KEY, keys)])
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_what_accelerators_run_gives_the_same_matrix(batched, monkeypatch):
+@pytest.mark.slow
+def test_what_accelerators_run_gives_the_same_matrix(monkeypatch):
     """Wide blocks and batched loops, which a CPU does not choose, forced upon it."""
     keys, expected = jax.random.split(KEY, 3), drawn_on_a_core(3)
 
@@ -413,14 +420,13 @@ def test_what_accelerators_run_gives_the_same_matrix(batched, monkeypatch):
     jax.clear_caches()
     monkeypatch.setattr(jax.lax, "platform_dependent", accelerator)
     try:
-        if batched:
-            ws = jax.vmap(lambda key, d: orthogonal(key, (50, 30), d), (0, None))(keys, 0.3)
-        else:
-            ws, expected = orthogonal(keys[0], (50, 30), 0.3)[None], expected[:1]
+        batch = jax.vmap(lambda key, d: orthogonal(key, (50, 30), d), (0, None))(keys, 0.3)
+        alone = orthogonal(keys[0], (50, 30), 0.3)
     finally:
         jax.clear_caches()  # or later calls would find these programs
-    np.testing.assert_array_equal(ws != 0, expected != 0)
-    np.testing.assert_allclose(ws, expected, atol=1e-6)
+    for found, right in ((batch, expected), (alone, expected[0])):
+        np.testing.assert_array_equal(found != 0, right != 0)
+        np.testing.assert_allclose(found, right, atol=1e-6)
 
 
 def test_the_scale_may_be_differentiated():
