@@ -20,6 +20,7 @@ __all__ = ["NAMES", "execute", "store"]
 NAMES = (
     *("quickstart", "dynamical_isometry", "density_theory", "deep_networks", "pruning_methods"),
     "convolutions_and_taps",
+    "reinforcement_learning",
 )
 FOLDER = Path(__file__).resolve().parent
 
