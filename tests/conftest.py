@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of the work. Level 1 of LLVM vectorizes and fuses multiplications with additions
-# as the default, level 3, does: nearly all programs round alike. Level 0 would test other numerics.
+# as the default, level 3, does: nearly all programs round alike.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = (
 # flag, which ends the process.
 if importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false " + os.environ["XLA_FLAGS"]
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
 
 import hypothesis
 import jax
@@ -24,6 +25,9 @@ import pytest
 
 # Started in the background by a shell, the tests would ignore the interrupts that some send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Level 0, which halves compiling, has other roundings. These modules test other things: which
+# weights are kept, that two ways give the same, what is written and refused, that programs run.
+UNOPTIMIZED = {"criteria", "dynamic", "masked_state", "masks", "networks", "optim", "sharding"}
 collect_ignore = ["mutants.py"]  # a program, which needs cosmic-ray
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -41,6 +45,25 @@ def pytest_collection_finish():
     """Spare the garbage collector the modules and the tests, which stay until the end."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items):
+    """Run the modules that need optimized programs before the others."""
+    items.sort(key=is_unoptimized)
+
+
+def is_unoptimized(item):
+    return item.path.stem.removeprefix("test_") in UNOPTIMIZED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compile as the module of the test asks for, in the processes that it starts too."""
+    disable = str(int(is_unoptimized(item)))
+    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != disable:
+        jax.clear_caches()  # no test meets programs of the other kind
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable
+        jax.config.update("jax_disable_most_optimizations", disable == "1")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The public functions over parameter trees, each as one call on a small network.
 
-``python tests/over_trees.py explicit`` compares them on a mesh of four CPU devices with one device,
-and so does ``auto``. It needs XLA_FLAGS=--xla_force_host_platform_device_count=4.
+``python tests/over_trees.py auto explicit`` compares them on meshes of four CPU devices, with axes
+of each kind, with one device. It needs XLA_FLAGS=--xla_force_host_platform_device_count=4.
 """
 
 import contextlib
@@ -180,14 +180,13 @@ def check(found, expected, mesh, *, asked_only=False):
             assert is_same or (asked_only and part <= right), (path, leaf.sharding)
 
 
-def main(kind):
+def failures(kind, on_one, expected):
+    """Count the functions that fail on a mesh with axes of a kind, and say how."""
     axis_types = (AxisType[kind.capitalize()],) * 2
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=axis_types)
-    on_one = trees()
     divided = [on_mesh(tree, mesh) for tree in on_one]
     failed = 0
     for name, function in FUNCTIONS.items():
-        expected = function(*on_one)
         for is_jitted in (False, True):
             if name in NOT_TRACED if is_jitted else name not in NOT_TRACED and kind == "auto":
                 continue  # Eagerly, axes of both kinds take the same way.
@@ -198,10 +197,11 @@ def main(kind):
                     found = (jax.jit(function) if is_jitted else function)(*divided)
                 # JAX 0.12 has no way to demand a sharding while auto axes are traced.
                 asked_only = is_jitted and kind == "auto" and shardings._shard_alike is None
-                check(found, expected, mesh, asked_only=asked_only)
+                check(found, expected[name], mesh, asked_only=asked_only)
             except Exception as error:
                 failed += 1
-                print(f"{name}{' under jit' * is_jitted}: {type(error).__name__}: {error}\n")
+                where = f"{name}{' under jit' * is_jitted}, axes {kind}"
+                print(f"{where}: {type(error).__name__}: {error}\n")
     # Shapes may ask for a sharding, and a mask of one device is brought to the parameters.
     params, _, mask = on_one
     shapes = jax.tree.map(
@@ -211,9 +211,15 @@ def main(kind):
     check(eoi.masks.random(KEY, shapes, 0.4), eoi.masks.random(KEY, params, 0.4), mesh)
     bound = jax.device_put(mask, jax.devices()[0])
     check(eoi.masked(divided[0], bound), eoi.masked(params, mask), mesh)
-    print(f"{failed} of {len(FUNCTIONS)} functions failed")
-    sys.exit(failed > 0)
+    print(f"{failed} of {len(FUNCTIONS)} functions failed with axes {kind}")
+    return failed
+
+
+def main(*kinds):
+    on_one = trees()
+    expected = {name: function(*on_one) for name, function in FUNCTIONS.items()}
+    sys.exit(sum(failures(kind, on_one, expected) for kind in kinds) > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -51,9 +51,6 @@ GRADS = stack(
     ]
 )
 
-# Compiling is most of the work here, and LLVM's optimizations are half of compiling.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def oracle(mask, weights, grads, fraction, regrow_dropped=True):
     """One mask update of one kernel by sorting: the weights that stay, and the next mask."""
@@ -88,7 +85,7 @@ def scan(tx, params, grads):
 @functools.cache
 def compiled(name):
     tx = dynamic.rigl(OPTIMIZERS[name].make(), MASK, update_every=EVERY, drop_fraction=FRACTION)
-    return jit(functools.partial(scan, tx))
+    return jax.jit(functools.partial(scan, tx))
 
 
 @functools.cache
@@ -149,7 +146,7 @@ def test_between_mask_updates_it_is_the_static_optimizer(name):
     tx = optim.static_sparse(OPTIMIZERS[name].make(), MASK)
     params, states = history(name)
 
-    @jit
+    @jax.jit
     def run(params, mask, inner_state, grads):
         def step(inputs):
             params, mask, inner_state, grads = inputs
@@ -204,7 +201,7 @@ def make(name, method, mask=MASK, key=KEY, **kwargs):
 @functools.cache
 def loop(name, method):
     """A compiled step, and the states before each step and after the last of a run."""
-    step = jit(make_step(make(name, method)))
+    step = jax.jit(make_step(make(name, method)))
     carries = [(START, make(name, method).init(START))]
     for index in range(STEPS):
         carries.append(step(*carries[-1], at(GRADS, index)))
@@ -265,7 +262,7 @@ def test_vmap_over_seeds_is_the_loop():
     def run(params, key):
         return scan(make("adamw", "set", key=key), params, GRADS)
 
-    one, both = jit(run), jit(jax.vmap(run))(params, keys)
+    one, both = jax.jit(run), jax.jit(jax.vmap(run))(params, keys)
     results = [one(at(params, seed), keys[seed]) for seed in range(2)]
     for seed in range(2):
         chex.assert_trees_all_equal(at(both[1].mask, seed), results[seed][1].mask)
@@ -404,7 +401,7 @@ TREE = {
 
 @functools.cache
 def many_updates(method):
-    @jit
+    @jax.jit
     def run(key, mask, fraction):
         tx = make("nesterov", method, mask, key, update_every=2, drop_fraction=fraction)
         keys = jax.random.split(key, 20)
@@ -486,7 +483,7 @@ def test_the_value_of_a_schedule_is_limited_by_what_there_is():
             regrow_dropped=False,
         )
         state = tx.init(STACK)._replace(step=jnp.int32(EVERY))
-        _, state = jit(tx.update)(STACK_GRADS, state, STACK)
+        _, state = jax.jit(tx.update)(STACK_GRADS, state, STACK)
         assert int(state.mask.sum()) == active
         assert int((STACK_MASK & ~state.mask).sum()) == number
 
@@ -556,7 +553,7 @@ def test_narrow_weights_stay_exact(dtype, grad_dtype):
     tx = make("nesterov", "rigl", update_every=2)
     params, grads = as_jax(START, dtype), as_jax(GRADS, grad_dtype)
     state = tx.init(params)
-    step = jit(make_step(tx))
+    step = jax.jit(make_step(tx))
     for index in range(4):
         old, old_mask = params, state.mask
         params, state = step(params, state, at(grads, index))
@@ -584,7 +581,7 @@ def test_extra_arguments_reach_the_inner_optimizer():
     for inner in (optax.chain(optax.sgd(1.0), search), optax.MultiSteps(optax.polyak_sgd(), 1)):
         tx = dynamic.rigl(inner, MASK, update_every=2, drop_fraction=FRACTION)
 
-        @jit
+        @jax.jit
         def step(params, state, tx=tx):
             value, grad = jax.value_and_grad(loss)(params)
             updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)

@@ -336,6 +336,7 @@ def test_sparsity_aware_orthogonal_networks():
     assert (one.mask["kernel"][0] != one.mask["kernel"][1]).any()
 
 
+@pytest.mark.slow
 def test_a_deep_sparse_network_learns_from_eoi_and_not_from_a_masked_start():
     """80 tanh layers at density 1/8 on noise with labels: from chance to memorized, or never."""
     model = models.Mlp(depth=80, width=64, num_classes=4)

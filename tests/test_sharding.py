@@ -61,9 +61,8 @@ def test_shard_map_draws_what_one_device_draws():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
-def test_functions_over_trees_on_four_devices(kind):
-    run_on_devices(4, over_trees.__file__, kind)
+def test_functions_over_trees_on_four_devices():
+    run_on_devices(4, over_trees.__file__, "auto", "explicit")
 
 
 @pytest.mark.slow
