@@ -65,7 +65,8 @@ def load(name: str) -> Environment:
         gymnax = importlib.import_module("gymnax")
     except ImportError as error:
         raise ImportError(
-            "Environments need gymnax, which is not installed. pip install 'gymnax>=1.0.1'"
+            f"Environments need gymnax, which cannot be imported ({error}). "
+            "pip install 'gymnax>=1.0.1' six"
         ) from error
     env, params = gymnax.make(name)
     size = math.prod(env.observation_space(params).shape)
@@ -79,7 +80,7 @@ def load(name: str) -> Environment:
         if len(stepped) != 6:
             raise ImportError(
                 "Environments need gymnax 1.0 or later, which tells an episode's end from its "
-                "cut. pip install 'gymnax>=1.0.1'"
+                "cut. pip install 'gymnax>=1.0.1' six"
             )
         observation, state, reward, terminated, truncated, info = stepped
         final = _flat(info["final_observation"])
