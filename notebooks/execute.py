@@ -19,7 +19,7 @@ __all__ = ["NAMES", "execute", "store"]
 
 NAMES = (
     *("quickstart", "dynamical_isometry", "density_theory", "deep_networks", "pruning_methods"),
-    "convolutions_and_taps",
+    *("convolutions_and_taps", "faster_with_blocks", "attention", "many_devices"),
     "reinforcement_learning",
 )
 FOLDER = Path(__file__).resolve().parent

@@ -46,6 +46,12 @@ SMALL = {
         "SEEDS": 2,
         "POINTS": 2,
     },
+    "faster_with_blocks": {"SIZE": 64, "BLOCK": 8, "BATCH": 16, "REPEATS": 2, "STEPS": 3},
+    "attention": {
+        **{"WIDTH": 16, "HEADS": 2, "DEPTH": 2, "LENGTH": 8},
+        **{"BATCH": 4, "STEPS": 5},
+    },
+    "many_devices": {"SIZE": 64, "WIDTH": 32, "STEPS": 3},
 }
 each = pytest.mark.parametrize("name", execute.NAMES)
 
