@@ -197,9 +197,9 @@ plt.show()
 
 # %% [markdown]
 # The masked start is nearest to 1, because its branches are the smallest: a mask takes seven
-# eighths of their variance, and the residuals alone are the identity. Of the starts whose branches
-# have their full size, EOI spreads the values least. No start makes the sum of a residual and a
-# branch an isometry.
+# eighths of their variance, and the residuals alone are the identity. Of the starts whose
+# branches have their full size, EOI spreads the values least. No start makes the sum of a
+# residual and a branch an isometry.
 
 # %% [markdown]
 # AdamW trains each, the sparse ones at a higher rate: with an eighth of the weights, a step of

@@ -81,7 +81,8 @@ plt.show()
 
 # %% [markdown]
 # Both have a quarter of the weights. Right, each row and column of blocks has the same number of
-# blocks. Two rows of blocks whose blocks stand in the same columns are stored as one of wider blocks.
+# blocks. Two rows of blocks whose blocks stand in the same columns are stored as one of wider
+# blocks.
 
 # %% [markdown]
 # ## What a product costs

@@ -224,9 +224,9 @@ plt.show()
 # %% [markdown]
 # ## A slice of TPUs, by its compiler
 #
-# The compiler for TPUs runs on a CPU; the extra `tpu-aot` brings it. It tells how much memory a chip
-# needs and what chips send to each other. `python -m experiments plan --topology v5e:16x16` does
-# this for whole networks and their training.
+# The compiler for TPUs runs on a CPU; the extra `tpu-aot` brings it. It tells how much memory a
+# chip needs and what chips send to each other. `python -m experiments plan --topology v5e:16x16`
+# does this for whole networks and their training.
 
 # %%
 if importlib.util.find_spec("libtpu"):
