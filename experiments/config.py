@@ -246,7 +246,7 @@ class Ppo:
     """Learning rate of Adam at the first update; it falls to 0 along a line."""
     learning_rates: tuple[float, ...] = ()
     """If given, two or more rates of which one replaces ``learning_rate``: that with the highest
-    mean return of ``rate_seeds``."""
+    mean return of ``rate_seeds`` in the second half of the training."""
     rate_seeds: tuple[int, ...] = (101, 102)
     """Seeds that choose among ``learning_rates``, each in [0, 2**31); best none of ``seeds``."""
     discount: float = 0.99

@@ -300,6 +300,8 @@ def test_lines_and_results_of_a_run(finished):
     for row in rows:
         of_seed = [line for line in lines(finished) if line["seed"] == row["seed"]]
         assert row["return"] == of_seed[-1]["return"] > 1
+        episodes, returns = zip(*((x["episodes"], x["return"]) for x in of_seed[2:]), strict=True)
+        assert math.isclose(row["return_of_half"], np.average(returns, weights=episodes))
         assert row["steps"] == 1200
         assert sum(line["episodes"] for line in of_seed) >= 5
         # Returns are of 1 a step, and the last episodes are not over.
@@ -372,7 +374,9 @@ def test_the_best_of_several_rates_is_chosen_by_other_seeds(finished, tmp_path):
         trial = (
             tmp_path / "test" / digest(dataclasses.replace(one, learning_rate=rate, seeds=(3, 4)))
         )
-        returns = [row["return"] for row in json.loads((trial / "results.json").read_text())]
+        returns = [
+            row["return_of_half"] for row in json.loads((trial / "results.json").read_text())
+        ]
         assert tried[rate] == np.mean(returns)
     if chosen == TINY.learning_rate:
         assert (same / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()

@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +45,8 @@ TYPES: Mapping[str, type] = {
 
 ``return`` is NaN where no episode was completed; the Jacobian's range is measured at the start and
 after each quarter, and NaN elsewhere."""
+
+_RANGE = ("smallest", "largest")
 
 
 def run(config: Ppo, folder: Path, runtime: Runtime) -> None:
@@ -210,34 +212,45 @@ def _check(finite: np.ndarray, step: int, config: Ppo, checkpoints: Checkpoints)
 
 
 def _results(config: Ppo, folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row a seed: what was known at the start, the final return, the last measures.
+    """Return one row a seed: what was known at the start, late returns, the last measures.
 
-    The final return is the mean over the episodes that were completed in the last tenth of the
-    training, at least in the last part: NaN if there are none.
+    ``return`` is the mean over the episodes that were completed in the last tenth of the training,
+    ``return_of_half`` over those of its second half.
     """
     lines = metrics.read(folder / "metrics.jsonl", types=TYPES)
-    last = max(line["step"] for line in lines)
-    late = min(0.9 * last, sorted({line["step"] for line in lines})[-2])
     found = []
     for row in rows:
         of_seed = [line for line in lines if line["seed"] == row["seed"]]
-        ends = [line for line in of_seed if line["step"] > late and line["episodes"]]
-        episodes = sum(line["episodes"] for line in ends)
-        total = sum(line["return"] * line["episodes"] for line in ends)
-        measured = {name: of_seed[-1][name] for name in diagnostics.Measures._fields}
+        first, last = of_seed[0], of_seed[-1]
         found.append(
             {
-                **{**row, "steps": last, "return": total / episodes if episodes else math.nan},
-                **{**measured, "smallest": of_seed[-1]["smallest"]},
-                **{"largest": of_seed[-1]["largest"], "smallest_at_start": of_seed[0]["smallest"]},
-                "largest_at_start": of_seed[0]["largest"],
+                **row,
+                "steps": last["step"],
+                "return": _mean_return(of_seed, 0.9),
+                "return_of_half": _mean_return(of_seed, 0.5),
+                **{name: last[name] for name in (*diagnostics.Measures._fields, *_RANGE)},
+                **{f"{name}_at_start": first[name] for name in _RANGE},
             }
         )
     return found
 
 
+def _mean_return(lines: Sequence[Mapping[str, Any]], after: float) -> float:
+    """Return the mean over the episodes after a fraction of the training, of one seed.
+
+    They are those of the last part at least; NaN if there are none.
+    """
+    begin = min(after * lines[-1]["step"], lines[-2]["step"])
+    late = [line for line in lines if line["step"] > begin and line["episodes"]]
+    episodes = sum(line["episodes"] for line in late)
+    total: float = sum(line["return"] * line["episodes"] for line in late)
+    return total / episodes if episodes else math.nan
+
+
 def _run_best_rate(config: Ppo, folder: Path, runtime: Runtime) -> None:
     """Train ``config.rate_seeds`` at each rate, then the seeds at the best; all are runs.
+
+    The best has the highest mean of the second half's returns, which are less noisy than the last.
 
     Raises:
         FloatingPointError: If a loss is not finite at any rate.
@@ -250,7 +263,7 @@ def _run_best_rate(config: Ppo, folder: Path, runtime: Runtime) -> None:
             tried[rate] = math.nan
         else:
             rows = json.loads((child / "results.json").read_bytes())
-            tried[rate] = float(np.mean([row["return"] for row in rows]))
+            tried[rate] = float(np.mean([row["return_of_half"] for row in rows]))
     if all(map(math.isnan, tried.values())):
         raise FloatingPointError(
             f"No rate of learning_rates={config.learning_rates} trains: give lower ones."
