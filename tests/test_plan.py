@@ -506,7 +506,7 @@ def test_the_examples_are_commands(name, monkeypatch):
         ("benchmarks init --quik", "Perhaps you meant.* --quick"),
         (
             "benchmarks optimizer",
-            r"subcommands: init, optim, methods, spectrum, training,\W+sparse_layers, sharding",
+            r"subcommands: init, optim, methods, spectrum, training,\W+sparse_layers, rl, sharding",
         ),
     ],
 )
