@@ -265,6 +265,22 @@ def test_redraw_draws_each_layer_of_a_stack_by_itself():
     chex.assert_trees_all_equal(again, drawn)
 
 
+def test_redraw_draws_any_leaf_that_where_selects():
+    """Also biases, which have no fans; of a stack each layer's by itself."""
+    params = {"kernel": jnp.zeros((3, 4, 5)), "bias": jnp.zeros((3, 5)), "last": jnp.zeros(7)}
+    drawn = networks.redraw(
+        KEY,
+        params,
+        nn.initializers.normal(1.0),
+        where=lambda path, leaf: path[-1].key != "kernel",
+        layout=lambda path, leaf: Layout(batch_axes=int(leaf.shape[0] == 3)),
+    )
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, params)
+    assert not drawn["kernel"].any()
+    assert drawn["last"].all()
+    assert len(np.unique(drawn["bias"])) == 15
+
+
 def test_a_mask_of_the_same_key_does_not_know_the_redrawn_weights():
     params = {"kernel": jnp.zeros((100, 100))}
     drawn = networks.redraw(KEY, params, nn.initializers.normal(1.0))["kernel"]

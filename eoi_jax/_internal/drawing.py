@@ -312,7 +312,7 @@ def _rotate_to_target(
         place = jnp.full(law.shape[1] + 1, width, jnp.int32)
         place = place.at[index].set(jnp.arange(width, dtype=jnp.int32), mode="drop")
         column = place.at[law.shape[1]].set(width)[column]
-    here = jnp.arange(width, dtype=jnp.int32) == column[:, None]
+    here = jnp.arange(width, dtype=jnp.int32)[None] == column[:, None]
     matrix = jnp.where(here, one * share, jnp.zeros((), scale.dtype))
     packed = waves.one_hot_support(column, width)
     if law.shape[0] == 1:

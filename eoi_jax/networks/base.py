@@ -182,14 +182,28 @@ def redraw(
         if not is_kernel[index] or leaf.size == 0:
             continue
         found = trees.layout(layout, path, leaf)
-        view = trees.view(found, path, leaf)
-        shape = (*view.taps, view.inputs, view.outputs)
         leaf_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-        draw = functools.partial(_leaf, kernel_init, view, shape, dtype)
+        if len(leaf.shape) - found.batch_axes < 2:  # biases, say: they have no fans
+            draw = functools.partial(_vectors, kernel_init, leaf.shape, found.batch_axes, dtype)
+        else:
+            view = trees.view(found, path, leaf)
+            shape = (*view.taps, view.inputs, view.outputs)
+            draw = functools.partial(_leaf, kernel_init, view, shape, dtype)
         [kernel] = shardings.drawn(draw, leaf_key, [shardings.asked(leaf)])
         leaves[index] = shardings.like(kernel, leaf)
     return treedef.unflatten(leaves)
+
+
+def _vectors(
+    kernel_init: Initializer, shape: Shape, batch_axes: int, dtype: Any, key: Array
+) -> list[Array]:
+    """Draw the vectors of a leaf, one for each layer of a stack."""
+    stack, one = shape[:batch_axes], shape[batch_axes:]
+    compute_dtype = checks.compute_dtype(dtype)
+    keys = jax.random.split(key, math.prod(stack))
+    drawn = jax.vmap(lambda key: kernel_init(key, one, compute_dtype))(keys)
+    return [drawn.reshape(shape).astype(dtype)]
 
 
 def _leaf(
