@@ -143,7 +143,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# A mask costs the dense product and a little more. Blocks gain with size: small products do not
+# A mask costs about what the dense product does. Blocks gain with size: small products do not
 # fill the processor, and rows have to be gathered.
 
 # %% [markdown]
