@@ -229,7 +229,7 @@ class StepFns:
     def __init__(self, config: Config, dataset: data.Dataset, *, blocks: bool = False) -> None:
         zeros = jax.nn.initializers.zeros
         self.model = _model(config, dataset, zeros, _blocks(config) if blocks else None)
-        optimizer_of = steps.sparse_sgd(config.steps, weight_decay=0.0)
+        optimizer_of = steps.sparse_optimizer(config.steps, weight_decay=0.0)
         if blocks:
             optimizer_of = _plain_sgd
         self.begin = functools.partial(steps.init_state, optimizer_of)

@@ -167,7 +167,9 @@ def test_updates_are_divided_by_the_density():
     grads = {"layer": {"kernel": np.ones((4, 5), "f"), "bias": np.ones(5, "f")}}
     params = {"layer": {"kernel": mask["layer"]["kernel"].astype("f"), "bias": np.ones(5, "f")}}
     for power, factor in ((0.0, 1.0), (1.0, 4.0), (0.5, 2.0)):
-        optimizer_of = steps.sparse_sgd(10, momentum=0.0, weight_decay=0.0, density_power=power)
+        optimizer_of = steps.sparse_optimizer(
+            10, momentum=0.0, weight_decay=0.0, density_power=power
+        )
         tx = optimizer_of(None, mask, 0.1)
         updates, _ = tx.update(grads, tx.init(params), params)
         expected = np.where(mask["layer"]["kernel"], -0.1 * factor, 0)

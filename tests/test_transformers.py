@@ -140,7 +140,7 @@ def test_a_step_of_adamw_is_that_of_optax_under_the_mask():
     params = {"kernel": jnp.array([[1.0, 0.0], [2.0, 3.0]]), "bias": jnp.ones(2)}
     mask = {"kernel": params["kernel"] != 0, "bias": jnp.array(True)}
     grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), params)
-    optimizer_of = steps.sparse_sgd(10, optimizer="adamw", momentum=0.8, weight_decay=0.1)
+    optimizer_of = steps.sparse_optimizer(10, optimizer="adamw", momentum=0.8, weight_decay=0.1)
     tx = optimizer_of(jax.random.key(0), mask, 0.01)
     updates, _ = tx.update(grads, tx.init(params), params)
     reference = optax.adamw(0.01, b1=0.8, weight_decay=0.1)

@@ -69,6 +69,6 @@ def step_of(options: Training) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     labels = dataset.train.labels[:_BATCH_SIZE]
     variables = jax.jit(model.init)(jax.random.key(0), dataset.normalize(images[:1]))
     mask = masks.support(variables["params"])
-    optimizer_of = steps.sparse_sgd(1000)
+    optimizer_of = steps.sparse_optimizer(1000)
     state = steps.init_state(optimizer_of, jax.random.key(1), variables, mask)
     return steps.train_step(model, dataset, optimizer_of), (state, 0, 0.1, images, labels)

@@ -9,15 +9,8 @@ import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer
 from experiments.models.block_sparse import Blocks
-from experiments.models.layers import logits
 from experiments.models.spec import CIFAR, IMAGENET, Spec
-from experiments.models.transformer import (
-    EMBEDDING,
-    NORM_EPSILON,
-    check_sizes,
-    gelu,
-    run_blocks,
-)
+from experiments.models.transformer import EMBEDDING, check_sizes, gelu, predict, run_blocks
 
 __all__ = ["SPECS", "Deit", "Vit", "VitPlain"]
 
@@ -89,10 +82,7 @@ class Deit(nn.Module):
         x = x + self.param("position", EMBEDDING, x.shape[-2:])
         token = self.param("token", EMBEDDING, (1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(token, (*batch, 1, self.width)), x], axis=-2)
-        x = run_blocks(self, x)[..., 0, :]
-        if self.normalized:
-            x = nn.LayerNorm(NORM_EPSILON, name="norm")(x)
-        return logits(self, x)
+        return predict(self, run_blocks(self, x)[..., 0, :])
 
 
 class Vit(Deit):

@@ -8,9 +8,8 @@ import flax.linen as nn
 
 from eoi_jax.typing import Array, Initializer
 from experiments.models.block_sparse import Blocks
-from experiments.models.layers import logits
 from experiments.models.spec import TEXT, Spec
-from experiments.models.transformer import EMBEDDING, NORM_EPSILON, check_sizes, gelu, run_blocks
+from experiments.models.transformer import EMBEDDING, check_sizes, gelu, predict, run_blocks
 
 __all__ = ["SPECS", "Gpt", "GptPlain"]
 
@@ -63,10 +62,7 @@ class Gpt(nn.Module):
         shape = (text.shape[-1], self.width)
         x = text @ self.param("embedding", nn.initializers.normal(1.0), shape)
         x = x + self.param("position", EMBEDDING, x.shape[-2:])
-        x = run_blocks(self, x)
-        if self.normalized:
-            x = nn.LayerNorm(NORM_EPSILON, name="norm")(x)
-        return logits(self, x)
+        return predict(self, run_blocks(self, x))
 
 
 class GptPlain(Gpt):

@@ -16,19 +16,19 @@ import jax.numpy as jnp
 
 from eoi_jax.typing import Array, Initializer, Shape
 from experiments.models.block_sparse import Blocks, linear
-from experiments.models.layers import at_least
+from experiments.models.layers import at_least, logits
 
 __all__ = [
     "EMBEDDING",
-    "NORM_EPSILON",
     "HeadProjection",
     "blocks_alone",
     "check_sizes",
     "gelu",
+    "predict",
     "run_blocks",
 ]
 
-NORM_EPSILON = 1e-6
+_NORM_EPSILON = 1e-6
 EMBEDDING = nn.initializers.normal(0.02)
 
 
@@ -71,6 +71,20 @@ def run_blocks(network: Any, x: Array) -> Array:
     """
     y: Array = _hidden(network, name="hidden")(x, None)[0]
     return y
+
+
+def predict(network: Any, x: Array) -> Array:
+    """Apply the normalization ``norm``, if the network has any, and the linear layer ``last``.
+
+    Args:
+        network: The module whose compact method calls, with a field ``normalized`` beside those
+            that :func:`experiments.models.layers.logits` takes.
+        x: ``(..., width)``.
+
+    Returns:
+        Logits ``(..., num_classes)``.
+    """
+    return logits(network, nn.LayerNorm(_NORM_EPSILON, name="norm")(x) if network.normalized else x)
 
 
 def blocks_alone(network: Any, variables: Mapping[str, Any], x: Array) -> Array:
@@ -145,7 +159,7 @@ class _Block(nn.Module):
         return x + y * self.param("scale2", scale, (width,)), None
 
     def _norm(self, x: Array, name: str) -> Array:
-        return nn.LayerNorm(NORM_EPSILON, name=name)(x) if self.normalized else x
+        return nn.LayerNorm(_NORM_EPSILON, name=name)(x) if self.normalized else x
 
 
 class _Attention(nn.Module):

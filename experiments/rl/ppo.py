@@ -22,13 +22,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eoi_jax.dynamic import DynamicSparseState
 from eoi_jax.typing import Array, Mask, Params
 from experiments.config import Ppo
 from experiments.rl import environments, networks
 from experiments.rl.environments import Environment, Transition
 from experiments.rl.networks import ActorCritic
-from experiments.training import steps
+from experiments.training import loops, steps
 
 __all__ = [
     "Batch",
@@ -170,12 +169,7 @@ def _compiled(config: Ppo) -> StepFns:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), state)
 
     def stack(states: list[State]) -> State:
-        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        if dynamic:
-            # Counted once for all seeds: then SET and RigL drop and grow weights in a branch.
-            shared = whole.optimizer._replace(step=states[0].optimizer.step)
-            whole = whole._replace(optimizer=shared)
-        return jax.device_put(whole, jax.local_devices()[0])
+        return jax.device_put(loops.stack_all(states), jax.local_devices()[0])
 
     stepped = jax.jit(advance, donate_argnums=0)
     return StepFns(model, env, jax.jit(begin), stack, stepped, num_updates)
@@ -184,8 +178,8 @@ def _compiled(config: Ppo) -> StepFns:
 def _axes(*, dynamic: bool) -> State:
     """Return the axes of seeds in a stacked state, as :func:`jax.vmap` takes them."""
     axes: Any = 0
-    counted: Any = DynamicSparseState(step=None, key=0, mask=0, inner_state=0)  # type: ignore[arg-type]
-    return State(axes, axes, axes, counted if dynamic else axes, axes, axes, axes)
+    optimizer = loops.optimizer_axes(dynamic=dynamic)
+    return State(axes, axes, axes, optimizer, axes, axes, axes)
 
 
 def _optimizer(

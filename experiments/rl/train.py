@@ -24,15 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from eoi_jax._internal.files import atomic_write_text
 from experiments.config import WITHOUT_CRITERION, Ppo
 from experiments.rl import diagnostics, environments, networks, ppo, starts
 from experiments.rl.aggregates import interquartile_mean
 from experiments.rl.ppo import State, StepFns, Sums
-from experiments.runs import RunningElsewhere, Runtime, execute, explain, read_lines, write_json
+from experiments.runs import RunningElsewhere, Runtime, execute, explain, write_json
 from experiments.training import metrics, rates
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.starts import MASKLESS, record
+from experiments.training.starts import full_mask, record
 
 __all__ = ["TYPES", "main", "run"]
 
@@ -88,7 +87,12 @@ def run(config: Ppo, folder: Path, runtime: Runtime) -> None:
                     sums = jax.tree.map(np.asarray, sums)
                 reached = stop * per_update
                 clock.write(reached)
-                _check(sums.finite, reached, config, checkpoints)
+                checkpoints.require_finite(
+                    sums.finite,
+                    config.seeds,
+                    f"A loss is not finite up to step {reached}",
+                    f"Lower learning_rate={config.learning_rate}.",
+                )
                 measured = _measures(step_fns, state, spectrum=quarter)
                 _log(log, config, reached, measured, sums, stop - first)
                 returned = sums.returns.sum() / max(sums.episodes.sum(), 1)
@@ -151,16 +155,10 @@ def _begin(config: Ppo, step_fns: StepFns) -> tuple[State, list[dict[str, Any]]]
 
 def _abstract(config: Ppo, step_fns: StepFns) -> Any:
     """Return the shapes of a state, without making a start."""
-    masked = config.method not in MASKLESS
 
     def begin(seed: Any) -> State:
         variables = starts.dense(step_fns.model, step_fns.env.observation_size, seed)
-        mask = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.ones(
-                leaf.shape if masked and networks.is_hidden_kernel(path, leaf) else (), bool
-            ),
-            variables["params"],
-        )
+        mask = full_mask(config.method, variables["params"], networks.is_hidden_kernel)
         one = step_fns.begin(jax.random.key(seed), variables, mask)
         return step_fns.stack([one] * len(config.seeds))
 
@@ -197,18 +195,6 @@ def _log(
         values |= {name: float(each[index]) for name, each in measured.items()}
         row = {"step": step, "seed": seed, "episodes": episodes, **values}
         log.write_row({name: row[name] for name in TYPES}, values)
-
-
-def _check(finite: np.ndarray, step: int, config: Ppo, checkpoints: Checkpoints) -> None:
-    if finite.all():
-        return
-    seeds = [seed for seed, good in zip(config.seeds, finite, strict=True) if not good]
-    kept = checkpoints.latest
-    where = "There is no checkpoint" if kept is None else f"The last checkpoint is of step {kept}"
-    raise FloatingPointError(
-        f"A loss is not finite up to step {step} for seeds {seeds}. {where} in "
-        f"{checkpoints.folder}. Lower learning_rate={config.learning_rate}."
-    )
 
 
 def _results(config: Ppo, folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -255,28 +241,18 @@ def _run_best_rate(config: Ppo, folder: Path, runtime: Runtime) -> None:
     Raises:
         FloatingPointError: If a loss is not finite at any rate.
     """
-    tried: dict[float, float] = {}
-    for rate in config.learning_rates:
-        try:
-            child = execute(_single(config, rate, config.rate_seeds), runtime)
-        except FloatingPointError:
-            tried[rate] = math.nan
-        else:
-            rows = json.loads((child / "results.json").read_bytes())
-            tried[rate] = float(np.mean([row["return_of_half"] for row in rows]))
-    if all(map(math.isnan, tried.values())):
-        raise FloatingPointError(
-            f"No rate of learning_rates={config.learning_rates} trains: give lower ones."
-        )
+    tried, _ = rates.try_each(
+        config.learning_rates,
+        lambda rate: execute(_single(config, rate, config.rate_seeds), runtime),
+        _return_of_half,
+    )
     rate = rates.best(tried)
-    child = execute(_single(config, rate, config.seeds), runtime)
-    for name in ("metrics.jsonl", "times.jsonl"):
-        text = "".join(json.dumps(line) + "\n" for line in read_lines(child / name))
-        atomic_write_text(folder / name, text)
-    returns = {f"{key:g}": None if math.isnan(tried[key]) else tried[key] for key in tried}
-    rows = json.loads((child / "results.json").read_bytes())
-    chosen = {"learning_rate": rate, "tried": returns}
-    write_json(folder / "results.json", [{**row, **chosen} for row in rows])
+    rates.gather([execute(_single(config, rate, config.seeds), runtime)], folder, rate, tried)
+
+
+def _return_of_half(folder: Path) -> float:
+    rows = json.loads((folder / "results.json").read_bytes())
+    return float(np.mean([row["return_of_half"] for row in rows]))
 
 
 def _single(config: Ppo, rate: float, seeds: tuple[int, ...]) -> Ppo:

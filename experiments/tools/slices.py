@@ -85,7 +85,7 @@ def training_step(network: Network, mesh: Mesh, batch_size: int) -> Program:
         TooLarge: If a device has not enough memory for it.
     """
     check_batch(batch_size, mesh)
-    optimizer_of, variables = steps.sparse_sgd(1000), _variables(network)
+    optimizer_of, variables = steps.sparse_optimizer(1000), _variables(network)
 
     def begin(key: Array, variables: Any) -> steps.State:
         mask = jax.tree_util.tree_map_with_path(

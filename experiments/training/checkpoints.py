@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,29 @@ class Checkpoints:
             encoded = safetensors.numpy.save(leaves, {_ABOUT: text})
             atomic_write(_path(self.folder, step), lambda file: file.write(encoded))
         self._remove_old()
+
+    def require_finite(
+        self, finite: np.ndarray, seeds: Sequence[int], what: str, remedy: str
+    ) -> None:
+        """Stop a run that has seeds with numbers which are not finite.
+
+        Args:
+            finite: Whether all is well, one value a seed.
+            seeds: The run's.
+            what: What is not finite and when: ``"A loss is not finite at step 7"``.
+            remedy: What to lower.
+
+        Raises:
+            FloatingPointError: If all is not well, with the seeds and the last checkpoint.
+        """
+        if finite.all():
+            return
+        bad = [seed for seed, good in zip(seeds, finite, strict=True) if not good]
+        kept = self.latest
+        where = "There is no checkpoint"
+        if kept is not None:
+            where = f"The last checkpoint is of step {kept}"
+        raise FloatingPointError(f"{what} for seeds {bad}. {where} in {self.folder}. {remedy}")
 
     def recover(self) -> Checkpoint | None:
         """Read the newest checkpoint that is whole.

@@ -8,7 +8,7 @@ within a loop as fast as alone, :func:`python_loop` elsewhere: on CPUs, for conv
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,17 @@ __all__ = [
     "device_loop",
     "epoch_order",
     "one_by_one",
+    "optimizer_axes",
     "python_loop",
     "stack",
+    "stack_all",
     "state_axes",
     "step_of_epoch",
     "step_of_examples",
     "sums_of",
 ]
+
+_State = TypeVar("_State")
 
 CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 """Options for :func:`jax.jit` on CPUs under which ``jax.lax.optimization_barrier`` counts there:
@@ -191,11 +195,25 @@ def stack(states: list[State]) -> State:
     """
     whole = states[0]
     if len(states) > 1:
-        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        if isinstance(whole.optimizer, DynamicSparseState):
-            shared = whole.optimizer._replace(step=states[0].optimizer.step)
-            whole = whole._replace(optimizer=shared)
+        whole = stack_all(states)
     return jax.device_put(whole, jax.local_devices()[0])
+
+
+def stack_all(states: list[_State]) -> _State:
+    """Put states into one along a new first axis, also if there is one only.
+
+    Args:
+        states: Of one seed each; named tuples with a field ``optimizer``.
+
+    Returns:
+        The state; steps are counted once for all seeds.
+    """
+    whole: Any = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    first: Any = states[0]
+    if isinstance(whole.optimizer, DynamicSparseState):
+        whole = whole._replace(optimizer=whole.optimizer._replace(step=first.optimizer.step))
+    found: _State = whole
+    return found
 
 
 def one_by_one(
@@ -239,6 +257,12 @@ def state_axes(*, dynamic: bool) -> State:
     Returns:
         0 for all leaves but the count of steps that SET and RigL keep, which has no such axis.
     """
-    counted: Any = DynamicSparseState(step=None, key=0, mask=0, inner_state=0)  # type: ignore[arg-type]
     axes: Any = 0
-    return State(axes, axes, axes, counted if dynamic else axes)
+    return State(axes, axes, axes, optimizer_axes(dynamic=dynamic))
+
+
+def optimizer_axes(*, dynamic: bool) -> Any:
+    """Return the axes of seeds in the stacked state of an optimizer, as :func:`state_axes` does."""
+    if not dynamic:
+        return 0
+    return DynamicSparseState(step=None, key=0, mask=0, inner_state=0)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from eoi_jax._internal.files import atomic_write_text
 from experiments.config import Train
 from experiments.runs import Runtime, execute, processes, read_lines, write_json
 
-__all__ = ["best", "run", "validation_accuracy"]
+__all__ = ["best", "gather", "run", "try_each", "validation_accuracy"]
 
 
 def run(config: Train, folder: Path, runtime: Runtime) -> None:
@@ -34,34 +35,74 @@ def run(config: Train, folder: Path, runtime: Runtime) -> None:
         FloatingPointError: If no rate is left.
     """
     first, *others = config.seeds
+    tried, folders = try_each(
+        config.learning_rates,
+        lambda rate: execute(_single(config, first, rate), runtime),
+        validation_accuracy,
+        of=f" seed {first}",
+    )
+    rate = best(tried)
+    chosen = [folders[rate], *(execute(_single(config, s, rate), runtime) for s in others)]
+    if processes.is_first():
+        gather(chosen, folder, rate, tried)
+
+
+def try_each(
+    rates: Sequence[float],
+    train: Callable[[float], Path],
+    score: Callable[[Path], float],
+    *,
+    of: str = "",
+) -> tuple[dict[float, float], dict[float, Path]]:
+    """Train at each rate and score what came of it.
+
+    Args:
+        rates: The rates.
+        train: Trains at a rate and returns the folder of the run.
+        score: Tells how good a run is; higher is better.
+        of: Whose rates they are, for the message of the error.
+
+    Returns:
+        The score of each rate, NaN where a loss or weight was not finite, and the folders of the
+        others.
+
+    Raises:
+        FloatingPointError: If no rate is left.
+    """
     folders, tried, error = {}, {}, None
-    for rate in config.learning_rates:
+    for rate in rates:
         try:
-            folders[rate] = execute(_single(config, first, rate), runtime)
+            folders[rate] = train(rate)
         except FloatingPointError as raised:
             tried[rate], error = math.nan, raised
         else:
-            tried[rate] = validation_accuracy(folders[rate])
+            tried[rate] = score(folders[rate])
     if not folders:
         raise FloatingPointError(
-            f"No rate of learning_rates={config.learning_rates} trains seed {first}: give lower "
-            "ones."
+            f"No rate of learning_rates={tuple(rates)} trains{of}: give lower ones."
         ) from error
-    rate = best(tried)
-    chosen = [folders[rate], *(execute(_single(config, s, rate), runtime) for s in others)]
-    if not processes.is_first():
-        return
+    return tried, folders
+
+
+def gather(
+    children: Sequence[Path], folder: Path, rate: float, tried: Mapping[float, float]
+) -> None:
+    """Leave metrics, times and results of runs at the rate chosen in a folder.
+
+    Args:
+        children: The folders of the runs.
+        folder: Where to.
+        rate: The rate chosen, which each row of the results has as ``learning_rate``.
+        tried: The score of each rate, which each row has as ``tried``.
+    """
+    scores = {f"{key:g}": None if math.isnan(tried[key]) else tried[key] for key in tried}
     rows: list[dict[str, Any]] = []
-    lines: dict[str, list[dict[str, Any]]] = {"metrics.jsonl": [], "times.jsonl": []}
-    accuracies = {f"{key:g}": None if math.isnan(tried[key]) else tried[key] for key in tried}
-    for child in chosen:
-        (row,) = json.loads((child / "results.json").read_bytes())
-        rows.append({**row, "learning_rate": rate, "tried": accuracies})
-        for name, of_file in lines.items():
-            of_file += read_lines(child / name)
-    for name, of_file in lines.items():
-        text = "".join(json.dumps(line) + "\n" for line in of_file)
-        atomic_write_text(folder / name, text)
+    for child in children:
+        found = json.loads((child / "results.json").read_bytes())
+        rows += [{**row, "learning_rate": rate, "tried": scores} for row in found]
+    for name in ("metrics.jsonl", "times.jsonl"):
+        lines = [line for child in children for line in read_lines(child / name)]
+        atomic_write_text(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
     write_json(folder / "results.json", rows)
 
 

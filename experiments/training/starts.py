@@ -42,7 +42,17 @@ from experiments.training import criteria, network
 from experiments.training.criteria import DenseNetwork
 from experiments.training.keys import Purpose, key_of
 
-__all__ = ["MASKLESS", "METHODS", "Start", "count", "dense", "make", "record", "redraw_orthogonal"]
+__all__ = [
+    "MASKLESS",
+    "METHODS",
+    "Start",
+    "count",
+    "dense",
+    "full_mask",
+    "make",
+    "record",
+    "redraw_orthogonal",
+]
 
 MASKLESS = ("dense", "blocks")
 """Methods that train all weights of their networks."""
@@ -116,6 +126,21 @@ def dense(config: config.Start, seed: Any, dataset: Dataset) -> dict[str, Any]:
         params = redraw_orthogonal(key, variables["params"], config.scale, pruned)
         variables = {**variables, "params": params}
     return variables
+
+
+def full_mask(method: str, params: Params, pruned: Where) -> Mask:
+    """Return a mask that keeps all, of the shapes that a method's mask has.
+
+    Args:
+        method: One of :data:`METHODS`.
+        params: The parameters.
+        pruned: Which of the leaves the method prunes, if it masks any.
+    """
+    masked = method not in MASKLESS
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.ones(leaf.shape if masked and pruned(path, leaf) else (), bool),
+        params,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shape"))

@@ -29,7 +29,7 @@ __all__ = [
     "evaluation",
     "init_state",
     "is_finite",
-    "sparse_sgd",
+    "sparse_optimizer",
     "train_step",
     "under_mask",
 ]
@@ -204,7 +204,7 @@ def is_finite(state: State) -> Array:
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
 
 
-def sparse_sgd(
+def sparse_optimizer(
     num_steps: int,
     *,
     optimizer: str = "sgd",

@@ -177,7 +177,7 @@ def _compiled(config: Train, data_dir: str | None, mesh: Mesh | None = None) -> 
             f"epoch, a run has at most {steps.NEVER - 1:,} of them. Give fewer epochs."
         )
     num_steps = max(1, round(config.epochs * steps_of_epoch))
-    optimizer_of = steps.sparse_sgd(
+    optimizer_of = steps.sparse_optimizer(
         num_steps,
         optimizer=config.optimizer,
         momentum=config.momentum,
@@ -332,15 +332,9 @@ def _next_stop(step: int, num_steps: int, occasions: Iterable[int]) -> int:
 def _check(
     finite: np.ndarray, step: int, what: str, config: Train, checkpoints: Checkpoints
 ) -> None:
-    if finite.all():
-        return
-    seeds = [seed for seed, good in zip(config.seeds, finite, strict=True) if not good]
-    kept = checkpoints.latest
-    where = "There is no checkpoint" if kept is None else f"The last checkpoint is of step {kept}"
-    raise FloatingPointError(
-        f"A {what} is not finite at step {step} for seeds {seeds}. {where} in "
-        f"{checkpoints.folder}. Lower learning_rate={config.learning_rate} or scale={config.scale}."
-    )
+    remedy = f"Lower learning_rate={config.learning_rate} or scale={config.scale}."
+    what = f"A {what} is not finite at step {step}"
+    checkpoints.require_finite(finite, config.seeds, what, remedy)
 
 
 def _begin(
@@ -393,14 +387,10 @@ def _write_start(path: Path, rows: list[dict[str, Any]], *, kept: bool) -> None:
 def _abstract(config: Train, step_fns: StepFns, dataset: data.Dataset, mesh: Mesh | None) -> Any:
     """Return the shapes of a state, and how it is divided on a mesh, without making a start."""
     pruned = network.where(config)
-    masked = config.method not in starts.MASKLESS
 
     def begin(seed: Any) -> State:
         variables = starts.dense(config, seed, dataset)
-        mask = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.ones(leaf.shape if masked and pruned(path, leaf) else (), bool),
-            variables["params"],
-        )
+        mask = starts.full_mask(config.method, variables["params"], pruned)
         one = step_fns.begin(jax.random.key(seed), variables, mask)
         return loops.stack([one] * len(config.seeds))
 
