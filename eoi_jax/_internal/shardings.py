@@ -162,8 +162,8 @@ def on_every_device(function: Callable[..., Array], mesh: Any) -> Callable[..., 
 def asked(leaf: Any) -> NamedSharding | None:
     """Return the sharding over several devices that a leaf asks for, as far as it is known.
 
-    A leaf is an array, which asks for its own if it is committed to its devices, or a shape. Of an
-    array that is traced only the explicit axes are known.
+    A leaf is an array, which asks for the sharding that it has if it is committed to its devices,
+    or a shape. Of an array that is traced only the explicit axes are known.
     """
     rank = len(getattr(leaf, "shape", ()))
     if checks.is_traced(leaf):

@@ -544,7 +544,7 @@ class _Form(NamedTuple):
 
 
 def _draw_into_shards(group: _Group, law: Any, form: _Form) -> tuple[list[Array], list[Array]]:
-    """Draw the leaves of a group and their masks, each device its own part of them."""
+    """Draw the leaves of a group and their masks, on a mesh each device its part."""
     flags = group.balanced if group.balanced.any() else None
     numbers = (group.keys, *_numbers(group)[:3], flags, *_of_layers(group))
     static = (law._replace(angles=None), group.dtype, form, group.out)

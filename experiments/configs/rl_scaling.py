@@ -239,7 +239,7 @@ def _caption(rows: Rows) -> str:
     return (
         f"PPO of {steps} environment steps, {row['num_envs']} environments, depth {row['depth']}; "
         "only the kernels between first and last layer are sparse; the best of three learning "
-        f"rates, by seeds of their own; seeds {', '.join(map(str, seeds))}."
+        f"rates, chosen by other seeds; seeds {', '.join(map(str, seeds))}."
     )
 
 

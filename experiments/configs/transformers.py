@@ -38,7 +38,7 @@ STARTS: Mapping[str, tuple[str, ...]] = {
 }
 ORDER = {
     "part": ("none", PERCEPTRONS, ATTENTION, BOTH),
-    "variant": ("dense", "Base", "rescaled Base", "SμPar", "EOI", "EOI, matching"),
+    "variant": ("dense", "Base", "rescaled Base", "SμPar", "EOI"),
 }
 
 

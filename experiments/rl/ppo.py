@@ -89,7 +89,7 @@ class Sums(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss sees of some steps, each with leading axes of its own choice.
+    """What the loss sees of some steps, each with any leading axes.
 
     Attributes:
         observations: Before the steps.

@@ -53,7 +53,7 @@ def run(config: Ppo, folder: Path, runtime: Runtime) -> None:
 
     Each of ``config.num_points`` equal parts ends with a line for each seed. A checkpoint is
     written where one ends and ``runtime.checkpoint_every`` seconds have passed, and at the end. A
-    config of several learning rates is left to runs of their own.
+    config of several learning rates is trained as one run a rate.
     """
     if config.learning_rates:
         _run_best_rate(config, folder, runtime)

@@ -42,7 +42,7 @@ def initialize(heartbeat: int) -> None:
     """
     if jax.distributed.is_initialized():
         return
-    # Of CPUs; other devices have libraries of their own.
+    # For CPUs; GPUs and TPUs bring their collectives with them.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     number, index = _integer("JAX_NUM_PROCESSES"), _integer("JAX_PROCESS_ID")
     try:
@@ -92,8 +92,8 @@ def agree(value: Any) -> Any:
 def ending_together() -> Iterator[None]:
     """End this process at once if anything ends what it does, so that the others end too.
 
-    An exception that is left to Python makes JAX wait for processes that wait for this one. Of a
-    process that is alone every exception is its own.
+    An exception that is left to Python makes JAX wait for processes that wait for this one. Where
+    there is one process alone, exceptions pass as they are.
     """
     try:
         yield

@@ -163,7 +163,7 @@ def put(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         sharding: How it is divided.
 
     Returns:
-        The array, in memory of its own: each process has copied the parts of its devices.
+        The array; each process has copied the parts of its devices into new memory.
     """
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: np.array(whole[index]))
