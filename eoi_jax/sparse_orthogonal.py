@@ -187,8 +187,7 @@ def orthogonal(
     inside = jnp.asarray(scale if factor is None else 1.0, compute_dtype)
     tall = (size, min(rows, columns))
     segment, rounds = _lengths(tall, density, planes)
-    mesh = shardings.mesh_of_context(key)
-    axes = shardings.axes_of_columns(mesh, is_transposed=rows < columns)
+    axes = shardings.axes_of_columns(key, is_transposed=rows < columns)
     law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes, rounds, axes)
     matrix = drawing.draw(key, target, inside, law, balanced)
     if factor is not None:

@@ -120,14 +120,17 @@ def mesh_of_context(array: Any) -> Any:
     )
 
 
-def axes_of_columns(mesh: Any, *, is_transposed: bool) -> tuple[str, ...]:
-    """Choose the axes of a mesh that divide the columns of a matrix while it is drawn.
+def axes_of_columns(array: Any, *, is_transposed: bool) -> tuple[str, ...]:
+    """Choose the axes of the context's mesh that divide the columns of a matrix while it is drawn.
+
+    ``array`` tells whether a program is traced in a mesh, as in :func:`mesh_of_context`.
 
     A kernel's last two axes are the matrix's, or its columns and rows if ``is_transposed``. Of what
     :func:`draw_into` is asked for, the axes that divide columns come first: a device then exchanges
     with those that get the same columns alone, and with none along axes that divide nothing. Where
     nothing is known, inputs are expected along the first axes and outputs along the last.
     """
+    mesh = mesh_of_context(array)
     if mesh is None:
         return ()
     out, names = _OUT.get(), tuple(mesh.axis_names)

@@ -514,8 +514,7 @@ def _draw(
         law = _law(shape, angles, planes, permute=permute)
         # Where they are of both kinds, one is as good as the other.
         is_transposed = stacks[0].geometry.rows < stacks[0].geometry.outputs
-        mesh = shardings.mesh_of_context(keys)
-        axes = shardings.axes_of_columns(mesh, is_transposed=is_transposed)
+        axes = shardings.axes_of_columns(keys, is_transposed=is_transposed)
         law = law._replace(axes=axes)
         flags = numbers[3] > 0 if any(group.balanced.any() for group in stacks) else None
         counts, rows, columns, _ = numbers
@@ -561,9 +560,8 @@ def _draw_and_place(
     def draw(
         keys: Array, counts: Array, rows: Array, columns: Array, flags: Any, *of_layers: Array
     ) -> list[Array]:
-        mesh = shardings.mesh_of_context(keys)
         is_transposed = form.geometry.rows < form.geometry.outputs
-        axes = shardings.axes_of_columns(mesh, is_transposed=is_transposed)
+        axes = shardings.axes_of_columns(keys, is_transposed=is_transposed)
         drawing_law = law._replace(angles=angles, axes=axes)
         matrices = drawing.draw_padded(keys, counts, rows, columns, drawing_law, dtype, flags)
         return _leaves_and_masks(keys, matrices, *of_layers, form=form)
