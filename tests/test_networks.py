@@ -518,6 +518,28 @@ def test_matrices_of_small_layers_are_drawn_by_one_program():
     assert len(traced) == first > 0
 
 
+def test_matrices_of_several_larger_shapes_share_a_program_and_change_no_bit():
+    traced = []
+
+    @givens.continuous
+    def law(key, dtype):
+        traced.append(key)
+        return jax.random.uniform(key, (), dtype, 0.1, 1.4)
+
+    def draw(key, *shapes):
+        params = [{"kernel": jnp.zeros(shape)} for shape in shapes]
+        return networks.exact_orthogonal(key, params, 0.3, angles=law)
+
+    draw(KEY, (90, 80), (90, 80))
+    first = len(traced)
+    drawn = draw(KEY, (90, 80), (9, 70))
+    assert len(traced) == first > 0
+    # Inside of another program each shape is drawn as it is.
+    jitted = jax.jit(functools.partial(draw, KEY, (90, 80), (9, 70)))()
+    chex.assert_trees_all_equal(drawn, jitted)
+    assert len(traced) > first
+
+
 @pytest.mark.parametrize(
     "draw",
     [

@@ -39,6 +39,9 @@ _SMALL = 64
 # So many weights are drawn by one program at most, or one kernel: a batch is held as a whole.
 _TOGETHER = 2**24
 _TOGETHER_IN_SHARDS = 2**20
+# So many zeros are added at most to matrices of one shape that share the program of another. They
+# cost 20 ms at most, and a program costs seconds.
+_PADDING = 2**22
 
 _ScaleOf: TypeAlias = Callable[[tuple[Any, ...], tuple[int, ...], float], float]
 _StridesOf: TypeAlias = Callable[[tuple[Any, ...], Any], int | Shape]
@@ -219,6 +222,8 @@ def exact_orthogonal(
     groups = _group(words(key), leaves, kernels, rule, scales, planes)
     for group in groups:
         _check_reachable(group, kernels, planes)
+    if planes is independent and not permute:
+        groups = _padded(groups)
     masks = [jnp.array(True) for _ in leaves]
     for group, matrices in zip(groups, _draw(groups, angles, planes, permute), strict=True):
         form = _Form(
@@ -412,6 +417,33 @@ def _group(
                 )
             )
     return groups
+
+
+def _padded(groups: Sequence[_Group]) -> list[_Group]:
+    """Let matrices be drawn in the corner of a larger shape that others have, by one program."""
+    alike: dict[Any, list[int]] = {}
+    for index, group in enumerate(groups):
+        size = math.prod(group.shape) * len(group.matrix_counts)
+        if group.out is None and not checks.is_traced(group.keys) and size <= _TOGETHER // 2:
+            is_balanced = bool(group.balanced.any())
+            alike.setdefault((group.shape, group.dtype, is_balanced), []).append(index)
+    found = list(groups)
+    numbers: dict[Any, int] = {}  # of matrices in each program, the largest matrices first
+    for program, indices in sorted(alike.items(), key=lambda item: -math.prod(item[0][0])):
+        number = sum(len(groups[index].matrix_counts) for index in indices)
+        for larger, its_number in numbers.items():
+            is_alike = program[1:] == larger[1:] and (np.less_equal(program[0], larger[0])).all()
+            size, padded_size = math.prod(program[0]), math.prod(larger[0])
+            is_cheap = number * (padded_size - size) <= _PADDING
+            # As without padding, no group has more than half of what is drawn together.
+            is_light = number * padded_size <= _TOGETHER // 2
+            is_light &= (number + its_number) * padded_size <= _TOGETHER
+            if is_alike and is_cheap and is_light:
+                program = larger  # the last one, whose matrices are the smallest
+        numbers[program] = numbers.get(program, 0) + number
+        for index in indices:
+            found[index] = found[index]._replace(shape=program[0])
+    return found
 
 
 def _concatenated(arrays: Sequence[Any]) -> Any:
