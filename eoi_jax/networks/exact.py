@@ -453,35 +453,41 @@ def _concatenated(arrays: Sequence[Any]) -> Any:
 def _keys(key: Array, kernels: Sequence[layouts.Kernel | None]) -> dict[int, tuple[Any, Any]]:
     """Return the words of a key for each matrix of each kernel, and of one for each layer's mask.
 
-    Kernels of as many layers and groups share a program.
+    The network's key has a child for each leaf, and that one for each layer. Of its two children
+    the first is for the weights, and has a child for each group; the second is for the mask.
     """
-    alike: dict[tuple[int, int], list[int]] = {}
+    paths: list[Any] = []
     for index, kernel in enumerate(kernels):
         if kernel is not None:
-            alike.setdefault((len(kernel.counts), kernel.geometry.groups), []).append(index)
-    found = {}
-    for (layers, groups), indices in alike.items():
-        more = (1 << (len(indices) - 1).bit_length()) - len(indices)
-        padded = np.pad(np.asarray(indices, np.int32), (0, more))
-        for_matrices, for_masks = _split(key, padded, layers, groups)
-        if not checks.is_traced(for_masks):
-            for_matrices, for_masks = np.asarray(for_matrices), np.asarray(for_masks)
-        for row, index in enumerate(indices):
-            found[index] = for_matrices[row], for_masks[row]
-    return found
+            layers = np.arange(len(kernel.counts))
+            layer, group = np.indices((len(layers), kernel.geometry.groups)).reshape(2, -1)
+            paths.append(np.stack(np.broadcast_arrays(index, layer, 0, group)))
+            paths.append(np.stack(np.broadcast_arrays(index, layers, 1, -1)))
+    table = np.concatenate(paths, axis=1).astype(np.int32)
+    # A power of two of them, so that networks share the program.
+    more = (1 << (table.shape[1] - 1).bit_length()) - table.shape[1]
+    found = _descendants(key, np.pad(table, ((0, 0), (0, more))))
+    if not checks.is_traced(found):
+        found = np.asarray(found)
+    ends = np.cumsum([path.shape[1] for path in paths])
+    parts = [found[end - path.shape[1] : end] for path, end in zip(paths, ends, strict=True)]
+    indices = [index for index, kernel in enumerate(kernels) if kernel is not None]
+    return dict(zip(indices, zip(parts[::2], parts[1::2], strict=True), strict=True))
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "groups"))
-def _split(key: Array, indices: Array, layers: int, groups: int) -> tuple[Array, Array]:
-    """Split keys, one for each matrix of each kernel, and one for each of its layers' masks."""
+@jax.jit
+def _descendants(key: Array, paths: Array) -> Array:
+    """Follow paths of numbers from a key to one of its children and on; a number of -1 stays.
 
-    def of_kernel(index: Array) -> tuple[Array, Array]:
-        of_layers = jax.random.split(jax.random.fold_in(wrapped(key), index), layers)
-        for_weights, for_masks = jax.vmap(jax.random.split, out_axes=1)(of_layers)
-        for_matrices = jax.vmap(lambda key: jax.random.split(key, groups))(for_weights)
-        return words(for_matrices.reshape(-1)), words(for_masks)
+    The children are those of :func:`jax.random.split`, which are the same for any number of them.
+    """
 
-    return jax.vmap(of_kernel)(indices)
+    def to_children(keys: Array, numbers: Array) -> tuple[Array, None]:
+        children = jax.vmap(jax.random.fold_in)(wrapped(keys), numbers)
+        return jnp.where(numbers[:, None] < 0, keys, words(children)), None
+
+    start = jnp.broadcast_to(key, (paths.shape[1], *key.shape))
+    return jax.lax.scan(to_children, start, paths)[0]
 
 
 def _check_reachable(
