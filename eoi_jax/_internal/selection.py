@@ -179,11 +179,6 @@ def padded_size(size: int) -> int:
     return max(2**14, 2**16 if size > 2**14 else 0, 1 << (size - 1).bit_length())
 
 
-def batch_length(padded: int) -> int:
-    """Return how many layers of a padded size :func:`unmask_flat` takes at once."""
-    return max(2**18 // padded, 1)
-
-
 @jax.jit
 def unmask_flat(keys: Array, mask: Array, counts: Array, size: Array) -> Array:
     """Unmask entries as :func:`unmask_layers` does, of flat layers that are padded.

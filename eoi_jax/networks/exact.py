@@ -240,7 +240,7 @@ def exact_orthogonal(
         elif checks.is_traced(matrices.stack) or group.out is not None:
             made = _placed_into_shards(group, matrices, form)
         else:
-            made = _placed_by_layer(group, matrices, form)
+            made = _placed_by_leaf(group, matrices, form)
         for index, kernel, mask in zip(group.indices, *made, strict=True):
             leaves[index], masks[index] = kernel, mask
     mask_tree = treedef.unflatten(masks)
@@ -652,52 +652,54 @@ def _leaves_and_masks(
     return [*(leaf.astype(dtype) for leaf, dtype in leaves), *_leaves(masks, form)]
 
 
-def _placed_by_layer(
+def _placed_by_leaf(
     group: _Group, matrices: _Matrices, form: _Form
 ) -> tuple[list[Array], list[Array]]:
-    """Make the leaves of a group and their masks by programs that most layers share.
+    """Make the leaves of a group and their masks one by one, by programs that most of them share.
 
     Their compilation takes far longer than their run. Masks are made of layers that are flat and
     padded, whose random bits are those of the layers themselves.
     """
-    size = group.geometry.size
+    leaves, masks = [], []
+    size, groups = group.geometry.size, group.geometry.groups
     padded = selection.padded_size(size)
-    placed = (group.keys, matrices.stack, group.scales, matrices.first)
-    leaves, supports = _leaves_and_supports(*placed, form=form, padded=padded)
-    batch = len(supports[0])
-    more = -len(group.counts) % batch
-    mask_keys = np.pad(group.mask_keys, ((0, more), (0, 0)))
-    counts = np.pad(group.counts, (0, more)).astype(np.int32)
-    masks = [
-        selection.unmask_flat(
-            mask_keys[first : first + batch], support, counts[first : first + batch], np.int32(size)
+    counts, first = group.counts.astype(np.int32), 0
+    for view, dtype in zip(form.views, form.dtypes, strict=True):
+        of_leaf = form._replace(views=(view,), dtypes=(dtype,))
+        end = first + math.prod(view.stack)
+        keys, scales = group.keys[first * groups : end * groups], group.scales[first:end]
+        place = np.int32(matrices.first + first * groups)
+        leaf, support = _leaf_and_support(
+            keys, matrices.stack, scales, place, form=of_leaf, padded=padded
         )
-        for first, support in zip(range(0, len(counts), batch), supports, strict=True)
-    ]
-    return leaves, _unflattened(masks, form=form)
+        mask = selection.unmask_flat(
+            group.mask_keys[first:end], support, counts[first:end], np.int32(size)
+        )
+        leaves.append(leaf)
+        masks.append(_unflattened(mask, form=of_leaf))
+        first = end
+    return leaves, masks
 
 
-@functools.partial(jax.jit, static_argnames=("first", "form", "padded"))
-def _leaves_and_supports(
-    keys: Array, stack: Array, scales: Array, first: int, *, form: _Form, padded: int
-) -> tuple[list[Array], list[Array]]:
-    """Make the leaves of one geometry, and the supports of batches of flat and padded layers."""
+@functools.partial(jax.jit, static_argnames=("form", "padded"))
+def _leaf_and_support(
+    keys: Array, stack: Array, scales: Array, first: Array, *, form: _Form, padded: int
+) -> tuple[Array, Array]:
+    """Make the only leaf of a form, and the support of its layers, each flat and padded."""
     rows, columns = form.geometry.tall
-    matrices = stack[first : first + len(keys), :rows, :columns]
+    matrices = jax.lax.dynamic_slice_in_dim(stack, first, len(keys))[:, :rows, :columns]
     kernels, support = _place(wrapped(keys), matrices, scales, form)
-    leaves = zip(_leaves(kernels, form), form.dtypes, strict=True)
-    batch = selection.batch_length(padded)
+    [leaf], [dtype] = _leaves(kernels, form), form.dtypes
     flat = support.reshape(len(support), -1)
-    more = (0, -len(flat) % batch), (0, padded - form.geometry.size)
-    flat = jnp.pad(flat, more)
-    return [leaf.astype(dtype) for leaf, dtype in leaves], jnp.split(flat, len(flat) // batch)
+    return leaf.astype(dtype), jnp.pad(flat, ((0, 0), (0, padded - form.geometry.size)))
 
 
 @functools.partial(jax.jit, static_argnames="form")
-def _unflattened(masks: list[Array], *, form: _Form) -> list[Array]:
-    layers = sum(math.prod(view.stack) for view in form.views)
-    flat = jnp.concatenate(masks)[:layers, : form.geometry.size]
-    return _leaves(flat.reshape(layers, *form.geometry.shape), form)
+def _unflattened(flat: Array, *, form: _Form) -> Array:
+    """Undo the padding of the masks of the only leaf of a form."""
+    size, shape = form.geometry.size, form.geometry.shape
+    [mask] = _leaves(flat[:, :size].reshape(-1, *shape), form)
+    return mask
 
 
 def _leaves(layers: Array, form: _Form) -> list[Array]:
