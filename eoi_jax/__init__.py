@@ -6,25 +6,25 @@ dense weights under a mask do not. Start with ``dense`` and ``conv`` where layer
 initializer, with ``exact_orthogonal`` for a whole network, and with ``orthogonal`` for one matrix.
 
 ====================== =========================================================================
-``initializers``       ``dense``, ``conv``, and dense baselines, for what takes those of JAX
+``initializers``       ``dense``, ``conv``, and dense baselines: initializers as those of JAX
 ``sparse_orthogonal``  ``orthogonal``
 ``networks``           ``exact_orthogonal``, ``masked``, ``rescaled``, ``approximate_isometry``,
-                       ``sparsity_aware_orthogonal``: from a tree a ``SparseInit``
+                       ``sparsity_aware_orthogonal``: they turn a tree into a ``SparseInit``
 ``optim``              ``static_sparse``, ``mask_updates``: masks that hold while a network trains;
                        ``scale_by_density``: learning rates for sparse kernels
-``dynamic``            ``sparse_evolutionary_training``, ``rigl``: masks that change meanwhile
+``dynamic``            ``sparse_evolutionary_training``, ``rigl``: masks that change in training
 ``layouts``            which axes of a kernel are layers, inputs, outputs and heads
 ``masks``, ``budgets`` masks as trees; one density shared among layers
 ``criteria``           scores to prune by: magnitude, SNIP, GraSP, SynFlow
-``serialization``      ``save``, ``load``: safetensors files; a loaded one is a ``SavedNetwork``
+``serialization``      ``save``, ``load``: safetensors files; ``load`` gives a ``SavedNetwork``
 ``spectrum``           Jacobians, their singular values, and distances from orthogonality
 ``mean_field``         critical gains, and the spectra that theory predicts
-``theory``             density and number of rotations, one from the other
+``theory``             the density for a number of rotations, and the number for a density
 ``givens``             sequences of Givens rotations; ``rotation`` applies them
-``planes``             what planes they have: independent ones, or matchings in rounds
+``planes``             laws of their planes: independent, matchings in rounds, inside a pattern
 ``blocks``             block-sparse orthogonal matrices, whose products skip the zeros
 ``condensed``          unstructured sparse matrices, stored as the weights of each output
-``n_to_m``             exactly orthogonal matrices with N:M sparsity, 2:4 say, and such masks
+``n_to_m``             exactly orthogonal matrices with N:M sparsity, such as 2:4, and N:M masks
 ``isometry``, ``sao``  one matrix with approximated isometry, one with SAO
 ``typing``             the types of the signatures
 ====================== =========================================================================

@@ -1,4 +1,4 @@
-r"""Sequences of Givens rotations: how to draw them, their waves, and the support they make.
+r"""Sequences of Givens rotations: draw them, order them into waves, and find their support.
 
 A Givens rotation in the plane :math:`(i, j)`, :math:`i \ne j`, by the angle :math:`\theta` maps
 
@@ -6,14 +6,14 @@ A Givens rotation in the plane :math:`(i, j)`, :math:`i \ne j`, by the angle :ma
     (a_i, a_j) \mapsto
     (\cos\theta\, a_i + \sin\theta\, a_j,\; -\sin\theta\, a_i + \cos\theta\, a_j)
 
-and leaves every other coordinate as it is. This module holds all that can be said of a sequence
-of rotations without one floating-point product of theirs: its law, the order in which commuting
-rotations may be applied at once, and the zeros and non-zeros that the sequence leaves in
+and leaves every other coordinate unchanged. This module has everything about a sequence of
+rotations that needs no floating-point products: drawing the sequence, the order in which commuting
+rotations may be applied at once, and the zeros and non-zeros of the product with
 :math:`[I \mid 0]`.
 
-Two facts carry the library. Rotations in disjoint planes commute, so a sequence falls into a few
-*waves* of disjoint rotations and each wave is applied at once. And planes and angles are
-independent, so for angles of a continuous law the *support* of the product is a matter of
+The library uses two facts. First, rotations in disjoint planes commute, so a sequence falls into a
+few *waves* of disjoint rotations, and each wave is applied at once. Second, planes and angles are
+independent, so for angles of a continuous law the *support* of the product can be computed on
 integers: a rotation replaces the supports of its two rows by their union.
 """
 
@@ -77,12 +77,12 @@ def continuous(law: _Law) -> _Law:
     support of a product of rotations follows from the planes alone. A 1024 x 1024 matrix of density
     0.1 then takes 4 ms on two CPU cores, and 14 ms with the same law undeclared. Other laws, such
     as a choice among 45 and 135 degrees, may cancel entries, so non-zeros are counted on the
-    floats. A function does not show which of the two its law is, so a law that is not declared is
-    counted on the floats, which is right for both.
+    floats. The library cannot know whether the law of a given function is continuous. So without
+    this declaration non-zeros are counted on the floats, which is correct for all laws.
 
     Args:
-        law: ``(key, dtype) -> scalar``, a function in radians that is never exactly a multiple of
-            π/2. It gets an attribute ``continuous``.
+        law: ``(key, dtype) -> scalar``, an angle in radians that is never exactly a multiple of
+            π/2. The function gets an attribute ``continuous``.
 
     Returns:
         The same function.
@@ -107,8 +107,8 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
     r"""Draw one angle of :math:`U(0, 2\pi)`, the law of Exact Orthogonal Initialization.
 
     The angle is :math:`2\pi (b + \tfrac12)/2^p` for an integer :math:`b < 2^p` with :math:`p = 24`
-    (53 for float64), so it is never 0 and never a multiple of :math:`\pi/2`: no rotation is a
-    permutation by accident.
+    (53 for float64), so it is never 0 and never a multiple of :math:`\pi/2`: no rotation is only a
+    permutation.
 
     Args:
         key: A PRNG key.
@@ -131,10 +131,10 @@ def hadamard_angle(key: Array, dtype: DType = jnp.float32) -> Array:
     r"""Draw one of the angles :math:`\pm 45°` and :math:`\pm 135°`, each with probability 1/4.
 
     Such a rotation multiplies by :math:`\pm 1/\sqrt 2`, so after :math:`r` full rounds of
-    :data:`eoi_jax.planes.matching` the matrix is :math:`2^{-r/2}` times one of integers, and these
-    are 0 and :math:`\pm 1` wherever no two supports have met: non-zeros of one size, as in a
-    Hadamard matrix. Where supports meet, entries double or cancel; what cancels is an exact zero,
-    and non-zeros are counted without it.
+    :data:`eoi_jax.planes.matching` the matrix is :math:`2^{-r/2}` times a matrix of integers. These
+    are 0 and :math:`\pm 1` wherever no two supports have met, so all non-zeros have the same size,
+    as in a Hadamard matrix. Where supports meet, entries double or cancel. A canceled entry is an
+    exact zero and is not counted as a non-zero.
 
     Args:
         key: A PRNG key.
@@ -168,12 +168,12 @@ def sample(
     planes: PlaneLaw = independent,
     capacity: int | None = None,
 ) -> Rotations:
-    r"""Draw random rotations: planes of a law, independent angles of another.
+    r"""Draw random rotations: planes from one law, and independent angles from another.
 
-    Rotation ``t`` depends on ``key`` and ``t`` alone, so a longer sequence begins with the shorter
-    one and ``first`` continues it. Independent planes are uniform over ordered pairs up to a
-    relative bias of ``size / 2**32``. Keys of every PRNG implementation are accepted and seed a
-    Threefry stream, so the batched result equals the looped one for all of them.
+    Rotation ``t`` depends only on ``key`` and ``t``, so a longer sequence begins with the shorter
+    one, and ``first`` continues it. Independent planes are uniform over ordered pairs up to a
+    relative bias of ``size / 2**32``. Keys of every PRNG implementation are accepted. They seed a
+    Threefry stream, so a batch of keys under :func:`jax.vmap` gives the same result as a loop.
 
     Args:
         key: A PRNG key.
@@ -183,16 +183,16 @@ def sample(
         dtype: Real floating dtype of the angles; a narrower one than float32 becomes float32.
         first: Index of the first rotation to return, in [0, 2**32 - num_rotations]; may be traced.
         planes: The law of the planes, of :mod:`eoi_jax.planes`.
-        capacity: A number that a traced ``size`` does not exceed; it changes no plane. Needed for
-            matchings of a traced size only.
+        capacity: A number that a traced ``size`` does not exceed; it changes no plane. Needed only
+            for matchings of a traced size.
 
     Returns:
         :class:`Rotations` of ``num_rotations`` planes and angles.
 
     Raises:
         ValueError: If ``size``, ``num_rotations`` or ``first`` is out of range, if ``angles`` is
-            no finite number and no law, if ``dtype`` is not floating, if ``planes`` is no law of
-            planes or one of another size, or if ``capacity`` is below ``size`` or missing.
+            neither a finite number nor a law, if ``dtype`` is not floating, if ``planes`` is no
+            law of planes or a law of another size, or if ``capacity`` is below ``size`` or missing.
 
     Example:
         >>> import jax
@@ -245,14 +245,14 @@ def from_pairs(
     angles: AngleLaw = uniform_angle,
     dtype: DType = jnp.float32,
 ) -> Rotations:
-    """Rotate in the given planes, in their order, by angles of a law.
+    """Make a sequence of rotations in given planes, in their order, with angles drawn from a law.
 
-    This guides the support: only coordinates that the pairs connect are ever mixed. For random
+    Use it to control the support: only coordinates that the pairs connect are mixed. For random
     pairs inside a pattern see :func:`eoi_jax.planes.within`.
 
     Args:
         key: A PRNG key, for the angles.
-        pairs: ``(num_rotations, 2)`` integers, the planes; the two of a pair differ.
+        pairs: ``(num_rotations, 2)`` integers, the planes; the two coordinates of a pair differ.
         angles: The law of the angles: a constant in radians or ``(key, dtype) -> scalar``.
         dtype: Real floating dtype of the angles; a narrower one than float32 becomes float32.
 
@@ -260,8 +260,8 @@ def from_pairs(
         :class:`Rotations` in the order of ``pairs``.
 
     Raises:
-        ValueError: If ``pairs`` is not ``(num_rotations, 2)`` integers, holds a negative coordinate
-            or a pair of equal ones.
+        ValueError: If ``pairs`` is not ``(num_rotations, 2)`` integers, or has a negative
+            coordinate or a pair of equal coordinates.
 
     Example:
         >>> import jax
@@ -300,9 +300,9 @@ def waves(rotations: Rotations, size: int) -> Array:
     r"""Order a sequence into waves of disjoint rotations.
 
     The wave of rotation :math:`t` is :math:`w_t = 1 + \max w_s` over the earlier rotations
-    :math:`s` that touch one of its coordinates, and 0 where there is none. All rotations of one
+    :math:`s` that share a coordinate with it, and 0 if there are none. All rotations of one
     wave are disjoint, and applying wave after wave gives the product of the sequence. The waves of
-    a prefix of the sequence are the prefix of its waves.
+    a prefix of the sequence are a prefix of its waves.
 
     Args:
         rotations: The sequence.
@@ -312,8 +312,8 @@ def waves(rotations: Rotations, size: int) -> Array:
         ``(num_rotations,)`` int32, the wave of each rotation.
 
     Raises:
-        ValueError: If ``size < 2``, the three leaves differ in length, or a plane that is not
-            traced is no pair of different coordinates below ``size``.
+        ValueError: If ``size < 2``, if the three leaves differ in length, or if a plane (where it
+            is not traced) is not a pair of different coordinates below ``size``.
 
     Example:
         >>> import jax
@@ -330,8 +330,8 @@ def waves(rotations: Rotations, size: int) -> Array:
 def support(rotations: Rotations, shape: Shape) -> Array:
     r"""Support of :math:`G_T \cdots G_1 [I \mid 0]` for angles of a continuous law.
 
-    Row :math:`i` and row :math:`j` both receive the union of their supports at each rotation; no
-    angle is read. With probability one this is where the product is not zero.
+    At each rotation the supports of row :math:`i` and row :math:`j` both become their union; the
+    angles are not used. With probability one the product is non-zero exactly there.
 
     Args:
         rotations: The sequence, over ``max(shape)`` coordinates.
@@ -341,7 +341,8 @@ def support(rotations: Rotations, shape: Shape) -> Array:
         ``(n, m)`` booleans.
 
     Raises:
-        ValueError: If ``shape`` is not two positive ints, or as :func:`waves`.
+        ValueError: If ``shape`` is not two positive ints, or for rotations that :func:`waves`
+            refuses.
 
     Example:
         >>> import jax
@@ -365,12 +366,12 @@ def num_nonzeros(rotations: Rotations, shape: Shape) -> Array:
         shape: ``(n, m)`` with ``n * m < 2**31``.
 
     Returns:
-        ``(num_rotations + 1,)`` uint32: entry ``t`` counts after ``t`` rotations; entry 0 is
+        ``(num_rotations + 1,)`` uint32: entry ``t`` is the count after ``t`` rotations; entry 0 is
         ``min(n, m)``.
 
     Raises:
-        ValueError: If ``shape`` is not two positive ints with a product below 2**31, or as
-            :func:`waves`.
+        ValueError: If ``shape`` is not two positive ints with a product below 2**31, or for
+            rotations that :func:`waves` refuses.
 
     Example:
         >>> import jax

@@ -1,15 +1,15 @@
 r"""The law of the planes that rotations mix: independent pairs, matchings in rounds, or a pattern.
 
-What an orthogonal matrix looks like at a density is a matter of its planes. With
+At a given density, the planes decide where an orthogonal matrix has its non-zeros. With
 :data:`independent` planes, the paper's, the :math:`N` coordinates are mixed unevenly: at low
 density some rows keep one non-zero while others have many. With :data:`matching`, every round of
 :math:`\lfloor N/2 \rfloor` rotations mixes every coordinate exactly once (all but one if :math:`N`
-is odd), so after :math:`r` rounds every row and column of a square matrix has up to :math:`2^r`
-non-zeros, fewer only where supports meet. :func:`within` keeps the planes inside a pattern of your
-choice: a band, a butterfly, blocks.
+is odd). So after :math:`r` rounds every row and column of a square matrix has up to :math:`2^r`
+non-zeros, and fewer only where supports meet. :func:`within` keeps the planes inside a pattern of
+your choice, such as a band, a butterfly or blocks.
 
 =================== ==============================================================================
-:data:`independent` uniform over the pairs of coordinates, each rotation on its own
+:data:`independent` uniform over the pairs of coordinates, independent for each rotation
 :data:`matching`    rounds of independent uniform perfect matchings
 :func:`within`      uniform over the pairs of coordinates that a pattern allows
 =================== ==============================================================================
@@ -54,17 +54,16 @@ _REMEDY = "Give (N, N) booleans: True where coordinates i and j may be rotated i
 
 
 class PlaneLaw(abc.ABC):
-    """A law of planes: what plane each rotation of a sequence has, by the key and its index.
+    """A law of planes: it gives the plane of each rotation of a sequence, from the key and index.
 
-    A law is static: it is compiled into the programs that draw. Two laws that are equal share them.
+    A law is static: it is compiled into the programs that draw. Equal laws share programs.
 
     Attributes:
-        size: The number of coordinates that the law is for; None for any.
+        size: The number of coordinates that the law is for; None for any number.
         may_underflow: Whether paths between coordinates are so long that products of sines along
-            them may be zero as floats, where non-zeros are then counted.
+            them may underflow to zero. Then non-zeros are counted on the floats.
         in_rounds: Whether each ``size // 2`` rotations, from the first on, are disjoint.
-        is_pattern: Whether planes, and so the non-zeros that the identity spreads to, are kept
-            inside a pattern.
+        is_pattern: Whether the planes are limited to a pattern.
     """
 
     size: int | None = None
@@ -73,16 +72,16 @@ class PlaneLaw(abc.ABC):
     is_pattern: bool = False
 
     def of_size(self, size: int | Array) -> PlaneLaw:
-        """Return the law for so many coordinates: the same one, but for patterns."""
+        """Return the law for ``size`` coordinates. Only patterns return another law."""
         del size
         return self
 
     def max_nonzeros(self, rows: Any, columns: Any) -> Any:
-        """Count the non-zeros of a tall or square matrix of which no rotation adds another."""
+        """Count the non-zeros of a tall or square matrix to which no rotation adds another."""
         return rows * columns
 
     def rotations_until_full(self, size: int) -> int:
-        """Bound the rotations until nothing is left to mix, but for a chance below 1e-45."""
+        """Bound the rotations until nothing is left to mix, up to a probability below 1e-45."""
         return _UNTIL_FULL * size
 
     def waves(self, i: Array, j: Array, first: Array, size: int | Array, capacity: int) -> Array:
@@ -99,7 +98,7 @@ class PlaneLaw(abc.ABC):
         Args:
             key: A key of Threefry.
             first: Index of the first rotation, uint32; may be traced.
-            words: ``(num_rotations, 2)`` uint32, random and of the key and each index alone.
+            words: ``(num_rotations, 2)`` random uint32, which depend only on the key and the index.
             size: Number of coordinates, at least 2, uint32; may be traced.
             capacity: A static number that ``size`` does not exceed, or None if there is none.
 
@@ -182,41 +181,41 @@ matching: PlaneLaw = _Matching()
 r"""Rounds of independent, uniform perfect matchings of the coordinates.
 
 Rotation :math:`t` is pair :math:`t \bmod \lfloor N/2 \rfloor` of round
-:math:`\lfloor t / \lfloor N/2 \rfloor \rfloor`. A round mixes each coordinate with one other; if
-:math:`N` is odd, one coordinate, uniform in each round, sits out. The rotations of a round commute,
-so a round is one wave, and every row and column of a square matrix has at most :math:`2^r`
-non-zeros after :math:`r` rounds and, for even :math:`N`, at least two after one. A density between
-those of two rounds takes a part of the next round. Matchings are uniform up to ties among
-:math:`N` words of 32 bits; up to size 4096 the words have the 20 bits or more that its indices
-leave, and a fair coin decides ties, one for all ties of a round between indices that first differ
-in the same bit.
+:math:`\lfloor t / \lfloor N/2 \rfloor \rfloor`. A round mixes each coordinate with one other. If
+:math:`N` is odd, each round leaves out one coordinate, drawn uniformly. The rotations of a round
+commute, so a round is one wave. Every row and column of a square matrix has at most :math:`2^r`
+non-zeros after :math:`r` rounds and, for even :math:`N`, at least two after one round. A density
+between those of two rounds takes a part of the next round. A matching sorts the coordinates by
+random words, and is uniform up to ties among these :math:`N` words of 32 bits. Up to size 4096, a
+word shares its 32 bits with the index and keeps 20 or more of them; then a fair coin decides ties,
+one coin for all ties of a round between indices that first differ in the same bit.
 """
 
 
 def within(pattern: Any) -> PlaneLaw:
-    r"""Planes inside a pattern: uniform over the pairs of coordinates that it allows.
+    r"""Planes inside a pattern: uniform over the pairs of coordinates that the pattern allows.
 
     The pair :math:`\{i, j\}`, :math:`i \ne j`, is a plane if ``pattern[i, j]`` or
-    ``pattern[j, i]``; each rotation draws one of the planes on its own. Coordinates are those of
+    ``pattern[j, i]``; each rotation draws one of the planes independently. Coordinates are those of
     the larger side, :math:`N = \max(n, m)`, and the vectors of the smaller side start at the first
     :math:`\min(n, m)` of them.
 
-    The pattern holds the *planes*. The support of the matrix spreads along paths of them, so it
-    stays inside the pattern if that is an equivalence (blocks), and leaves it otherwise (a band).
-    Coordinates that no path connects never mix. With the connected components :math:`C`, the
-    largest density of an :math:`n \times m` matrix, :math:`n \ge m`, is therefore
+    The pattern limits the *planes*. The support of the matrix spreads along paths of planes, so it
+    stays inside the pattern if the pattern is an equivalence relation (blocks), and leaves it
+    otherwise (a band). Coordinates that no path connects never mix. With the connected components
+    :math:`C`, the largest density of an :math:`n \times m` matrix, :math:`n \ge m`, is therefore
 
-    .. math:: d_\max = \frac{1}{nm} \sum_C |C| \cdot |C \cap \{0, \dots, m - 1\}|,
+    .. math:: d_\max = \frac{1}{nm} \sum_C |C| \cdot |C \cap \{0, \dots, m - 1\}|.
 
-    every density from :math:`1/N` to it is reached, and one above it is refused. Along a path of
-    more than 32 planes products of sines may underflow, so such patterns count non-zeros on the
-    floats, which takes longer.
+    Every density from :math:`1/N` to :math:`d_\max` is reached, and a higher density is refused.
+    Along a path of more than 32 planes products of sines may underflow. For such patterns non-zeros
+    are counted on the floats, which takes longer.
 
     Args:
         pattern: ``(N, N)`` booleans, or a function ``size -> (size, size) booleans`` for networks
-            with layers of several sizes. It is static: the planes are constants of the compiled
-            programs (8 bytes each), and patterns of equal content share programs. The function is
-            called once for each size.
+            with layers of several sizes. The pattern is static: the planes are constants of the
+            compiled programs (8 bytes each), and patterns of equal content share programs. The
+            function is called once for each size.
 
     Returns:
         A law of planes, equal to that of any pattern of the same planes.
@@ -225,8 +224,8 @@ def within(pattern: Any) -> PlaneLaw:
         ValueError: Here for a pattern that is traced, not boolean, not square, or without a pair.
             Where the law is used: for a size that is not the pattern's, for a density above
             :math:`d_\max` (NaN if the density is traced), and for a traced number of coordinates.
-            A matrix whose pattern is so long that 2**31 rotations do not fill it (a narrow band
-            of many thousand coordinates, at a density near the largest) may become NaN, too.
+            A matrix may also become NaN if 2**31 rotations do not fill its pattern (a narrow band
+            of many thousand coordinates, at a density near the largest).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -350,16 +349,16 @@ class _WithinFunction(PlaneLaw):
 
 
 def check(planes: Any) -> PlaneLaw:
-    """Accept a law of planes.
+    """Check that an argument is a law of planes, and return it.
 
     Args:
-        planes: What was given as ``planes=``.
+        planes: The value of an argument ``planes=``.
 
     Returns:
         The same law.
 
     Raises:
-        ValueError: If it is no :class:`PlaneLaw`.
+        ValueError: If ``planes`` is no :class:`PlaneLaw`.
 
     Example:
         >>> import eoi_jax as eoi

@@ -21,8 +21,8 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
 
     With :math:`G = G_T \cdots G_1` every vector :math:`a` along ``axis`` becomes :math:`G a`; for
     a matrix, ``axis=0`` gives :math:`G W` and ``axis=1`` gives :math:`W G^\top`. Disjoint rotations
-    are applied at once, which copies nothing and costs 4 multiplications per rotation and vector;
-    the result is that of the sequential product.
+    are applied at once, without copies, at a cost of 4 multiplications for each rotation and
+    vector. The result equals that of the sequential product.
 
     Args:
         matrix: ``(..., size, ...)`` floating array with ``size >= 2`` along ``axis``.
@@ -62,9 +62,9 @@ def rotate(matrix: Array, rotations: Rotations, *, axis: int = -1) -> Array:
 
 
 def as_matrix(rotations: Rotations, size: int) -> Array:
-    r"""Multiply a sequence out, one rotation after another: :math:`G_T \cdots G_1`.
+    r"""Return the product of a sequence, :math:`G_T \cdots G_1`, one rotation after another.
 
-    The plain sequential product, slow and easy to read: what :func:`rotate` must equal.
+    This plain sequential product is slow and easy to read. :func:`rotate` has to agree with it.
 
     Args:
         rotations: The sequence, with coordinates below ``size``.

@@ -1,7 +1,8 @@
 """One sparse matrix that is exactly orthogonal, at a given density: EOI.
 
-The algorithm in plain NumPy, for a square matrix. :func:`orthogonal` makes the same matrix from the
-same rotations, but applies those that commute at once and counts before it multiplies.
+Below is the algorithm in plain NumPy, for a square matrix. :func:`orthogonal` makes the same matrix
+from the same rotations. It is faster, since it applies commuting rotations at once, and counts
+non-zeros before it multiplies.
 
 >>> import jax
 >>> import numpy as np
@@ -57,66 +58,70 @@ def orthogonal(
     r"""Draw a sparse, exactly orthogonal matrix: Exact Orthogonal Initialization (EOI).
 
     With :math:`N = \max(n, m)`, independent random Givens rotations over the :math:`N` coordinates
-    of the larger side are applied to the partial identity :math:`[I \mid 0]`. They stop at the
-    count whose density is closest to the target: the rotation that reaches it is kept unless the
-    count before it is nearer. Every rotation is orthogonal, so
+    of the larger side are applied to the partial identity :math:`[I \mid 0]`. The sequence stops
+    at the number of rotations whose density is closest to the target: the rotation that reaches
+    the target is kept unless the density before it is closer. Every rotation is orthogonal, so
 
     .. math:: W W^\top = \text{scale}^2 I \quad (n \le m), \qquad
               W^\top W = \text{scale}^2 I \quad (n \ge m),
 
-    up to rounding, and a rotation adds at most one non-zero to each vector of the smaller side, so
-    the density ends within :math:`1/(2N)` of the target. With ``stopping="at_most"`` they stop
-    before the first rotation that would exceed the target instead, and the density ends at most
+    up to rounding. A rotation adds at most one non-zero to each vector of the smaller side, so
+    the density ends within :math:`1/(2N)` of the target. With ``stopping="at_most"`` the sequence
+    stops before the first rotation that would exceed the target, and the density ends at most
     :math:`1/N` below it.
 
-    With more columns than rows, the outputs of a wide layer, columns share norms of mean square
-    :math:`n/m`, and at low density some are zero or nearly so: under a normalization such an output
-    gets a gradient too large by as much. With ``balance_outputs`` every column has a norm of at
-    least :math:`\tfrac12 \sqrt{n/m}` times ``scale``. The start is then the identity repeated side
-    by side, with a sign for each copy and its rows scaled to norm 1. Where some angle would leave a
-    norm below the bound, angles are squeezed into those that do not (of a uniform law: uniform
-    among them). Orthogonality is as exact, and the same rule stops the rotations.
+    With more columns than rows, as in a layer with more outputs than inputs, the squared norms of
+    the columns have the mean :math:`n/m`. At low density some columns are zero or nearly zero. If
+    a normalization follows, the gradient of such an output is too large by the inverse of its
+    norm. With ``balance_outputs`` every column has a norm of at least
+    :math:`\tfrac12 \sqrt{n/m}` times ``scale``. The start is then the identity repeated side
+    by side, with a sign for each copy and its rows scaled to norm 1. Where an angle would leave a
+    norm below this bound, it is mapped into the range of angles that do not (for a uniform law,
+    uniformly). The matrix is as exactly orthogonal, and the same rule stops the rotations.
 
     One key makes one matrix, whether the call is eager, jitted or vmapped. The density may be
-    traced: nothing is compiled anew for another density under :func:`jax.jit`.
+    traced: another density compiles nothing new under :func:`jax.jit`.
 
     Args:
         key: A PRNG key.
         shape: The shape; as in :func:`jax.nn.initializers.orthogonal`, ``column_axis`` gives the
             :math:`m` columns and all other axes together the :math:`n` rows. At most ``2**31 - 1``
             elements.
-        density: Fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside gives NaN.
+        density: Fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside this range gives
+            NaN.
         scale: Factor of the result: the singular values are all ``scale``.
-        dtype: Real floating dtype of the result. float32 or wider is computed in itself, a narrower
-            dtype in float32 and cast last; the density is that before the cast (float16 rounds the
-            smallest entries to zero).
+        dtype: Real floating dtype of the result. The matrix is computed in this dtype, or, if it is
+            narrower than float32, in float32 and cast last. The density is that before the cast
+            (float16 rounds the smallest entries to zero).
         column_axis: The axis that holds the columns.
         angles: Law of the angles, a constant in radians or ``(key, dtype) -> scalar``; default
             :math:`U(0, 2\pi)`. For any other law non-zeros are counted on the floats, since equal
             angles cancel entries to exact zeros.
-        permute: Permute rows and columns at random and draw their signs, which keeps orthogonality
-            and density and unties the support from the diagonal. The paper does not.
-        stopping: ``"closest"``, the paper's rule, may end above the target; ``"at_most"`` keeps to
-            the budget of :func:`eoi_jax.masks.fill`, the target count rounded half up, so that
-            further weights can be unmasked up to it exactly (a traced density is multiplied in
-            its own precision).
+        permute: Permute rows and columns at random and draw their signs. This keeps orthogonality
+            and density, and makes the support independent of the diagonal. The paper does not
+            permute.
+        stopping: ``"closest"``, the paper's rule, may end above the target. ``"at_most"`` never
+            exceeds the count of :func:`eoi_jax.masks.fill`, the target count rounded half up, so
+            that further weights can be unmasked up to exactly this count (a traced density is
+            multiplied in its own precision).
         planes: Law of the planes: :data:`eoi_jax.planes.independent`, the paper's;
-            :data:`eoi_jax.planes.matching`, whose rows and columns have about as many non-zeros
-            each; or :func:`eoi_jax.planes.within` a pattern, which may bound the density.
-        balance_outputs: Whether no column is zero or much smaller than others. It takes a density
-            of :math:`1/n` or more where :math:`n < m`, and changes nothing where :math:`n \ge m`,
-            whose columns all have norm ``scale``. May be traced. Not for planes in a pattern.
+            :data:`eoi_jax.planes.matching`, which gives all rows and columns about equally many
+            non-zeros; or :func:`eoi_jax.planes.within` a pattern, which may bound the density.
+        balance_outputs: Whether to make sure that no column is zero or much smaller than others.
+            For :math:`n < m` it takes a density of :math:`1/n` or more. For :math:`n \ge m` it
+            changes nothing, since all columns have norm ``scale``. May be traced. Not possible with
+            planes in a pattern.
 
     Returns:
         An array of ``shape`` and ``dtype``; empty if ``shape`` holds a zero.
 
     Raises:
         ValueError: For a density outside its range, above that of ``planes`` or below what
-            ``balance_outputs`` takes, fewer than two axes, a dtype that is not real floating, too
-            many elements, a ``scale`` that ``dtype`` cannot hold, a ``stopping`` of another name,
-            ``planes`` that are no law of planes, one of another size, or a pattern whose outputs
-            are to be balanced, or an angle that is a multiple of π/2 (its rotations only permute,
-            so no density beyond the minimum is reached).
+            ``balance_outputs`` takes; for fewer than two axes, a dtype that is not real floating,
+            too many elements, a ``scale`` that ``dtype`` cannot hold, or an unknown ``stopping``;
+            for ``planes`` that are no law of planes, a law of another size, or a pattern together
+            with ``balance_outputs``; for an angle that is a multiple of π/2 (its rotations only
+            permute, so no density above the minimum is reached).
 
     Example:
         >>> import jax, jax.numpy as jnp

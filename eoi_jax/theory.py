@@ -1,24 +1,24 @@
-"""How dense a product of random Givens rotations is: density ↔ number of rotations.
+"""The density of a product of random Givens rotations: density ↔ number of rotations.
 
-Use it to know a density before drawing, or how many rotations a density takes.
+Use it to find the density before drawing, or the number of rotations that a density takes.
 
-Each rotation mixes a plane of two coordinates drawn uniformly among ``N``, the larger side of
-the matrix. A vector of the smaller side starts with one non-zero, and one that has ``k`` gains
-another exactly when the plane joins a zero and a non-zero coordinate:
+Each rotation mixes two coordinates drawn uniformly among ``N``, the larger side of the matrix. A
+vector of the smaller side starts with one non-zero. A vector with ``k`` non-zeros gains another
+exactly when the plane joins a zero and a non-zero coordinate:
 
     P(k → k + 1) = 2 k (N − k) / (N (N − 1)),    k₀ = 1.
 
-So the expected density ``E[k_t] / N`` after ``t`` rotations depends on ``N`` alone; it is the
+So the expected density ``E[k_t] / N`` after ``t`` rotations depends only on ``N``; it is the
 same for square, wide and tall matrices, and for every continuous law of the angles.
 
-That is for independent planes, the paper's. Matchings have a chain by rounds: among the N // 2
-disjoint planes of a round, m mix a zero and a non-zero coordinate, and the vector gains m. If
-they cover all N coordinates (N even), then for m of the parity of k
+This holds for independent planes, the paper's. Matchings have a chain by rounds: if m of the
+N // 2 disjoint planes of a round mix a zero and a non-zero coordinate, the vector gains m
+non-zeros. If the planes cover all N coordinates (N even), then for m of the same parity as k
 
     P(k → k + m) = 2^m (N/2)! / (m! ((k − m)/2)! ((N − k − m)/2)!) / C(N, k),
 
-which counts the sets of k coordinates with m mixed pairs, (k − m)/2 full and the rest empty ones.
-If N is odd, the coordinate that sits out is a non-zero with probability k / N, and the others
+which counts the sets of k coordinates with m mixed, (k − m)/2 full and otherwise empty pairs.
+If N is odd, the coordinate that is left out is a non-zero with probability k / N, and the others
 follow the same law for N − 1. Within a round the pairs are exchangeable, so the expected density
 grows linearly.
 
@@ -58,19 +58,20 @@ _MAX_ANY_SIZE = 2**53
 def nonzeros_distribution(
     size: int, num_rotations: int, *, planes: PlaneLaw = independent
 ) -> NDArray[np.float64]:
-    r"""Distribution of the number of non-zeros of one vector after so many rotations.
+    r"""Distribution of the number of non-zeros of one vector after a number of rotations.
 
     With :math:`b_k = 2k(N-k) / (N(N-1))` and :math:`p_0(k) = [k = 1]`,
 
     .. math:: p_{t+1}(k) = (1 - b_k)\, p_t(k) + b_{k-1}\, p_t(k-1).
 
     The cost is O(size · num_rotations): 10 ms for 784 and 1800, 0.2 s for 4096 and 12 700. The
-    chain stops where it is absorbed, with less than 1e-17 outside of ``k = size``, which is
-    after some ``30 * size`` rotations.
+    chain stops when it is absorbed, with a probability of less than 1e-17 outside of ``k = size``.
+    This is after about ``30 * size`` rotations.
 
-    For :data:`eoi_jax.planes.matching` it is the chain by rounds (see the module), ended by a part
-    of a round: its planes cover uniform coordinates, so the non-zeros among these are
-    hypergeometric, and then follow the law of a whole round of so many coordinates.
+    For :data:`eoi_jax.planes.matching` it is the chain by rounds (see the module), with a part of
+    a round at the end. The planes of this part cover uniformly drawn coordinates. The number of
+    non-zeros among these is hypergeometric, and then follows the law of a whole round of as many
+    coordinates.
 
     Args:
         size: ``N``, the larger side of the matrix, in [1, 2**25].
@@ -82,8 +83,8 @@ def nonzeros_distribution(
         ``k`` non-zeros among ``size`` coordinates.
 
     Raises:
-        ValueError: For a size or a number outside its range, for planes that have no theory, or for
-            more than 2e9 updates.
+        ValueError: For a size or a number outside its range, for planes without a theory, or if the
+            chain would take more than 2e9 updates.
 
     Example:
         >>> from eoi_jax import theory
@@ -95,7 +96,7 @@ def nonzeros_distribution(
 
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024, whose planes these are.
+        Exact Orthogonal Initialization", ICML 2024, whose algorithm draws these planes.
     """
     remedy = "Use expected_density(size, num_rotations, method='closed_form')."
     size = checks.integer(size, low=1, high=_MAX_SIZE, name="size", remedy=remedy)
@@ -122,26 +123,26 @@ def expected_density(
     method: Literal["auto", "exact", "closed_form"] = "auto",
     planes: PlaneLaw = independent,
 ) -> float:
-    r"""Expected fraction of non-zeros after so many rotations.
+    r"""Expected fraction of non-zeros after a number of rotations.
 
     The exact value is the mean of :func:`nonzeros_distribution`, divided by ``size``. The closed
-    form treats the early growth as a Yule process, whose size is exponential, and lets that size
-    saturate:
+    form treats the early growth as a Yule process, whose size is exponential, and the later growth
+    as logistic:
 
     .. math::
 
         d_t \approx 1 - z e^z E_1(z), \qquad z = N e^{-2 (t + 1 + d_t / 2) / (N - 1)},
 
     where :math:`E_1` is the exponential integral. The shift ``1 + d / 2`` accounts for the
-    discrete steps. Its error over all ``t`` is at most ``0.0125 / size`` for ``size >= 64`` (at
-    most 0.06 of a rotation below density 0.99), and grows below: 2.6e-4 at 32, 1.6e-3 at 16,
-    8e-3 at 8.
+    discrete steps. The error of the closed form over all ``t`` is at most ``0.0125 / size`` for
+    ``size >= 64`` (at most 0.06 of a rotation below density 0.99). For smaller sizes it grows:
+    2.6e-4 at 32, 1.6e-3 at 16, 8e-3 at 8.
 
-    This is the mean of the law. One matrix scatters around it, with a standard deviation of up
-    to 0.02 at 100 by 100, because its rows share the rotations.
+    This is the mean over matrices. The density of one matrix differs from it, with a standard
+    deviation of up to 0.02 at 100 by 100, because the rows of a matrix share the rotations.
 
     For :data:`eoi_jax.planes.matching` the exact value is that of the chain by rounds (see the
-    module), and the closed form carries mean and variance from round to round,
+    module), and the closed form updates mean and variance in each round,
 
     .. math::
 
@@ -149,7 +150,7 @@ def expected_density(
         \sigma^2 \leftarrow \sigma^2 \Bigl(1 + \frac{N - 2\mu}{N - 1}\Bigr)^2
         + \frac{2 \mu (\mu - 1) (N - \mu) (N - \mu - 1)}{(N - 1)^2 (N - 3)},
 
-    for even :math:`N`, with the mean in place of the count in the variance. Its error is at most
+    for even :math:`N`, with the mean in place of the count in the variance. The error is at most
     ``0.15 / size`` for ``size >= 64``, and for density 1 the number of rotations is within 5 %.
 
     Args:
@@ -163,8 +164,8 @@ def expected_density(
         The expected density, in [1 / size, 1].
 
     Raises:
-        ValueError: For an argument outside its range, or if the exact chain is asked for more
-            than 2e9 updates.
+        ValueError: For an argument outside its range, or if the exact chain would take more than
+            2e9 updates.
 
     Example:
         >>> from eoi_jax import theory
@@ -207,17 +208,18 @@ def num_rotations(
 ) -> int:
     r"""Number of rotations whose expected density is closest to ``density``.
 
-    The inverse of :func:`expected_density`: the exact curve is searched up to size 1024, and the
-    closed form is solved for ``z`` above, with one scalar root:
+    The inverse of :func:`expected_density`. Up to size 1024 the exact curve is searched. Above, the
+    closed form is solved for ``z``, with one scalar root:
 
     .. math:: t = \frac{N - 1}{2} \ln \frac{N}{z} - 1 - \frac{d}{2}, \qquad d = 1 - z e^z E_1(z).
 
-    Density 1 has no finite inverse, since a full row is only ever likely. It gets the mean time
-    until a given row is full, :math:`(N-1) H_{N-1}` with the harmonic number :math:`H`. The
-    expected density is about 0.985 by then at ``N = 100``, and tends to 1 as ``N`` grows; so the
-    densities between that and 1 need more rotations than this value for density 1. For
-    :data:`eoi_jax.planes.matching` it is the mean number of rotations in the rounds until a given
-    row is full.
+    Density 1 has no finite inverse, since after any number of rotations a row is full only with
+    some probability. For density 1 the function returns the mean time until a given row is full,
+    :math:`(N-1) H_{N-1}` with the harmonic number :math:`H`. The expected density at this time is
+    about 0.985 for ``N = 100``, and tends to 1 as ``N`` grows. So densities between this value and
+    1 need more rotations than the value returned for density 1. For
+    :data:`eoi_jax.planes.matching` the value for density 1 is the mean number of rotations in the
+    rounds until a given row is full.
 
     Args:
         size: ``N``, the larger side of the matrix, at least 1.
@@ -231,7 +233,7 @@ def num_rotations(
 
     Raises:
         ValueError: For a size, a density or a method outside its range, for a traced density, or
-            if the exact chain is asked for more than 2e9 updates.
+            if the exact chain would take more than 2e9 updates.
 
     Example:
         >>> from eoi_jax import theory
@@ -245,8 +247,8 @@ def num_rotations(
 
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024, whose loop stops at the density closest to the
-        wanted one.
+        Exact Orthogonal Initialization", ICML 2024, whose algorithm stops at the density closest to
+        the target.
     """
     size = checks.integer(size, low=1, high=_MAX_ANY_SIZE, name="size")
     _check_method(method)
@@ -295,7 +297,7 @@ def min_density(shape: Shape, *, column_axis: int = -1) -> float:
         The smallest density, in (0, 1]; 1 if the flattened matrix is empty.
 
     Raises:
-        ValueError: For a shape of fewer than two axes or an axis that it does not have.
+        ValueError: For a shape of fewer than two axes, or an axis that the shape does not have.
 
     Example:
         >>> from eoi_jax import theory

@@ -46,7 +46,7 @@ It has a fraction of non-zeros in (0, 1] for a sparse kernel, ``1.0`` for a leaf
 """
 
 Scores: TypeAlias = Any
-"""A pytree of the structure of ``Params``, where larger means keep."""
+"""A pytree of the structure of ``Params``: weights with larger scores are kept."""
 
 MaskOf: TypeAlias = Callable[[Params], Mask]
 """``params -> Mask``, such as :func:`eoi_jax.masks.support`."""
@@ -54,19 +54,20 @@ MaskOf: TypeAlias = Callable[[Params], Mask]
 Where: TypeAlias = Callable[[tuple[Any, ...], Any], bool]
 """``(path, leaf) -> bool``, whether a leaf is a kernel to be made sparse.
 
-The default is :func:`eoi_jax.masks.is_kernel`, which judges by names, and a warning tells which
-matrices stay dense.
+The default is :func:`eoi_jax.masks.is_kernel`, which decides by names; a warning lists the matrices
+that stay dense.
 """
 
 
 class Layout(NamedTuple):
-    """How to read the axes of a kernel, which its shape alone does not tell.
+    """How to read the axes of a kernel, which cannot be known from its shape.
 
-    A scan over ``L`` dense layers stores one kernel ``(L, n, m)``, as a 1-D convolution does: the
-    scan's has ``batch_axes=1``. What is left of the axes is the kernel of one layer, as its
-    initializer saw it: ``in_axis``, ``out_axis`` and ``batch_axis`` mean there what they mean to
-    :func:`jax.nn.initializers.variance_scaling`, and axes without a name are the taps of a
-    convolution. Several axes are one fan, in the order given.
+    A scan over ``L`` dense layers stores one kernel ``(L, n, m)``. A 1-D convolution has a kernel
+    of the same form; the kernel of the scan needs ``batch_axes=1``. The other axes are those of
+    one layer's kernel, as its initializer gets it. There, ``in_axis``, ``out_axis`` and
+    ``batch_axis`` have the same meaning as in :func:`jax.nn.initializers.variance_scaling`, and
+    axes that none of them names are the taps of a convolution. Several axes together are one fan,
+    in the order given.
 
     ====================================== =====================================================
     kernel                                 layout
@@ -122,7 +123,7 @@ LayoutOf: TypeAlias = Callable[[tuple[Any, ...], Any], Layout]
 
 
 class Initializer(Protocol):
-    """What Flax and JAX call to fill one parameter."""
+    """A function ``(key, shape, dtype) -> array`` that Flax and JAX call to fill one parameter."""
 
     def __call__(
         self, key: Array, shape: Shape, dtype: DType = ..., out_sharding: Any = None
