@@ -1,4 +1,4 @@
-r"""Budgets: share the weights that one density of a whole network allows among its layers.
+r"""Budgets: turn one density of a whole network into a density for each layer.
 
 Each rule gives layer :math:`l` of :math:`n_l` weights a density
 :math:`d_l = \min(1, \varepsilon r_l)`:
@@ -17,8 +17,8 @@ each one down, then the largest remainders up, equal ones in the order of the tr
 the three functions by name.
 
 The returned densities are these integers over :math:`n_l`, so :func:`eoi_jax.masks.random` and
-:func:`eoi_jax.masks.fill` turn them back into the very same counts. The rules compute on the host
-in float64 and read shapes only: ``params`` may hold :class:`jax.ShapeDtypeStruct`, as
+:func:`eoi_jax.masks.fill` turn them back into exactly the same counts. The rules compute on the
+host in float64 and read only shapes: ``params`` may hold :class:`jax.ShapeDtypeStruct`, as
 :func:`jax.eval_shape` returns them.
 """
 
@@ -86,8 +86,9 @@ def erdos_renyi(
     where: Where = masks.is_kernel,
     layout: LayoutOf | None = None,
 ) -> Densities:
-    r"""Give a layer of fewer channels a higher density: as many weights as it has channels.
+    r"""Give layers with fewer channels a higher density: Erdős-Rényi.
 
+    The number of weights of a linear layer is proportional to its number of channels.
     :math:`d_l = \min(1, \varepsilon (n_{in} + n_{out}) / (n_{in} n_{out}))`, where
     :math:`n_{in}` and :math:`n_{out}` are the last two axes of the kernel: channels, in the layout
     of Flax and Haiku. For kernels stored as ``(out, in, height, width)`` use
@@ -130,11 +131,11 @@ def erdos_renyi_kernel(
     where: Where = masks.is_kernel,
     layout: LayoutOf | None = None,
 ) -> Densities:
-    r"""Give a smaller layer a higher density: the window of a convolution counts as well.
+    r"""Give smaller layers a higher density, counting the window of a convolution too: ERK.
 
     :math:`d_l = \min(1, \varepsilon \sum_a s_{la} / \prod_a s_{la})` over all axes :math:`a` of
-    the kernel, of shape :math:`s_l`. A grouped kernel counts with the shape it is stored in. On
-    dense layers it is :func:`erdos_renyi`.
+    the kernel, of shape :math:`s_l`. A grouped kernel counts with the shape in which it is stored.
+    For dense layers the result is that of :func:`erdos_renyi`.
 
     Args:
         params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.

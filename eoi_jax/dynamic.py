@@ -1,13 +1,13 @@
-r"""Dynamic sparse training: masks that move while the network trains, as Optax transformations.
+r"""Dynamic sparse training: masks that change while the network trains, as Optax transformations.
 
-Both methods keep masked weights at exactly zero, and every ``update_every`` steps they drop a part
-of each kernel's weights, those of the smallest magnitude, and grow as many others: drawn at random
-(:func:`sparse_evolutionary_training`) or of the largest gradients (:func:`rigl`). The number of
+Both methods keep masked weights at exactly zero. Every ``update_every`` steps they drop a part of
+each kernel's weights, those of the smallest magnitude, and grow as many others: drawn at random
+(:func:`sparse_evolutionary_training`) or with the largest gradients (:func:`rigl`). The number of
 unmasked weights of each kernel never changes.
 
-Everything that changes is in the optimizer state: the step, the mask, the key. There is nothing
-to call beside ``tx.update``, ``optax.tree.get(state, "mask")`` reads the mask back, and a state
-that was saved and restored goes on as if nothing had happened.
+Everything that changes is in the optimizer state: the step, the mask, the key. Only ``tx.update``
+has to be called. ``optax.tree.get(state, "mask")`` reads the mask, and training from a state that
+was saved and restored gives the same result as without the interruption.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ def sparse_evolutionary_training(
     :math:`k`, those of the :math:`m = \min(\lfloor \alpha k \rfloor, n - k)` smallest magnitudes,
     :math:`D \subset M`, are dropped, and :math:`m` weights grow: each set of :math:`m` outside
     :math:`M \setminus D` is equally likely. Dropped weights become exactly 0, and grown
-    ones start from exactly 0. The gradients of a mask update are not used. :func:`rigl` differs in
-    the set that grows alone.
+    ones start from exactly 0. The gradients of a mask update are not used. :func:`rigl` differs
+    only in the set that grows.
 
-    Magnitudes are compared whatever their sign, as Evci et al. compare SET with RigL. Mocanu et
-    al. rank positive and negative weights apart, and update after each epoch.
+    Magnitudes are compared without regard to sign, as in the SET baseline of Evci et al. Mocanu et
+    al. rank positive and negative weights separately, and update after each epoch.
 
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
-        mask: The mask to start from, of the parameters' structure, or a function that makes one of
-            the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
+        mask: The mask to start from, of the parameters' structure, or a function that makes a mask
+            from the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
             stay dense.
         key: A random key. Step :math:`t` draws from ``jax.random.fold_in(key, t)``.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
@@ -161,11 +161,11 @@ def rigl(
              \text{ outside } M \setminus D, \\
         M &\leftarrow (M \setminus D) \cup G .
 
-    Dropped weights become exactly 0, and grown ones start from exactly 0. The inner state's
-    entries of both become those that ``inner.init`` gives to a weight of zero, for any optimizer.
-    All else stays as it is: the other weights, dense leaves, and the step count of the inner
-    optimizer, so its schedule counts training steps only. Every other call is a step of
-    :func:`eoi_jax.optim.static_sparse` under the mask of that time, and gradients off the mask
+    Dropped weights become exactly 0, and grown ones start from exactly 0. For both, the entries of
+    the inner state become those that ``inner.init`` gives to a weight of zero, for any optimizer.
+    Nothing else changes: the other weights, dense leaves, and the step count of the inner
+    optimizer, so its schedule counts only training steps. Every other call is a step of
+    :func:`eoi_jax.optim.static_sparse` under the current mask, and gradients outside the mask
     have no influence on it.
 
     As in the paper, a weight that was just dropped may grow at once if its gradient is among the
@@ -173,25 +173,26 @@ def rigl(
     authors' code differs in a detail: there a weight that is dropped and grown in one update keeps
     its value and momentum.
 
-    :math:`\lfloor \alpha k \rfloor` is the floor of the product in float32, of a schedule's
-    fraction as well. Equal magnitudes or gradients are taken in order, lower indices first. A NaN
+    :math:`\lfloor \alpha k \rfloor` is the floor of the product in float32, also for the fraction
+    of a schedule. Equal magnitudes or gradients are taken in order, lower indices first. A NaN
     gradient grows after all others; a NaN weight is dropped first.
 
-    Three limits. Gradients must be those of the whole kernel: not masked before they come here,
-    and not those that a line search kept (:func:`optax.value_and_grad_from_state`), which are zero
-    off the mask and of the weights before the update. Under :func:`jax.vmap` over states a
-    condition becomes a choice, so that the cost of a mask update is paid at every step. And with
-    ``update_every=1`` nothing trains between step 1 and ``stop_step``.
+    There are three limits. First, gradients must be those of the whole kernel: not masked before
+    the call, and not those that a line search kept (:func:`optax.value_and_grad_from_state`), which
+    are zero outside the mask and belong to the weights before the update. Second, under
+    :func:`jax.vmap` over states both branches of a condition are computed, so every step has the
+    cost of a mask update. Third, with ``update_every=1`` nothing trains between step 1 and
+    ``stop_step``.
 
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
-        mask: The mask to start from, of the parameters' structure, or a function that makes one of
-            the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
+        mask: The mask to start from, of the parameters' structure, or a function that makes a mask
+            from the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
             stay dense. A kernel without a masked weight has nothing to grow and stays as it is.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
         drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to drop, in
-            [0, 1), or a schedule ``step -> fraction``; a schedule's value is limited by what the
-            kernel has to drop and to grow.
+            [0, 1), or a schedule ``step -> fraction``. A schedule's value is limited by the numbers
+            of weights that the kernel can drop and grow.
         stop_step: No mask is updated at or after this step, in [0, 2^31); never stop if None.
         regrow_dropped: Whether a weight that was just dropped may grow.
         layout: ``(path, leaf) -> Layout`` of the parameters: each layer of a stack is a kernel by
@@ -250,15 +251,15 @@ def reset_state(
     params: Params,
     state: optax.OptState,
 ) -> optax.OptState:
-    """Let an optimizer forget what it knows of some weights.
+    """Reset the state of an optimizer for some weights, such as their momentum.
 
     The entries of masked weights in the state become those that ``inner.init`` gives to a weight
-    of zero, for any optimizer; all else stays, the count of steps too. :func:`rigl` does so by
-    itself. It is for weights that are replaced by hand, as the steps of
-    :mod:`eoi_jax.blocks` replace blocks.
+    of zero, for any optimizer. Nothing else changes, also not the count of steps. Use this
+    function after weights are replaced by hand, as the steps of :mod:`eoi_jax.blocks` replace
+    blocks. :func:`rigl` needs no such call.
 
     Args:
-        inner: The optimizer whose state it is.
+        inner: The optimizer to which the state belongs.
         mask: Of the structure of ``params``: booleans of a leaf's shape, False where a weight is
             new, or a scalar ``True`` for a leaf that stays.
         params: The parameters.

@@ -1,12 +1,12 @@
 """Initializers for Flax, and for anything that takes the initializers of JAX.
 
-Each function returns an ``init(key, shape, dtype, out_sharding=None)`` of the protocol of
-:mod:`jax.nn.initializers`. With an ``out_sharding``, a :class:`jax.sharding.NamedSharding` or a
-:class:`jax.sharding.PartitionSpec` of the mesh that is entered, along auto or explicit axes, the
-kernel is drawn into its shards, with the bits of one device.
+Each function returns an ``init(key, shape, dtype, out_sharding=None)`` as the functions of
+:mod:`jax.nn.initializers` do. ``out_sharding`` is a :class:`jax.sharding.NamedSharding`, or a
+:class:`jax.sharding.PartitionSpec` of the mesh that is entered, along auto or explicit axes. With
+it the kernel is drawn into its shards, with the same bits as on one device.
 
-The weights are sparse; to keep them so while they train, see
-:mod:`eoi_jax.masks` and :func:`eoi_jax.optim.static_sparse`.
+The weights are sparse. To keep them sparse in training, see :mod:`eoi_jax.masks` and
+:func:`eoi_jax.optim.static_sparse`.
 """
 
 from __future__ import annotations
@@ -58,27 +58,29 @@ def dense(
 ) -> Initializer:
     r"""Sparse, exactly orthogonal kernels for dense layers: EOI as a ``kernel_init``.
 
-    A kernel of shape ``(n, m)`` has orthonormal rows or columns times ``scale``, whichever side is
-    smaller, and a fraction ``density`` of non-zeros, to within :math:`1/(2\max(n, m))`.
+    A kernel of shape ``(n, m)`` has orthonormal rows (if :math:`n \le m`) or columns (if
+    :math:`n \ge m`), times ``scale``, and a fraction ``density`` of non-zeros, to within
+    :math:`1/(2\max(n, m))`.
 
     Args:
         density: Fraction of non-zeros, in [1/max(n, m), 1]; may be traced.
-        scale: Factor of the kernel; ``1.0`` keeps norms, a mean-field critical value keeps the
+        scale: Factor of the kernel. ``1.0`` keeps norms; a mean-field critical value keeps the
             signal of a nonlinear network (1.0247 for deep tanh networks).
-        in_axis: The axis or axes of inputs, which are one fan in the order given.
-        out_axis: The axis or axes of outputs, likewise.
+        in_axis: The axis or axes of inputs. Several axes are one fan, in the order given.
+        out_axis: The axis or axes of outputs. Several axes are one fan, in the order given.
         batch_axis: The axis or axes along which a kernel holds several matrices, each drawn with a
-            key of its own. Axes without a name stand before the inputs and belong to them, so that
-            by default the last axis is the outputs and all others together are the inputs. All
-            three are those of :func:`jax.nn.initializers.variance_scaling`.
+            key of its own. Axes that none of the three arguments names count as inputs, before
+            those of ``in_axis``: by default the last axis is the outputs, and all others together
+            are the inputs. The three arguments have the same meaning as in
+            :func:`jax.nn.initializers.variance_scaling`.
         angles: Law of the rotation angles; see :func:`eoi_jax.sparse_orthogonal.orthogonal`.
         planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`.
         permute: Permute rows and columns at random and draw their signs.
-        stopping: ``"closest"``, the paper's rule, or ``"at_most"``, which never exceeds the budget
-            and so leaves room for :func:`eoi_jax.masks.fill` to make the count exact.
+        stopping: ``"closest"``, the paper's rule, or ``"at_most"``, which never exceeds the target
+            count, so that :func:`eoi_jax.masks.fill` can make the count exact.
         balance_outputs: Whether, with more outputs than inputs, each output has a norm of at least
-            half of its fair share, :math:`\sqrt{n/m}` times ``scale``: no dead units before a
-            normalization. It takes a density of :math:`1/n`.
+            half of the root mean square, which is :math:`\sqrt{n/m}` times ``scale``. Then no unit
+            before a normalization is dead. It takes a density of at least :math:`1/n`.
         dtype: The dtype if ``init`` is called without one.
 
     Returns:
@@ -86,9 +88,9 @@ def dense(
 
     Raises:
         ValueError: Here for a density outside (0, 1] or a bad ``scale``, ``dtype``,
-            ``planes`` or ``balance_outputs``; from ``init`` for a density below the shape's minimum
-            or a shape with fewer than two axes, without an axis that is named, or with one that is
-            named twice.
+            ``planes`` or ``balance_outputs``; from ``init`` for a density below the shape's
+            minimum, for a shape with fewer than two axes, or if the axes are not in the shape or
+            one is named twice.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -99,7 +101,7 @@ def dense(
         >>> kernel.shape, round(float((kernel != 0).mean()), 3)
         ((256, 512), 0.1)
 
-        Queries of attention, ``(inputs, heads, size of a head)``, as one matrix of 64 x 64:
+        The queries of attention, ``(inputs, heads, size of a head)``, as one matrix of 64 x 64:
 
         >>> init = eoi.dense(0.1, in_axis=0, out_axis=(1, 2))
         >>> query = init(jax.random.key(0), (64, 4, 16)).reshape(64, 64)
@@ -155,40 +157,43 @@ def conv(
     .. math:: W_{t(c, o), c, o} = H_{c o}, \qquad
               d_H = \min(\text{density} \cdot k, \sqrt{\text{density}}, 1)
 
-    (and at least the :math:`1/N` that :math:`H` can have; where the first term binds,
-    :math:`1/(2N)` less, so that the budget is never exceeded). ``taps`` says which:
+    but at least the minimum :math:`1/N` of :math:`H`. Where the first term is the smallest,
+    :math:`d_H` is :math:`1/(2N)` less, so that ``density`` is never exceeded. ``taps`` chooses the
+    taps:
 
-    * ``"center"``: all at the center, the delta-orthogonal kernel of the paper. A layer sees one
-      pixel at the start.
-    * ``"spread"``: each input channel at a tap of its own, uniform over the window.
-    * ``"spread_both"``: the first axis of the window by the input channel, the others by the
-      output channel. In one dimension it is ``"spread"``.
+    * ``"center"``: all entries at the center, the delta-orthogonal kernel of the paper. At the
+      start, each output pixel depends on one input pixel.
+    * ``"spread"``: each input channel at a tap of its own, drawn uniformly from the window.
+    * ``"spread_both"``: the place along the first axis of the window depends on the input channel,
+      the places along the other axes on the output channel. In one dimension it is ``"spread"``.
 
-    Spreading moves each input channel, and each output channel, by whole pixels, which is a
-    permutation of pixels, before and after :math:`H`. So in all three cases the layer keeps norms
-    exactly under circular padding, stride 1 and any dilation, where the input channels of a group
-    are no more than its output channels; with more inputs than outputs it is a co-isometry,
-    singular values 1 or 0. The kernel has :math:`d_H / k \le` ``density`` non-zeros;
-    :func:`eoi_jax.masks.fill` opens further weights, which are zero now and may learn, up to
-    ``density``.
+    Spreading shifts each input channel before :math:`H`, and each output channel after it, by
+    whole pixels, which is a permutation of pixels. So in all three cases, under circular padding,
+    stride 1 and any dilation, the layer keeps norms exactly if no group has more input channels
+    than output channels. With more inputs than outputs it is a co-isometry, with singular values 1
+    or 0. The kernel has a fraction :math:`d_H / k \le` ``density`` of non-zeros;
+    :func:`eoi_jax.masks.fill` unmasks further weights, which are zero at the start and may learn,
+    up to ``density``.
 
-    Where :math:`H` has more columns than rows, some outputs of the paper's law are zero or nearly
-    so, and a normalization multiplies their gradients by as much as it does their values. With
-    ``balance_outputs`` no output has a norm below half of its fair share, :math:`\sqrt{\text{rows}
-    / \text{outputs}}`, by the law of :func:`eoi_jax.sparse_orthogonal.orthogonal`, and :math:`d_H`
-    is at least one non-zero for each output.
+    Where :math:`H` has more columns than rows, the paper's law gives some outputs that are zero or
+    nearly zero, and a normalization multiplies their gradients by the inverse of their norm. With
+    ``balance_outputs`` no output has a norm below half of the root mean square,
+    :math:`\sqrt{\text{rows} / \text{outputs}}`, as described at
+    :func:`eoi_jax.sparse_orthogonal.orthogonal`, and :math:`H` has at least one non-zero for each
+    output.
 
-    Padding by zeros moves what is spread over the border out of the picture: a 3 x 3 layer loses
-    about 4 % of the energy of white noise at 32 x 32 pixels, and 8 % at 16 x 16; at the center it
-    loses nothing. VALID padding crops.
+    Padding by zeros loses what is shifted over the border of the image: with spread taps a 3 x 3
+    layer loses about 4 % of the energy of white noise at 32 x 32 pixels, and 8 % at 16 x 16; with
+    center taps it loses nothing. VALID padding crops the image.
 
     With ``strides`` above 1, :math:`H` has a row for each input channel of each of the :math:`S`
-    phases, the positions within a cell of ``strides`` pixels (space to depth): ``(S inputs,
-    outputs)``, of density :math:`\min(\text{density} \cdot k / S, \sqrt{\text{density}}, 1)`. Every
-    pixel is seen, and the layer is an exact isometry or co-isometry from all pixels, under
-    circular padding of sizes that the strides divide. A kernel for stride 1 in such a layer
-    subsamples. Of the energy of white noise a 3 x 3 layer of 16 channels at stride 2, 32 x 32
-    pixels, keeps, under circular padding and under zeros around the picture:
+    phases, the positions within a cell of ``strides`` pixels (space to depth). Its shape is
+    ``(S inputs, outputs)`` and its density
+    :math:`\min(\text{density} \cdot k / S, \sqrt{\text{density}}, 1)`. Every pixel is used, and the
+    layer is an exact isometry or co-isometry from all pixels, under circular padding of sizes that
+    the strides divide. A kernel for stride 1 in such a layer only subsamples. The table shows how
+    much of the energy of white noise a 3 x 3 layer of 16 channels at stride 2, 32 x 32 pixels,
+    keeps, under circular padding and with zeros around the image:
 
     ================================ ============ ===================================
     layer                            circular     zeros: center, spread, spread_both
@@ -203,8 +208,8 @@ def conv(
         density: Fraction of weights of the whole kernel to keep, in (0, 1]; may be traced.
         scale: Factor of the kernel.
         taps: ``"center"``, ``"spread"`` or ``"spread_both"``.
-        strides: Those of the layer, one number or one for each axis of the window; each is at
-            least 1 and at most the window's size along its axis.
+        strides: The strides of the layer, one number or one for each axis of the window; each is
+            at least 1 and at most the window's size along its axis.
         center_density: Density of :math:`H`, in [1/N, 1]; default by the rule above.
             ``density`` itself is the paper's choice for its 1000-layer network.
         feature_group_count: Groups of channels, as in :class:`flax.linen.Conv`. Every group is an
@@ -216,9 +221,9 @@ def conv(
         planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`.
         permute: Permute channels at random and draw signs.
         balance_outputs: Whether, with more outputs than rows of :math:`H`, each output has a norm
-            of at least half of its fair share; see above. Default: with spread taps, where the
-            density leaves every output a non-zero; never at the center. ``True`` refuses a density
-            too small for it; ``False`` reproduces the paper.
+            of at least half of the root mean square; see above. Default: True with spread taps if
+            the density allows every output a non-zero, and False with center taps. ``True`` refuses
+            a density that is too small for it; ``False`` reproduces the paper.
         dtype: The dtype if ``init`` is called without one.
 
     Returns:
@@ -302,8 +307,8 @@ def delta_orthogonal(
     co-isometry: of its singular values, ``outputs / inputs`` are ``scale`` and the rest 0.
 
     This is :func:`eoi_jax.initializers.conv` at density 1 with a uniform instead of a sparse
-    matrix. :func:`jax.nn.initializers.delta_orthogonal` draws the same law, but neither groups,
-    other than three to five axes, nor more inputs than outputs.
+    matrix. :func:`jax.nn.initializers.delta_orthogonal` draws from the same law, but has no groups,
+    takes only three to five axes, and refuses more inputs than outputs.
 
     Args:
         scale: Factor of the kernel; may be traced.
@@ -360,12 +365,12 @@ def conv_orthogonal(
     drawn from a binomial law (a fair coin for each dimension). Every factor is unitary, so the
     circular convolution is exactly orthogonal, on a grid of any size, for kernels of any size: all
     its singular values are ``scale``. With more inputs than outputs the kernel is the transpose of
-    one with the numbers swapped, a co-isometry: of its singular values, ``outputs / inputs`` are
-    ``scale`` and the rest 0.
+    a kernel with inputs and outputs swapped. This is a co-isometry: a fraction
+    ``outputs / inputs`` of its singular values are ``scale`` and the rest 0.
 
-    Of the squared norm, tap :math:`p` has in the mean the fraction
-    :math:`\prod_a \binom{k_a - 1}{p_a} 2^{1 - k_a}`. Norms are kept under circular padding and
-    stride 1 only: SAME and VALID padding cut off what crosses the border.
+    On average, tap :math:`p` has the fraction :math:`\prod_a \binom{k_a - 1}{p_a} 2^{1 - k_a}` of
+    the squared norm. Norms are kept only under circular padding and stride 1: SAME and VALID
+    padding cut off what crosses the border.
 
     Args:
         scale: Factor of the kernel; may be traced.
@@ -376,8 +381,8 @@ def conv_orthogonal(
 
     Returns:
         ``init(key, shape, dtype=dtype, out_sharding=None)`` for kernels of shape
-        ``(*spatial, inputs / groups, outputs)``, of :class:`flax.linen.Conv` and
-        :class:`flax.linen.ConvTranspose` alike.
+        ``(*spatial, inputs / groups, outputs)``, for both :class:`flax.linen.Conv` and
+        :class:`flax.linen.ConvTranspose`.
 
     Raises:
         ValueError: Here for a bad ``scale``, ``feature_group_count`` or ``dtype``; from ``init``
@@ -433,7 +438,8 @@ def sao_dense(
     Raises:
         ValueError: Here for a density outside (0, 1] or traced, an unknown activation, or a bad
             ``scale`` or ``dtype``; from ``init`` for a kernel that is not square, which the method
-            leaves dense, or a density that its width cannot have (the nearest are named).
+            leaves dense, or a density that its width cannot have (the message names the nearest
+            possible densities).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -470,11 +476,11 @@ def sao_conv(
 ) -> Initializer:
     r"""Block-sparse orthogonal kernels for convolutions that keep the width: the SAO baseline.
 
-    The kernel is zero everywhere but at its center tap, which holds a matrix of
-    :func:`eoi_jax.sao.orthogonal`. A connection of the method is a pair of channels, so all taps
-    of a pair whose center is nonzero may learn: the mask is larger than the kernel's support, and
-    ``density`` is that of the mask and of the center tap, degree divided by width, while the
-    kernel has ``density / taps`` non-zeros.
+    The kernel is zero except at its center tap, which holds a matrix of
+    :func:`eoi_jax.sao.orthogonal`. The method connects pairs of channels, so all taps of a pair
+    whose center is non-zero may learn: the mask is larger than the kernel's support. ``density``,
+    degree divided by width, is the density of the mask and of the center tap; the kernel itself
+    has a fraction ``density / taps`` of non-zeros.
 
     Args:
         density: Fraction of channel pairs that are connected, degree divided by width, static: the

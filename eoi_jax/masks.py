@@ -1,12 +1,12 @@
-r"""Masks: which weights of a parameter tree may be non-zero. Make, count and compare them here.
+r"""Masks: which weights of a parameter tree may be non-zero. Functions to make and compare them.
 
-A mask is a pytree of the structure of the parameters that it belongs to:
+A mask is a pytree with the structure of its parameters:
 
 * for a **sparse kernel** a boolean array of the kernel's shape, ``True`` where a weight may
   be non-zero;
 * for **every other leaf** (biases, norms, embeddings) the scalar ``True``: the leaf stays dense.
 
-Each leaf of a mask is an array, the scalars too, so a mask passes through :func:`jax.jit`,
+Each leaf of a mask is an array, also the scalars, so a mask passes through :func:`jax.jit`,
 :func:`jax.lax.scan`, :func:`jax.vmap` and serialization as any other tree of arrays does. Build
 the mask from the tree that it will be used with: for Flax NNX that is
 ``nnx.state(model, nnx.Param)``, and its mask is an ``nnx.State`` as well; for Equinox it is
@@ -14,8 +14,8 @@ the mask from the tree that it will be used with: for Flax NNX that is
 
 Masks come from weights (:func:`support`), scores (:func:`top_k`) or a key (:func:`random`,
 :func:`fill`), always with exact counts, or from another library (:func:`adopt`). :func:`shuffle`
-keeps only the counts of a mask: a method that does no better than its shuffled masks has found
-densities, not weights.
+keeps only the counts of a mask. Use it as a control: if a pruning method does no better than its
+shuffled masks, only its layer densities matter, and not which weights it chose.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
     r"""Return the mask of the weights that are not zero.
 
     :math:`M_{ij} = [W_{ij} \neq 0]` for every kernel :math:`W`, and the scalar ``True`` for every
-    other leaf. A NaN counts as non-zero, and so does a subnormal number, on every device.
+    other leaf. NaN and subnormal numbers count as non-zero, on every device.
 
     Args:
         params: A pytree of arrays.
-        where: ``(path, leaf) -> bool``, which leaves are kernels; for a tree without names, say
-            ``lambda path, leaf: True``.
+        where: ``(path, leaf) -> bool``, which leaves are kernels; for a tree without names, for
+            example, ``lambda path, leaf: True``.
 
     Returns:
         The mask: boolean arrays of the kernels' shapes, scalar ``True`` elsewhere.
 
     Raises:
-        ValueError: If ``where`` selects no leaf, so that the mask would mask nothing, or a kernel
-            of zeros only, which would never train.
+        ValueError: If ``where`` selects no leaf, so that nothing would be masked, or if it selects
+            a kernel that is all zero, which would never train.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,7 +92,7 @@ def support(params: Params, *, where: Where = is_kernel) -> Mask:
 def apply(mask: Mask, tree: Params) -> Params:
     r"""Set every masked entry of a tree to exactly zero.
 
-    :math:`(M \odot W)_{ij} = W_{ij}` where :math:`M_{ij}` is true, and 0 elsewhere, also where
+    :math:`(M \odot W)_{ij} = W_{ij}` where :math:`M_{ij}` is true, and 0 elsewhere, even if
     :math:`W_{ij}` is infinite or NaN.
 
     Args:
@@ -100,7 +100,7 @@ def apply(mask: Mask, tree: Params) -> Params:
         tree: Parameters, gradients or updates.
 
     Returns:
-        A tree of the same structure; a leaf whose mask is a scalar is the object that was passed.
+        A tree of the same structure. A leaf whose mask is a scalar is returned without a copy.
 
     Raises:
         ValueError: If the mask does not fit the tree.
@@ -126,14 +126,15 @@ def apply(mask: Mask, tree: Params) -> Params:
 def random(key: Array, params: Params, densities: Densities, *, where: Where = is_kernel) -> Mask:
     r"""Draw a uniformly random mask with an exact count for every kernel.
 
-    Each of the :math:`\binom{n}{b}` masks of a kernel of :math:`n` weights with the count
-    :math:`b = \lfloor d n + 1/2 \rfloor` is equally likely.
+    A kernel of :math:`n` weights and density :math:`d` has the count
+    :math:`b = \lfloor d n + 1/2 \rfloor`, and each of the :math:`\binom{n}{b}` masks of this count
+    is equally likely.
 
     Args:
         key: A random key.
         params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
         densities: A number in (0, 1] for every kernel, or a tree of the structure of ``params``
-            with one number in [0, 1] a leaf, or one for each slice of the leaf's leading axes;
+            with one number in [0, 1] for each leaf, or for each slice of the leaf's leading axes;
             :mod:`eoi_jax.budgets` makes such a tree from a density of the whole network.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
 
@@ -163,23 +164,25 @@ def random(key: Array, params: Params, densities: Densities, *, where: Where = i
 def top_k(
     scores: Scores, density: Densities, *, scope: Literal["global", "layer"] = "global"
 ) -> Mask:
-    r"""Keep the weights of the largest scores, exactly so many.
+    r"""Keep the weights with the largest scores, with an exact count.
 
-    Of :math:`n` scores, :math:`\lfloor d n + 1/2 \rfloor` are kept: of all kernels together, or of
-    each. Equal scores are kept in order: earlier leaves first, then lower indices. The cost is one
-    pass for each bit of a score, with no sorting and no copy of all scores in one array.
+    Of :math:`n` scores, :math:`\lfloor d n + 1/2 \rfloor` are kept, of all kernels together or of
+    each kernel. Equal scores are kept in order: earlier leaves first, then lower indices. The cost
+    is one pass for each bit of a score; nothing is sorted, and the scores are not copied into one
+    array.
 
     Args:
-        scores: A pytree of float arrays, larger means keep: float16, bfloat16, float32 or float64.
+        scores: A pytree of float16, bfloat16, float32 or float64 arrays; larger scores are kept.
             A leaf without axes is dense, whatever its value (criteria put ``inf`` there).
         density: The fraction to keep, in (0, 1]. With ``scope="layer"`` also a tree of the
-            structure of ``scores`` with one number in [0, 1] a leaf, or one for each slice of its
-            leading axes, so that one method may share the weights and another choose them.
-        scope: ``"global"`` compares scores across kernels; ``"layer"`` within each.
+            structure of ``scores`` with one number in [0, 1] for each leaf, or for each slice of
+            its leading axes. So one method may choose the layer densities and another the weights.
+        scope: ``"global"`` compares the scores of all kernels; ``"layer"`` compares the scores
+            within each kernel.
 
     Returns:
         The mask: boolean arrays of the scores' shapes, scalar ``True`` where a score is a scalar.
-        Its count is exact if the density is static; a traced one is multiplied in its own
+        Its count is exact if the density is static; a traced density is multiplied in its own
         precision, and traced NaN scores are below every number.
 
     Raises:
@@ -209,7 +212,7 @@ def top_k(
 
 
 def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
-    r"""Unmask uniformly random further weights until every kernel has exactly its count.
+    r"""Unmask further weights, uniformly at random, until every kernel has exactly its count.
 
     A kernel of :math:`n` weights and density :math:`d` has the count
     :math:`b = \lfloor d n + 1/2 \rfloor`. If :math:`k` of its weights are unmasked, each of the
@@ -221,9 +224,9 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         key: A random key.
         mask: The mask to start from; its ``True`` entries all stay.
         densities: A number in (0, 1] for every kernel, or a tree of the structure of ``mask``
-            with one number in [0, 1] a leaf, ignored where the mask is a scalar. A leaf may hold
-            one for each slice of the kernel's leading axes, shape ``(L,)`` for a stack
-            ``(L, n, m)`` of layers: then each slice has its count.
+            with one number in [0, 1] for each leaf, ignored where the mask is a scalar. A leaf may
+            hold one number for each slice of the kernel's leading axes, in shape ``(L,)`` for a
+            stack ``(L, n, m)`` of layers: then each slice has its own count.
 
     Returns:
         A mask of the same structure. The count is exact for a density that is static when the
@@ -232,8 +235,8 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
 
     Raises:
         ValueError: If a density is out of range or of the wrong shape, or if a kernel has more
-            unmasked weights than its count. A mask or density that is being traced cannot be
-            checked, and a kernel above its count is then left as it is.
+            unmasked weights than its count. A traced mask or density cannot be checked; then a
+            kernel above its count does not change.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -270,8 +273,8 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
     Args:
         key: A random key.
         mask: A mask.
-        layout: ``(path, leaf) -> Layout``: each layer of a stack is shuffled within itself, so it
-            keeps its count. Without it a stack is one kernel.
+        layout: ``(path, leaf) -> Layout``: each layer of a stack is shuffled separately, so it
+            keeps its count. Without ``layout`` a stack is one kernel.
 
     Returns:
         A mask of the same structure and counts.
@@ -309,7 +312,8 @@ def _layer_keys(key: Array, index: int, stack: tuple[int, ...]) -> Array:
 def density(mask: Mask) -> float | Array:
     r"""Return the density of all kernels together: the fraction of their weights that is unmasked.
 
-    :math:`d = \sum_l k_l / \sum_l n_l` over the kernels, the leaves whose mask is no scalar.
+    :math:`d = \sum_l k_l / \sum_l n_l` over the kernels :math:`l` (the leaves whose mask is not a
+    scalar), with :math:`k_l` unmasked of :math:`n_l` weights.
 
     Args:
         mask: A mask.
@@ -317,6 +321,9 @@ def density(mask: Mask) -> float | Array:
     Returns:
         The fraction in [0, 1], a float or, of a traced mask, a float32 scalar; 1 for a mask
         without kernels.
+
+    Raises:
+        ValueError: If a leaf is no mask.
 
     Example:
         >>> import jax.numpy as jnp
@@ -337,9 +344,10 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
         layout: ``(path, leaf) -> Layout``: a stack of ``L`` layers gets ``(L,)`` densities.
 
     Returns:
-        A tree of the structure of ``mask`` of arrays in [0, 1], scalars but for stacks, in float64
-        of NumPy or, of a traced mask, in float32; 1 for a leaf whose mask is a scalar and for a
-        layer without entries. ``fill(key, mask, densities(mask))`` returns ``mask`` as it is.
+        A tree of the structure of ``mask`` with arrays in [0, 1]: scalars, or ``(L,)`` for stacks.
+        They are NumPy arrays in float64 or, of a traced mask, in float32. The density is 1 for a
+        leaf whose mask is a scalar and for a layer without entries.
+        ``fill(key, mask, densities(mask))`` returns ``mask`` unchanged.
 
     Raises:
         ValueError: If a leaf is no mask, or if a layout stacks more axes than a leaf has.
@@ -366,8 +374,9 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
 def overlap(mask: Mask, other: Mask) -> float | Array:
     r"""Return the Jaccard index of two masks: 1 if they are equal, 0 if they share no weight.
 
-    :math:`|A \cap B| / |A \cup B|` of the sets of unmasked weights of all kernels together. Random
-    masks of one density :math:`d` overlap by about :math:`d / (2 - d)`.
+    :math:`|A \cap B| / |A \cup B|`, where :math:`A` and :math:`B` are the sets of unmasked weights
+    of all kernels together. Two random masks of density :math:`d` overlap by about
+    :math:`d / (2 - d)`.
 
     Args:
         mask: A mask.
@@ -401,16 +410,17 @@ def adopt(
     order: Literal["jax", "torch"] = "jax",
     where: Where = is_kernel,
 ) -> Mask:
-    """Make a mask of this library from one of another.
+    """Convert a mask of another library to a mask of this one.
 
-    Leaves belong together by name, whatever the containers: names are joined by ``/``, a ``.`` is
-    a ``/`` too, the last of ``kernel``, ``weight`` and ``w`` are one, and a ``_mask`` behind it
+    Leaves are matched by name, in any containers: names are joined by ``/``, a ``.`` counts as
+    ``/``, the last names ``kernel``, ``weight`` and ``w`` are equivalent, and a final ``_mask``
     (``torch.nn.utils.prune``) is dropped. So the flat ``{"fc1.weight_mask": ...}`` of PyTorch is
-    for ``params["fc1"]["kernel"]``. Where modules have other names, rename the keys first; of
-    Linen's variables give ``variables["params"]``.
+    for ``params["fc1"]["kernel"]``. Where modules have other names, rename the keys first. For
+    Linen's variables pass ``variables["params"]``.
 
-    A square mask in the wrong order has the right shape, so know the order. And PyTorch flattens
-    images with channels first: reorder the inputs of a linear layer behind such a flattening.
+    A square mask in the wrong order still has the right shape, so no error can be raised: make sure
+    that ``order`` is right. PyTorch flattens images with channels first: reorder the inputs of a
+    linear layer that follows such a flattening.
 
     Args:
         tree: A pytree, such as a flat or nested dict, of boolean or 0/1 arrays that NumPy can
@@ -420,15 +430,15 @@ def adopt(
         order: ``"jax"`` for axes as those of ``params``; ``"torch"`` for ``(outputs, inputs,
             *taps)`` where ``params`` has ``(*taps, inputs, outputs)``, in linear layers and
             convolutions, grouped or not, but not in transposed ones. Equinox stores kernels as
-            PyTorch does, so that its order is ``"jax"``.
+            PyTorch does, so for parameters of Equinox use ``"jax"``.
         where: ``(path, leaf) -> bool``, which leaves of ``params`` are kernels.
 
     Returns:
         The mask: boolean arrays of the kernels' shapes, scalar ``True`` elsewhere.
 
     Raises:
-        ValueError: If a kernel has no mask, or a mask no leaf; if a shape does not fit; if a value
-            is neither 0 nor 1; or if something other than a kernel is masked.
+        ValueError: If a kernel has no mask, or a mask has no leaf; if a shape does not fit; if a
+            value is neither 0 nor 1; or if something other than a kernel is masked.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -446,7 +456,8 @@ def adopt(
         >>> int(kept.mask["fc"]["kernel"].sum()), int(drawn.mask["fc"]["kernel"].sum())
         (4, 4)
     """
-    checks.one_of(order, ("jax", "torch"), name="order", remedy="Say who stores the kernels so.")
+    remedy = "Name the library that orders the axes in this way."
+    checks.one_of(order, ("jax", "torch"), name="order", remedy=remedy)
     kernels = trees.kernels(params, where)
     given = _by_name(tree, "tree")
     known = _by_name(params, "params")

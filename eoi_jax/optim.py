@@ -1,13 +1,13 @@
 r"""Optax transformations that keep masked weights at exactly zero while a network trains.
 
 Masking gradients is not enough: weight decay, momentum from before a mask changed, and optimizers
-that mix the entries of a kernel (Muon) or average weights (schedule-free) move a weight whose
-gradient is zero. :func:`static_sparse` therefore stands outermost, around a whole optimizer, and
-:func:`mask_updates` is the bare element-wise mask for a chain that you write.
+that mix the entries of a kernel (Muon) or average weights (schedule-free) change a weight whose
+gradient is zero. So wrap the whole optimizer, outermost, in :func:`static_sparse`.
+:func:`mask_updates` only multiplies updates by the mask, for a chain that you write.
 
-Both keep the mask in their state. It is saved and restored with the rest of the optimizer,
-``optax.tree.get(state, "mask")`` reads it back, ``optax.tree.set(state, mask=mask)`` replaces it,
-and a step that was compiled once serves every mask of the same shapes.
+Both keep the mask in their state. The mask is saved and restored with the rest of the optimizer,
+``optax.tree.get(state, "mask")`` reads it, ``optax.tree.set(state, mask=mask)`` replaces it, and
+one compiled step serves every mask of the same shapes.
 """
 
 from __future__ import annotations
@@ -40,13 +40,22 @@ __all__ = [
 
 
 class MaskUpdatesState(NamedTuple):
-    """The state of :func:`mask_updates`: its mask."""
+    """The state of :func:`mask_updates`.
+
+    Attributes:
+        mask: The mask, of the structure of the parameters.
+    """
 
     mask: Mask
 
 
 class StaticSparseState(NamedTuple):
-    """The state of :func:`static_sparse`: its mask and the state of the optimizer inside."""
+    """The state of :func:`static_sparse`.
+
+    Attributes:
+        mask: The mask, of the structure of the parameters.
+        inner_state: The state of the optimizer inside.
+    """
 
     mask: Mask
     inner_state: optax.OptState
@@ -62,12 +71,13 @@ def mask_updates(mask: Mask | MaskOf) -> optax.GradientTransformation:
     r"""Set the updates of masked weights to zero, element by element.
 
     :math:`u \leftarrow M \odot u`; an infinite or NaN update of a masked weight becomes 0 as well.
-    (:func:`optax.masked` takes one boolean a leaf and cannot say this.) A weight that is not zero
-    yet stays what it is: use :func:`static_sparse` for the guarantee that it is zero.
+    (:func:`optax.masked` takes one boolean for each leaf, so it cannot mask single weights.) A
+    masked weight that is not zero does not change: use :func:`static_sparse` to guarantee that
+    masked weights are zero.
 
     Args:
-        mask: A mask of the parameters' structure, or a function that makes one of the parameters,
-            such as :func:`eoi_jax.masks.support`: ``init`` calls it.
+        mask: A mask of the parameters' structure, or a function that makes a mask from the
+            parameters, such as :func:`eoi_jax.masks.support`: ``init`` calls it.
 
     Returns:
         A transformation whose state is a :class:`MaskUpdatesState`.
@@ -100,7 +110,7 @@ def mask_updates(mask: Mask | MaskOf) -> optax.GradientTransformation:
 def static_sparse(
     inner: optax.GradientTransformation | optax.MultiSteps, mask: Mask | MaskOf
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keep masked weights at exactly 0, whatever optimizer stands inside.
+    r"""Keep masked weights at exactly 0, with any optimizer inside.
 
     With :math:`M` the mask, :math:`w` the weights, :math:`g` their gradients and :math:`s` the
     inner state, a step is
@@ -111,37 +121,37 @@ def static_sparse(
         s \leftarrow P(s), \qquad
         u \leftarrow M \odot u - (1 - M) \odot w .
 
-    So :math:`w + u` is 0 off the mask after each step, also if something else made :math:`w`
-    non-zero there (an old checkpoint, an average of weights), and what stands off the mask,
-    in weights, gradients or state, has no influence on the weights that are trained.
+    So :math:`w + u` is 0 outside the mask after each step, even if something else made :math:`w`
+    non-zero there (an old checkpoint, an average of weights). Values outside the mask, in weights,
+    gradients or state, have no influence on the weights that are trained.
 
-    :math:`P` works on every copy of the parameters' tree in the inner state, found by its
-    structure and not by the type of the optimizer: momentum, second moments, accumulated
-    gradients, the iterates of schedule-free. Its masked entries get the value that ``inner.init``
-    gives to a weight of zero. That is 0, but for optimizers that start from a floor (Adagrad,
-    Yogi), which keep it. A leaf may hold several copies along further axes in front (the memory of
-    L-BFGS). One whose axes are not those of its parameter is left alone: counters, the factored
-    moments of Adafactor, the accumulators of SM3, the projections of GaLore and the moments within
-    them, also where such an array happens to have the kernel's shape. (``inner.init`` is asked,
-    without computing anything, which shapes it gives to kernels of other shapes.)
+    :math:`P` works on every copy of the parameters' tree in the inner state, such as momentum,
+    second moments, accumulated gradients, or the iterates of schedule-free. The copies are found by
+    their structure, not by the type of the optimizer. The masked entries of a copy get the value
+    that ``inner.init`` gives to a weight of zero. This value is 0, except for optimizers that start
+    from a floor (Adagrad, Yogi). A leaf may hold several copies along further leading axes (the
+    memory of L-BFGS). An array whose axes are not those of its parameter does not change: counters,
+    the factored moments of Adafactor, the accumulators of SM3, the projections of GaLore and the
+    moments within them, even if such an array happens to have the kernel's shape. (To find these
+    arrays, ``inner.init`` is evaluated on shapes only, for kernels of other shapes.)
 
     A function that is passed through ``update`` (``value_fn`` of a line search, ``grad_fn`` of
-    opaque SAM, ``obj_fn`` of Sophia) sees masked parameters, and gradients that it returns or that
-    are passed themselves are masked.
+    opaque SAM, ``obj_fn`` of Sophia) gets masked parameters. Gradients that it returns are masked,
+    and so are gradients that are passed directly.
 
-    Three limits. Moments of the kernel's whole shape that are kept in a rotated basis, as SOAP
-    does, cannot be told from moments of the weights (Optax has no such optimizer). A
-    masked weight that is infinite or NaN cannot be brought back by adding an update: see
-    :func:`eoi_jax.masks.apply`. And an optimizer that divides 0 by 0 for a weight and gradient
+    There are three limits. First, moments of the kernel's whole shape in a rotated basis, as in
+    SOAP, cannot be distinguished from moments of the weights (Optax has no such optimizer). Second,
+    adding an update cannot set a masked weight to zero if it is infinite or NaN: see
+    :func:`eoi_jax.masks.apply`. Third, an optimizer that divides 0 by 0 for a weight and gradient
     of zero (``eps=0``) and then takes a norm over its updates spreads the NaN, as it does for any
     dense weight without a gradient.
 
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
-            Place nothing after it that moves weights.
-        mask: A mask of the parameters' structure, or a function that makes one of the parameters,
-            such as :func:`eoi_jax.masks.support`: ``init`` calls it, so that optimizer and
-            parameters may be made in any order. The mask is in the state from then on.
+            Place nothing after it that changes weights.
+        mask: A mask of the parameters' structure, or a function that makes a mask from the
+            parameters, such as :func:`eoi_jax.masks.support`: ``init`` calls it, so that optimizer
+            and parameters may be made in any order. From then on the mask is in the state.
 
     Returns:
         A transformation whose state is a :class:`StaticSparseState`. Extra arguments of
@@ -197,8 +207,8 @@ def static_sparse(
                 "params",
                 None,
                 "is outside the trees of parameters",
-                "Masked weights are brought back to zero by the update, which takes the weights: "
-                "call tx.update(grads, state, params).",
+                "The update sets masked weights to zero, for which it needs the weights: call "
+                "tx.update(grads, state, params).",
             )
         mask = state.mask
         masked_params = masks.apply(mask, params)
@@ -229,21 +239,21 @@ def scale_by_density(
 ) -> optax.GradientTransformation:
     r"""Multiply the updates of each sparse kernel by a power of its density.
 
-    :math:`u \leftarrow d^{-p} u` for a kernel of density :math:`d`; dense leaves, of a scalar mask,
-    stay. A unit sums :math:`d n` changes of weights, so steps of one size change it by :math:`d`
-    times as much as those of a dense kernel. For Adam and others that normalize the gradient
-    :math:`p = 1` makes up for that; together with starts of the variance
-    :math:`1 / (d n)`, which :func:`eoi_jax.networks.rescaled` and
-    :func:`eoi_jax.networks.exact_orthogonal` have, that is the parametrization SμPar, in which one
+    :math:`u \leftarrow d^{-p} u` for a kernel of density :math:`d`; dense leaves, whose mask is a
+    scalar, do not change. A unit sums the changes of :math:`d n` weights, so steps of the same size
+    change it by :math:`d` times as much as in a dense kernel. For Adam and other optimizers that
+    normalize the gradient, :math:`p = 1` corrects this. Together with starts of variance
+    :math:`1 / (d n)`, as those of :func:`eoi_jax.networks.rescaled` and
+    :func:`eoi_jax.networks.exact_orthogonal`, this is the parametrization SμPar, in which one
     learning rate suits all densities.
 
-    It scales and does not mask: place it last in the chain inside :func:`static_sparse`, behind the
-    learning rate and weight decay alike.
+    The transformation scales and does not mask: place it last in the chain inside
+    :func:`static_sparse`, after both the learning rate and weight decay.
 
     Args:
-        mask: A mask of the parameters' structure, or a function that makes one of the parameters,
-            such as :func:`eoi_jax.masks.support`. Of masks that change the counts do not, so the
-            factors are those of the start.
+        mask: A mask of the parameters' structure, or a function that makes a mask from the
+            parameters, such as :func:`eoi_jax.masks.support`. If the mask changes in training, its
+            counts do not, so the factors of the start remain right.
         power: The exponent :math:`p`, finite.
         layout: ``(path, leaf) -> Layout``: each layer of a stack has a density of its own.
 
