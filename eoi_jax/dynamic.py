@@ -79,8 +79,8 @@ def sparse_evolutionary_training(
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
         mask: The mask to start from, of the parameters' structure, or a function that makes a mask
-            from the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
-            stay dense.
+            from the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar
+            ``True`` stay dense.
         key: A random key. Step :math:`t` draws from ``jax.random.fold_in(key, t)``.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
         drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to drop, in
@@ -187,8 +187,8 @@ def rigl(
     Args:
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
         mask: The mask to start from, of the parameters' structure, or a function that makes a mask
-            from the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar ``True``
-            stay dense. A kernel without a masked weight has nothing to grow and stays as it is.
+            from the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar
+            ``True`` stay dense. A kernel without a masked weight has nothing to grow and stays as it is.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
         drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to drop, in
             [0, 1), or a schedule ``step -> fraction``. A schedule's value is limited by the numbers

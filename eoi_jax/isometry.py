@@ -1,18 +1,18 @@
-r"""Approximated isometry: the values on a given mask that make a matrix as orthogonal as possible.
+r"""Approximate isometry (AI): values on a given mask that make a matrix as orthogonal as possible.
 
-Use it for a mask that is given, such as one of a pruning method; for a mask that may be chosen,
+Use it for a mask that is given, such as the mask of a pruning method. If the mask may be chosen,
 :func:`eoi_jax.sparse_orthogonal.orthogonal` draws an exactly orthogonal matrix.
 
-Pruning leaves a mask that no orthogonal matrix was built for. Approximated isometry (AI) keeps the
-mask and moves only the values. What any method can reach is told by the mask alone: no values have
-a rank above its :func:`structural_rank` :math:`r`, and since :math:`r` entries of the mask lie in
-different rows and columns, some values on it have exactly :math:`r` singular values 1 and no
-others. A mask of full structural rank thus always admits exact isometry, if only by a permutation
-of its smaller side.
+The mask of a pruning method is usually not the support of an orthogonal matrix. AI keeps the mask
+and changes only the values. The mask alone decides what any method can reach. No values have a rank
+above the :func:`structural_rank` :math:`r` of the mask. And since :math:`r` entries of the mask lie
+in different rows and columns, some values on it have exactly :math:`r` singular values 1, and all
+others 0. So a mask of full structural rank always admits exact isometry, if only by a permutation
+matrix on its smaller side.
 
-Exact isometry has a price on a sparse mask: two rows that meet in one column are orthogonal only if
-one of the two weights there is 0. A sparse random mask has many such pairs, so on it the values
-become nearly isometric by sending most of its weights towards zero.
+On a sparse mask, exact isometry has a cost: two rows with only one common column are orthogonal
+only if one of their two weights in this column is 0. A sparse random mask has many such pairs, so
+the values on it become nearly isometric by moving most of the weights towards zero.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ def approximate_isometry(
     column_axis: int = -1,
     batch_axes: int = 0,
 ) -> Array:
-    r"""Move the values of a masked kernel towards an isometry.
+    r"""Change the values of a masked kernel so that it is close to an isometry.
 
     The kernel is read as a matrix :math:`s V` of scale :math:`s`, and :math:`G` is the Gram matrix
     of the smaller side of :math:`V`: :math:`G = V V^\top` if it has no more rows than columns.
     Descent starts from the kernel's values on the mask; it is deterministic.
 
     ``"frobenius"`` is the method as published: plain gradient descent on
-    :math:`\lVert s^2 G - s^2 I \rVert_F`, the norm not squared. Two things keep it from isometry.
-    Its pull on a singular value :math:`\sigma` vanishes with :math:`\sigma`, so below a density of
-    about 0.2 it ends with a few singular values of 0 that the mask does not ask for. And the
-    gradient of a norm does not shrink near the minimum, so the steps end at a norm of a few times
-    the learning rate, not at 0. Where the norm is exactly 0 its gradient is taken as 0.
+    :math:`\lVert s^2 G - s^2 I \rVert_F`, the norm not squared. For two reasons it does not reach
+    isometry. First, the gradient with respect to a singular value :math:`\sigma` vanishes with
+    :math:`\sigma`, so below a density of about 0.2 a few singular values end at 0 although the mask
+    does not require it. Second, the gradient of a norm does not shrink near the minimum, so the
+    steps end at a norm of a few times the learning rate, not at 0. Where the norm is exactly 0 its
+    gradient is taken as 0.
 
     ``"log_det"`` minimizes, with an :math:`\varepsilon` that grows from 1e-10 to 1e-4,
 
@@ -69,27 +70,28 @@ def approximate_isometry(
               = \sum_i \sigma_i^2 - (1 + \varepsilon) \log(\sigma_i^2 + \varepsilon)
 
     by Adam, from the best multiple of the start. Each term is smallest at :math:`\sigma_i = 1`
-    for every :math:`\varepsilon`, and its pull on a small singular value grows as
+    for every :math:`\varepsilon`, and its gradient with respect to a small singular value grows as
     :math:`1 / \sigma_i`. So if the mask has full structural rank, the global minimum is exact
-    isometry; the problem is not convex, and that descent gets there is observed, not proved. It
-    fails where the kernel is singular to begin with (a row of zeros stays one) or as good as
-    singular, which happens at two or three weights a row. Otherwise all singular values end near
-    1. The last digits come quickly where the isometries on the mask are isolated or plentiful, and
-    slowly in between. Below full structural rank as many singular values stay 0 as must, the
-    others end near 1, and all of ``num_steps`` are spent.
+    isometry. The problem is not convex; that descent reaches the minimum is observed, not proved.
+    It fails where the kernel is singular at the start (a row of zeros stays zero) or nearly
+    singular, which happens at two or three weights in each row. Otherwise all singular values end
+    near 1. The last digits converge quickly where the isometries on the mask are isolated or
+    plentiful, and slowly in between. Below full structural rank only as many singular values as
+    necessary stay 0, the others end near 1, and the descent takes all of ``num_steps``.
 
-    A loss summed over layers has for each layer the gradient of that layer's term, so descent on
-    a network's loss is descent on each kernel, and this function is all of it.
+    In a loss summed over layers, the gradient of each layer is that of its own term. So descent on
+    the loss of a network is the same as calling this function for each kernel.
 
     Args:
         kernel: Floating array of at least 2 axes besides the batch axes: the values to start
-            from, and not all zero, where descent stays for good. Those off the mask are ignored.
+            from. Values outside the mask are ignored. They must not be all zero, since descent
+            cannot leave zero.
         mask: Boolean array of the kernel's shape, True where a weight may be non-zero.
-        scale: ``s > 0``, the singular value aimed at.
+        scale: ``s > 0``, the target of the singular values.
         objective: ``"frobenius"`` or ``"log_det"``.
-        num_steps: How many steps are taken, or the most of them with ``"log_det"``; at least 1.
-            The reference for sparse training takes 10 000, and 1000 for networks of a thousand
-            layers; ``"log_det"`` often stops within a few hundred.
+        num_steps: Number of steps, or the largest number with ``"log_det"``; at least 1. Nowak et
+            al. take 10 000, and 1000 for networks of a thousand layers; ``"log_det"`` often stops
+            within a few hundred.
         learning_rate: A positive number that does not depend on the scale. For ``"frobenius"``
             the step in units of the gradient with respect to the kernel, 0.1 by default. For
             ``"log_det"`` the first step of a weight in units of the root mean square weight of an
@@ -100,20 +102,21 @@ def approximate_isometry(
             independently.
         column_axis: The axis of the kernel, counted with the batch axes, that holds the columns;
             all others but the batch axes together are the rows. A convolution of Flax becomes
-            (k·k·c_in) × c_out, as published: what nears isometry is that matrix and **not** the
-            convolution, whose singular values are others.
+            (k·k·c_in) × c_out, as published: this matrix comes close to isometry, and **not** the
+            convolution, which has other singular values.
         batch_axes: How many leading axes stack layers. Each layer is a separate problem.
 
     Returns:
-        An array of the kernel's shape and dtype, exactly 0 off the mask. It is computed in
+        An array of the kernel's shape and dtype, exactly 0 outside the mask. It is computed in
         float32, or float64 for a float64 kernel, and cast last. Inside :func:`jax.jit` a layer
         whose descent diverges is NaN on the mask.
 
     Raises:
         ValueError: If an argument is out of range, if the mask does not fit the kernel, if the
             kernel has values that are not finite, or for a tolerance with ``"frobenius"``.
-        FloatingPointError: Outside of :func:`jax.jit`, if the descent of a layer diverges: it ends
-            at twice the error of its start or more, with what the steps themselves leave.
+        FloatingPointError: Outside of :func:`jax.jit`, if the descent of a layer diverges: its
+            error at the end is at least twice that of the start, plus what the size of the steps
+            explains.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -174,8 +177,8 @@ def approximate_isometry(
 def structural_rank(mask: Any, *, column_axis: int = -1, batch_axes: int = 0) -> Any:
     """Return the largest rank that any values on a mask can have.
 
-    It is the largest number of unmasked entries of which no two share a row or a column (a maximum
-    matching of rows with columns), and the rank of almost all values on the mask.
+    This is the largest number of unmasked entries such that no two share a row or a column (a
+    maximum matching of rows with columns). Almost all values on the mask have this rank.
 
     Args:
         mask: Boolean array of at least 2 axes besides the batch axes. It is read on the host.

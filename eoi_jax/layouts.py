@@ -1,7 +1,7 @@
 """How the kernels of a tree are read: which axes are layers, inputs, outputs and heads.
 
-A :class:`eoi_jax.typing.Layout` says it of one kernel; :func:`by_name` finds the layouts that the
-names of frameworks tell, and is what functions over trees use where no ``layout=`` is given.
+A :class:`eoi_jax.typing.Layout` describes one kernel. :func:`by_name` finds the layouts of kernels
+by the names that frameworks give them. It is the default ``layout=`` of functions over trees.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ def by_name(
     ============================================ ===============================================
 
     Attention with fewer heads of keys and values than of queries is read in the same way, each
-    kernel by its own number of heads.
+    kernel with its own number of heads.
 
     Args:
-        params: The whole tree, of arrays or shapes: what stands beside a kernel tells what it is.
-        per_head: Whether each head of attention has a matrix of its own, instead of all heads
-            together. They share the kernel's density.
-        batch_axes: How many leading axes stack layers, for kernels other than the attention of
-            Flax, whose number of axes tells; or ``path -> number``.
+        params: The whole tree, of arrays or shapes. The other kernels of the same module help to
+            recognize a kernel.
+        per_head: Whether each head of attention has a matrix of its own, instead of one matrix for
+            all heads together. The heads share the kernel's density.
+        batch_axes: How many leading axes stack layers, or ``path -> number``. Not used for the
+            attention of Flax, where the number of axes decides.
 
     Returns:
-        ``(path, leaf) -> Layout``, for ``layout=`` of the functions over trees and for layouts of
-        your own, to be asked for the kernels that they leave. It raises ``ValueError`` for a kernel
-        whose name and shape may mean several things: one of three axes that is not attention,
-        a depthwise convolution, or one of Equinox.
+        ``(path, leaf) -> Layout``, for ``layout=`` of the functions over trees. A layout function
+        of your own may call it for the kernels that it does not handle. It raises ``ValueError``
+        for a kernel whose name and shape may mean several things: a kernel of three axes that is
+        not attention, a depthwise convolution, or a convolution of Equinox.
 
     Raises:
         ValueError: If ``batch_axes`` is no number.

@@ -1,14 +1,14 @@
-"""The SAO baseline: orthogonal matrices that are sparse because they fall into small blocks.
+"""The SAO baseline: sparse orthogonal matrices of small dense blocks in random order.
 
-Sparsity-aware orthogonal initialization takes a bipartite graph in which every input and every
-output has the same number of neighbors, its degree, and lets each connected part of it hold an
-orthogonal matrix. Such a matrix is block-diagonal up to the order of its rows and columns, and that
-is how it is drawn here: Haar blocks, then two random permutations. A search among random regular
-graphs for one that can hold an orthogonal matrix, which code for this method may do, has no bound
-on its length and may never end; the construction takes a fixed number of steps.
+Sparsity-aware orthogonal initialization (SAO) takes a bipartite graph in which every input and
+every output has the same number of neighbors, its degree. Each connected part of the graph has an
+orthogonal matrix. The whole matrix is block-diagonal up to the order of its rows and columns. So
+this module draws Haar blocks and then two random permutations, in a fixed number of steps. (Other
+code for this method may search random regular graphs for one that admits an orthogonal matrix;
+such a search has no bound on its length and may never end.)
 
-The method knows square matrices whose width the degree divides, so only the densities
-``degree / width``; what it cannot do is refused.
+The method is defined for square matrices whose width is a multiple of the degree, so only for the
+densities ``degree / width``. Everything else is refused.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def orthogonal(
     .. math:: \max(hM, 0) = ((uW)^+, (uW)^-), \qquad \|\max(hM, 0)\| = \text{scale} \, \|h\|
 
     up to rounding, layer after layer: with ``scale=1`` a ReLU network of any depth is an isometry
-    in :math:`u`. A signal :math:`(a, b)` that is no pair becomes that of :math:`(a - b)W` in the
-    first layer, so the Jacobian of all outputs by all inputs has the singular values
-    :math:`\sqrt 2` and 0, half of each, at every depth.
+    in :math:`u`. A signal :math:`(a, b)` that is not such a pair becomes the pair of
+    :math:`(a - b)W` in the first layer. So at every depth half of the singular values of the
+    Jacobian of all outputs with respect to all inputs are :math:`\sqrt 2` and half are 0.
 
-    Every entry of a block is non-zero before the cast to ``dtype``: the few below the rounding
-    error of an entry of size 1 are raised to it.
+    Every entry of a block is non-zero before the cast to ``dtype``: the few entries below the
+    rounding error of 1 are set to that size.
 
     Args:
         key: A random key; one key makes one matrix, whether the call is eager, jitted or vmapped.
@@ -71,8 +71,8 @@ def orthogonal(
         activation: ``"tanh"`` for activations that are odd and have slope 1 at 0, and for linear
             networks; ``"relu"`` for ReLU.
         scale: Factor of the result; may be traced and differentiated.
-        dtype: Real floating dtype of the result. float32 and float64 are computed in themselves, a
-            narrower dtype in float32 and cast last.
+        dtype: Real floating dtype of the result. The matrix is computed in float64 for float64, and
+            otherwise in float32 and cast last.
 
     Returns:
         An array of shape ``(size, size)`` and ``dtype``; its support is the mask.

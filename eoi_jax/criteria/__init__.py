@@ -1,14 +1,14 @@
-r"""Criteria: how much each weight of a parameter tree matters before any training.
+r"""Criteria: scores for the importance of each weight before training, to prune by.
 
-A tree of **scores** has the structure of the parameters that it judges. For a kernel it holds an
-array of the kernel's shape, and **larger means keep**; every other leaf (biases, norms, statistics)
-has the scalar ``inf``: it stays dense. Scores become a mask by :func:`eoi_jax.masks.top_k`, or by
-:func:`prune`, which scores again as the network gets sparser.
+A tree of **scores** has the structure of the parameters. For each kernel it has an array of the
+kernel's shape, and **weights with larger scores are kept**. Every other leaf (biases, norms,
+statistics) has the scalar ``inf`` and stays dense. :func:`eoi_jax.masks.top_k` turns scores into a
+mask. :func:`prune` does the same in steps, and scores again as the network gets sparser.
 
-A network is a function and a pytree, whatever wrote it. Only kernels are differentiated; all other
-leaves reach the function as they are, so a Linen dictionary with its batch statistics is scored
-whole. Scores are float32 or wider. They may be computed inside :func:`jax.jit`, once compiled for
-many batches; where they can be read, scores that are not finite are an error.
+A network is a function and a pytree, from any framework. Only kernels are differentiated; all other
+leaves are passed to the function unchanged, so a whole Linen dictionary with batch statistics can
+be scored. Scores are float32 or wider. They may be computed inside :func:`jax.jit`, compiled once
+for many batches. Outside of :func:`jax.jit`, scores that are not finite raise an error.
 """
 
 from eoi_jax.criteria.iterative import prune

@@ -1,4 +1,4 @@
-"""Pruning by any criterion: all at once, or in steps that score again what is left."""
+"""Pruning by any criterion: all at once, or in steps that score the remaining weights again."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ def prune(
     num_steps: int = 1,
     layout: LayoutOf | None = None,
 ) -> Mask:
-    r"""Keep the weights of the largest scores, scoring again as the network gets sparser.
+    r"""Keep the weights with the largest scores, scoring again as the network gets sparser.
 
-    Step :math:`r` of :math:`T` scores the weights that are left, all others being zero, and keeps
-    the fraction :math:`d^{r/T}` of all weights; what was removed stays removed. One step is
+    Step :math:`r` of :math:`T` scores the remaining weights, with all others set to zero, and keeps
+    the fraction :math:`d^{r/T}` of all weights. Removed weights stay removed. One step is
     ``masks.top_k(score_fn(params), density)``. Counts and ties are those of
     :func:`eoi_jax.masks.top_k`, over all kernels together.
 
-    All steps run in one loop, compiled once for a ``score_fn`` and a number of steps, whatever the
-    density or the parameters: keep the function if you call again, a new lambda compiles anew. The
-    program lives as long as the function, and the arrays that the function closes over, such as a
-    batch, are arguments of the program.
+    All steps run in one loop, compiled once for a ``score_fn`` and a number of steps, for all
+    densities and parameters. Pass the same function again in later calls: a new lambda is compiled
+    again. The compiled program is kept as long as the function exists. Arrays that the function
+    closes over, such as a batch, are arguments of the program.
 
     Args:
         score_fn: ``(params) -> Scores``, a criterion with its other arguments bound.
         params: A pytree of arrays.
         density: The fraction of all kernels' weights to keep, in (0, 1].
         num_steps: How often to score and prune, at least 1.
-        layout: ``(path, leaf) -> Layout``, to name the layers of a stack that became empty;
-            without it a stack is one kernel.
+        layout: ``(path, leaf) -> Layout``, so that the warning can name the empty layers of a
+            stack; without it a stack is one kernel.
 
     Returns:
         The mask. If it leaves a layer without weights, a ``UserWarning`` names the layer.
 
     Raises:
-        ValueError: If an argument is out of range, if ``score_fn`` returns no tree of scores of
-            ``params``, or if a score of a weight that is left is not finite (of a traced mask
-            neither this nor the warning can be told).
+        ValueError: If an argument is out of range, if ``score_fn`` does not return a tree of scores
+            for ``params``, or if the score of a remaining weight is not finite (for a traced mask
+            this check and the warning are not possible).
 
     Example:
         >>> import jax.numpy as jnp

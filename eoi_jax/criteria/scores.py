@@ -1,4 +1,4 @@
-"""Scores of one look at the network: magnitude, random, SNIP and GraSP."""
+"""Scores from one evaluation of the network: magnitude, random, SNIP and GraSP."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def magnitude(params: Params, *, where: Where = masks.is_kernel) -> Scores:
 def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Scores:
     r"""Score each weight by an independent draw, uniform in [0, 1).
 
-    Kept across all kernels, such scores give every layer about the same density;
-    :func:`eoi_jax.masks.random` gives it exactly.
+    Compared across all kernels, such scores give every layer about the same density;
+    :func:`eoi_jax.masks.random` gives every layer exactly the same density.
 
     Args:
         key: A random key.
@@ -76,17 +76,17 @@ def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Sco
 def snip(
     loss_fn: Callable[..., Array], params: Params, *batch: Any, where: Where = masks.is_kernel
 ) -> Scores:
-    r"""Score each weight by what the loss would change without it, to first order (SNIP).
+    r"""Score each weight by the change of the loss without it, to first order (SNIP).
 
     .. math:: s = \left| \theta \odot \partial L / \partial \theta \right|.
 
-    The loss is the caller's: a cross-entropy takes log-softmax of the logits first. Released code
-    that gives bare logits to a negative log-likelihood scores another function.
+    The caller provides the loss. A cross-entropy has to apply log-softmax to the logits; released
+    code that passes the logits directly to a negative log-likelihood scores another function.
 
     Args:
         loss_fn: ``(params, *batch) -> scalar``.
         params: A pytree of arrays.
-        *batch: What the loss takes beside the parameters.
+        *batch: The other arguments of the loss.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
 
     Returns:
@@ -125,16 +125,17 @@ def grasp(
 
     .. math:: s = \theta \odot H g, \qquad g = \nabla L, \quad H = \nabla^2 L.
 
-    To first order, removing a weight lowers :math:`g^\top g` by :math:`2 s`, so the largest are
-    kept: the original release removes the top of :math:`-\theta \odot H g`, which is the same. The
-    release of the EOI paper has the sign flipped and removes what this keeps. The loss is the
-    caller's; the method divides the logits by a temperature of 200 before the cross-entropy.
+    To first order, removing a weight lowers :math:`g^\top g` by :math:`2 s`, so the weights with
+    the largest scores are kept. The original release removes the weights with the largest
+    :math:`-\theta \odot H g`, which is the same. The release of the EOI paper has the opposite sign
+    and removes the weights that this function keeps. The caller provides the loss; the published
+    method divides the logits by a temperature of 200 before the cross-entropy.
 
     Args:
         loss_fn: ``(params, *batch) -> scalar``; with ``micro_batch_size`` a mean over examples.
         params: A pytree of arrays.
-        *batch: What the loss takes beside the parameters; with ``micro_batch_size`` arrays, or
-            pytrees of them, whose leading axes number the examples.
+        *batch: The other arguments of the loss; with ``micro_batch_size`` arrays, or pytrees of
+            arrays, whose leading axis is that of the examples.
         micro_batch_size: How many examples are differentiated at a time, a divisor of their
             number; all by default. Gradient and product are averaged over micro-batches in two
             passes, so the memory is that of one micro-batch and the scores are those of the whole
@@ -191,7 +192,7 @@ def grasp(
 
 
 def invert(scores: Scores) -> Scores:
-    """Reverse the order of scores, a sanity control: a good criterion inverted should do harm.
+    """Reverse the order of scores, as a control: a good criterion should do worse when inverted.
 
     Args:
         scores: A tree of scores.

@@ -1,9 +1,9 @@
 """The score of SynFlow: the flow through each weight of a network of non-negative weights.
 
-Sums and products of non-negative numbers never cancel, so nothing here loses precision; but a
-thousand layers multiply to numbers far outside of any dtype. In a chain of layers a factor on one
-kernel multiplies the flow, and what each weight carries, by that factor. So the kernels of a chain
-are scaled until the flow is about 1.
+Sums and products of non-negative numbers never cancel, so nothing here loses precision. But the
+product over a thousand layers is far outside the range of any dtype. In a chain of layers, a factor
+on one kernel multiplies the flow, and the score of each weight, by that factor. So the kernels of a
+chain are scaled until the flow is about 1.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def synflow(
         R = \sum_k f(\mathbf{1};\, |\theta|)_k,
 
     with biases (leaves named ``bias``, ``b`` or ``offset``) set to zero. The method is defined for
-    networks whose output doubles with their input: linear layers, ReLU, pooling, batch norm with
-    fresh statistics in evaluation mode. Others are refused. Score a tanh network by the same
-    network with identity activations, for the input of ones saturates tanh and layers collapse;
-    SiLU, GELU, softmax and layer norm do not qualify either. Sum logits, not log-probabilities.
+    positively homogeneous networks, whose output doubles with their input: linear layers, ReLU,
+    pooling, batch norm with fresh statistics in evaluation mode. Others are refused. Score a tanh
+    network by the same network with identity activations, since the input of ones saturates tanh
+    and layers collapse. Networks with SiLU, GELU, softmax or layer norm are refused too. Let
+    ``apply_fn`` return logits, not log-probabilities.
 
     In a chain of layers, a factor on one kernel multiplies all scores by that factor. So where
     :math:`R` leaves the range of its dtype, kernels are scaled until it is about 1: a thousand
@@ -52,14 +53,14 @@ def synflow(
     branches is no chain. There such scaling would change the scores, and a network that
     overflows float32 is refused: enable ``jax_enable_x64`` and pass float64 parameters.
 
-    Run it by ``prune(lambda p: synflow(apply_fn, p, x), params, density, num_steps=100)``: all
-    at once, global scores of a deep network empty layers.
+    Call it through ``prune(lambda p: synflow(apply_fn, p, x), params, density, num_steps=100)``: in
+    a single step, global scores of a deep network would leave some layers without weights.
 
     Args:
         apply_fn: ``(params, x) -> logits``.
         params: A pytree of arrays.
-        x: The input whose shape and floating dtype the ones take, an array or a
-            :class:`jax.ShapeDtypeStruct`; one example is enough.
+        x: An array or a :class:`jax.ShapeDtypeStruct`, of which only the shape and the floating
+            dtype are used, for the input of ones; one example is enough.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
 
     Returns:

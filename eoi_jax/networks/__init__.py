@@ -1,4 +1,4 @@
-r"""Sparse starts of whole networks: a parameter tree in, parameters and mask out.
+r"""Sparse starts of whole networks: from a parameter tree to parameters and a mask.
 
 =================================== ===============================================================
 :func:`masked`                      weights of a dense start on a given mask, the usual baseline
@@ -9,25 +9,24 @@ r"""Sparse starts of whole networks: a parameter tree in, parameters and mask ou
 :func:`sparsity_aware_orthogonal`   block-diagonal masks of Haar blocks (SAO)
 =================================== ===============================================================
 
-Each start returns a :class:`SparseInit`, of which the mask goes to
-:func:`eoi_jax.optim.static_sparse`; :func:`redraw` returns parameters alone. The new
-parameters have the structure, shapes and dtypes of those given. Only kernels change; biases, norms
-and all other leaves are copied, so that one start may be donated without the others.
+Each start returns a :class:`SparseInit`. Pass its mask to :func:`eoi_jax.optim.static_sparse`.
+:func:`redraw` returns only parameters. The new parameters have the structure, shapes and dtypes of
+the given ones. Only kernels change; biases, norms and all other leaves are copied, so that one
+start may be donated without the others.
 
 Each new kernel and its mask have the sharding of the kernel that was given, eagerly and under
-:func:`jax.jit`, along auto and explicit axes of a mesh. Of a kernel that :func:`exact_orthogonal`,
-:func:`sparsity_aware_orthogonal` or :func:`redraw` draws, its shape is enough, a
-:class:`jax.ShapeDtypeStruct` of :func:`jax.eval_shape` or ``nnx.eval_shape``, with or without a
-sharding; all other leaves need values. :func:`exact_orthogonal` draws large kernels into their
-shards, and every mesh gives the same bits:
+:func:`jax.jit`, along auto and explicit axes of a mesh. For the kernels that
+:func:`exact_orthogonal`, :func:`sparsity_aware_orthogonal` or :func:`redraw` draws, shapes are
+enough: a :class:`jax.ShapeDtypeStruct` of :func:`jax.eval_shape` or ``nnx.eval_shape``, with or
+without a sharding. All other leaves need values. :func:`exact_orthogonal` draws large kernels into
+their shards, and every mesh gives the same bits:
 
-* A kernel, or its shape, with a sharding that can be seen is never held by one device. Devices
-  exchange counts, and once their parts of the matrix; nothing is gathered.
-* Under ``jax.jit(..., out_shardings=...)`` the shardings cannot be seen. Enter the mesh with
-  :func:`jax.set_mesh`, so that columns are divided among its devices. Along two or more axes of a
-  mesh the compiler may gather a kernel to bring it into another order; a sharding on its shape
-  spares that.
-* A matrix with balanced outputs is drawn as a whole by each device.
+* If a kernel, or its shape, has a sharding that the function can see, no device holds the whole
+  kernel. Devices exchange counts, and once their parts of the matrix; nothing is gathered.
+* Under ``jax.jit(..., out_shardings=...)`` the function cannot see the shardings. Enter the mesh
+  with :func:`jax.set_mesh`, so that columns are divided among its devices. Along two or more axes
+  of a mesh the compiler may gather a kernel to reorder it; a sharding on its shape avoids this.
+* For balanced outputs, each device draws the whole matrix.
 
 A kernel of two axes, ``(inputs, outputs)``, is linear; one of more, ``(*taps, inputs, outputs)``,
 is a convolution. Stacks of layers, as a scan stores them, groups of channels and transposed

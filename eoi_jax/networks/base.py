@@ -24,7 +24,7 @@ class SparseInit(NamedTuple):
     """A sparse start of a network.
 
     Attributes:
-        params: The parameters, exactly zero off the mask.
+        params: The parameters, exactly zero outside the mask.
         mask: Which weights may be non-zero; a weight on the mask may still start at zero.
     """
 
@@ -70,27 +70,27 @@ def rescaled(
 ) -> SparseInit:
     r"""Keep the weights of a dense start on a mask, rescaled to the mask's fan-in.
 
-    A dense start of variance :math:`c / n` for a fan-in of :math:`n` has the variance
-    :math:`c / n` on a mask too, though only :math:`k` of the :math:`n` weights of a unit are left:
-    signals shrink by :math:`k / n` at each layer. Here
+    A dense start has weights of variance :math:`c / n` for a fan-in of :math:`n`. A mask leaves
+    only :math:`k` of the :math:`n` weights of a unit, with the same variance, so the squared norm
+    of signals shrinks by :math:`k / n` at each layer. This function corrects that:
 
-    .. math:: W \leftarrow M \odot W \sqrt{n / k},
+    .. math:: W \leftarrow M \odot W \sqrt{n / k}.
 
-    which is the sparse form of He's, LeCun's and Glorot's starts. With ``per="layer"`` :math:`k`
-    is the mean over the units, and the factor :math:`1 / \sqrt{d}` of the layer's density
-    :math:`d`; with ``per="unit"`` each unit has its own :math:`k`. It is the baseline that
-    orthogonal sparse starts are to be held against; :func:`masked` leaves the weights as they are.
+    The result is the sparse variant of He's, LeCun's and Glorot's starts. With ``per="layer"``,
+    :math:`k` is the mean over the units, so the factor is :math:`1 / \sqrt{d}` for the layer's
+    density :math:`d`; with ``per="unit"`` each unit has a :math:`k` of its own. Use it as the
+    baseline for orthogonal sparse starts. :func:`masked` does not rescale the weights.
 
     Args:
         params: A pytree of arrays, drawn as for a dense network.
         mask: A mask of its structure.
-        per: ``"layer"`` or ``"unit"``: an entry of the axes of outputs.
+        per: ``"layer"`` or ``"unit"``; a unit is one index along the axes of outputs.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers, each with a density
-            of its own, and which axes are outputs; by default what
-            :func:`eoi_jax.layouts.by_name` tells.
+            of its own, and which axes are outputs; by default
+            :func:`eoi_jax.layouts.by_name`.
 
     Returns:
-        The parameters, and the mask. A unit without weights, or a layer, stays zero.
+        The parameters, and the mask. A unit or a layer without weights stays zero.
 
     Raises:
         ValueError: If the mask does not fit the parameters, or for another ``per``.
@@ -141,10 +141,11 @@ def redraw(
     where: Where = masks.is_kernel,
     layout: LayoutOf | None = None,
 ) -> Params:
-    """Draw every kernel anew, each layer of a stack and each matrix of a layer by itself.
+    """Draw new values for every kernel, for each layer of a stack and each matrix separately.
 
-    As a sanity control: a method whose masks do as well with other weights has found a mask, and
-    not weights that win (Frankle et al., "Pruning Neural Networks at Initialization", 2021).
+    Use it as a control for pruning methods: if a mask does as well with newly drawn weights, the
+    mask matters and not the original weights (Frankle et al., "Pruning Neural Networks at
+    Initialization", ICLR 2021).
 
     Args:
         key: A random key.
@@ -153,8 +154,8 @@ def redraw(
             ``jax.nn.initializers.lecun_normal()``.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers, and which axes are
-            inputs and outputs: ``kernel_init`` sees the shape ``(*taps, inputs, outputs)``. By
-            default what :func:`eoi_jax.layouts.by_name` tells.
+            inputs and outputs: ``kernel_init`` gets the shape ``(*taps, inputs, outputs)``. By
+            default :func:`eoi_jax.layouts.by_name`.
 
     Returns:
         A tree of the structure, shapes and dtypes of ``params``.

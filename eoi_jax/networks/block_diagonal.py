@@ -58,9 +58,9 @@ def sparsity_aware_orthogonal(
         The parameters, and a mask of the densities ``degree / n`` of square layers and 1 of others.
 
     Raises:
-        ValueError: If ``where`` selects no leaf, if a density is no degree over the
-            width that the method can do (the nearest that are: in the message), if it differs
-            within a stack, or is traced.
+        ValueError: If ``where`` selects no leaf, if a density is not a possible degree divided by
+            the width (the message names the nearest possible densities), if it differs within a
+            stack, or is traced.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A start whose mask and weights are drawn at once, every layer exactly orthogonal (EOI)."""
+"""A start that draws mask and weights together, with every layer exactly orthogonal (EOI)."""
 
 from __future__ import annotations
 
@@ -65,81 +65,83 @@ def exact_orthogonal(
     where: Where = trees.is_kernel,
     layout: LayoutOf | None = None,
 ) -> SparseInit:
-    r"""Draw mask and weights of a network at once, every layer exactly orthogonal (EOI).
+    r"""Draw mask and weights of a network together, every layer exactly orthogonal (EOI).
 
     A layer of :math:`s` weights and density :math:`d` has the budget
     :math:`b = \lfloor d s + 1/2 \rfloor`, and its mask unmasks exactly :math:`b` weights.
 
     * A linear layer is the matrix of :func:`eoi_jax.sparse_orthogonal.orthogonal`, stopped before
-      the first rotation that would exceed the budget. Uniformly random further weights, zero at
-      the start, are unmasked up to it.
+      the first rotation that would exceed the budget. Then further weights, zero at the start, are
+      unmasked uniformly at random until the budget is reached.
     * A convolution of :math:`k` taps has such a matrix of density
-      :math:`d_H = \min(d k, \sqrt{d}, 1)`, each entry at one tap (``taps``), and zeros elsewhere;
-      random weights of the whole kernel are unmasked up to the budget. Each group has a matrix of
-      its own.
+      :math:`d_H = \min(d k, \sqrt{d}, 1)`, each entry at one tap (``taps``), and zeros elsewhere.
+      Random further weights of the whole kernel are unmasked until the budget is reached. Each
+      group has a matrix of its own.
 
-    So the weights are orthogonal whatever the method that chose the densities, and the count is
-    that method's to the last weight.
+    So the weights are orthogonal with the densities of any method, and the mask has exactly as many
+    weights as that method's mask.
 
     Args:
         key: A random key.
-        params: A pytree of arrays: the shapes and dtypes of the kernels, for which a
-            :class:`jax.ShapeDtypeStruct` is enough, and all other leaves. A kernel is drawn into
-            the shards that its sharding asks for.
+        params: A pytree of arrays. Only the shapes and dtypes of the kernels are used, so a
+            :class:`jax.ShapeDtypeStruct` is enough for them; all other leaves need values. A kernel
+            is drawn into the shards of its sharding.
         densities: A number for every kernel, or a tree of the structure of ``params``: the
             densities of any method's mask (:func:`eoi_jax.masks.densities`, with ``layout=`` for
             stacks) or of :mod:`eoi_jax.budgets`. A single number for a stack of layers is shared
             among them evenly. Static: budgets are computed on the host.
-        scale: The singular value of every layer; or ``"he"``, for layers before a normalization:
-            each kernel's :math:`\lVert W \rVert_F^2` is :math:`2 d\, c_\text{out}`, as that of
-            masked He weights, of which the normalization divides the learning rate; or a function
-            ``(path, kernel shape, density) -> number``, called on the host for each layer of each
-            kernel with the shape of one layer, ``(*taps, inputs, outputs)`` with each fan in one
-            axis, and the density of its mask.
-        taps: Where the entries of a convolution's matrix stand: ``"center"`` (the paper's),
-            ``"spread"`` or ``"spread_both"``, all exactly isometric under circular padding; with
-            zeros around 32 x 32 pixels a spread 3 x 3 layer loses about 4 % of the energy. See
-            :func:`eoi_jax.initializers.conv`.
+        scale: The singular value of every layer. Or ``"he"``, for layers before a normalization:
+            each kernel's :math:`\lVert W \rVert_F^2` is :math:`2 d\, c_\text{out}`, as for masked
+            He weights. (A normalization makes the effective learning rate inversely proportional to
+            this norm.) Or a function ``(path, kernel shape, density) -> number``. It is called on the host for each
+            layer of each kernel, with the shape of one layer, ``(*taps, inputs, outputs)`` with
+            each fan in one axis, and the density of its mask.
+        taps: The taps of the entries of a convolution's matrix: ``"center"`` (the paper's),
+            ``"spread"`` or ``"spread_both"``. All are exactly isometric under circular padding;
+            with zeros around 32 x 32 pixels a 3 x 3 layer with spread taps loses about 4 % of the
+            energy. See :func:`eoi_jax.initializers.conv`.
         strides: ``(path, leaf) -> int or one for each axis of the window``, the strides of a
             convolution, and 1 for all other kernels. A strided kernel is then an exact isometry or
-            co-isometry from all pixels, with one matrix under each group's inputs of all phases,
-            where :math:`k` is the number of taps for each phase. Without, it subsamples: at stride
-            2 a layer that does not lose channels keeps a quarter of the energy of white noise.
-        balance_outputs: Whether, in layers with more outputs than inputs, no output's norm is below
-            half of its fair share, so that no filter is dead before a normalization; see
-            :func:`eoi_jax.initializers.conv`. Default: in convolutions with spread taps, where the
-            budget has a non-zero for each output (and so has ``center_density``, if given). With
-            ``True`` every wide layer, linear ones too, needs a budget of so many: what has less is
-            ``infeasible``. ``False`` reproduces the paper.
-        center_density: Density of a convolution's center tap, in [1/max(inputs, outputs), 1], or
-            ``"density"``, each layer's own, the paper's choice for its network of 1000 layers;
-            default by the rule above. A layer whose budget it exceeds gets what the budget allows.
+            co-isometry from all pixels: each group has one matrix whose rows are its inputs in all
+            phases, and :math:`k` is the number of taps for each phase. Without ``strides`` such a
+            layer subsamples: at stride 2, if it does not reduce the channels, it keeps a quarter
+            of the energy of white noise.
+        balance_outputs: Whether, in layers with more outputs than inputs, each output has a norm
+            of at least half of the root mean square, so that no filter before a normalization is
+            dead; see :func:`eoi_jax.initializers.conv`. Default: True in convolutions with spread
+            taps whose budget (and ``center_density``, if given) allows a non-zero for each output.
+            With ``True`` every layer with more outputs than inputs, also a linear one, needs such a
+            budget; a layer with less is ``infeasible``. ``False`` reproduces the paper.
+        center_density: Density of a convolution's center tap, in [1/max(inputs, outputs), 1]; or
+            ``"density"``, the density of each layer, which is the paper's choice for its network of
+            1000 layers. Default: the rule above. If it exceeds a layer's budget, the layer gets
+            what the budget allows.
         infeasible: What to do where a budget is below the :math:`\min(n, m)` non-zeros that each
-            matrix of a layer needs: ``"raise"``, or ``"redistribute"``: such layers get what they
-            need, and the others give it, each in proportion to what it has above its need. The
-            count of the whole network stays the same.
+            matrix of a layer needs. ``"raise"`` raises an error. ``"redistribute"`` gives such
+            layers what they need, and takes it from the others, in proportion to what each has
+            above its need. The count of the whole network stays the same.
         variant: ``"eoi"``, or ``"eis"``, a variant of the authors: :math:`d_H = d`, and all taps
-            are unmasked wherever :math:`H` is not zero (the few weights that then are left of
-            the budget anywhere). It needs :math:`k` times the non-zeros.
+            are unmasked wherever :math:`H` is not zero (the few weights that are then left of the
+            budget are unmasked anywhere). It needs :math:`k` times the non-zeros.
         angles: Law of the rotation angles.
         planes: Law of the rotations' planes, of :mod:`eoi_jax.planes`; for layers of several sizes
             :func:`eoi_jax.planes.within` takes a function of the size.
         permute: Permute channels at random and draw signs.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or grouped, and which
-            axes are inputs and outputs; by default :func:`eoi_jax.layouts.by_name`, which knows
-            the attention of Flax, Equinox and GPT-2, each kernel one isometry, or one for each of
-            q, k and v where they are fused.
+            axes are inputs and outputs. Default: :func:`eoi_jax.layouts.by_name`, which recognizes
+            the attention of Flax, Equinox and GPT-2: each kernel is one isometry, or one for each
+            of q, k and v where they are fused.
 
     Returns:
-        The parameters, and a mask with exactly as many unmasked weights as the budgets sum to.
+        The parameters, and a mask whose count is exactly the sum of the budgets.
 
     Raises:
         ValueError: If ``where`` selects no leaf, if a density is out of range, above that of
             ``planes`` or traced, if a layout does not fit its leaf, if ``planes`` is no law of
-            planes or one of another size, if strides do not fit a kernel's window, or if budgets
-            are below what orthogonal matrices or ``balance_outputs=True`` need: the message lists
-            the layers; if a leaf that is no kernel is a shape without values.
+            planes or a law of another size, if strides do not fit a kernel's window, if budgets
+            are below what orthogonal matrices or ``balance_outputs=True`` need (the message lists
+            the layers), or if a leaf that is no kernel is a shape without values.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -151,9 +153,9 @@ def exact_orthogonal(
         >>> bool(eoi.spectrum.orthogonality_error(start.params["kernel"]) < 1e-5)
         True
 
-        Parameters of several devices, drawn where they belong; biases and norms by the model
-        itself, in the same program. ``None`` leaves the masks to the compiler, which divides them
-        as their kernels or further; give shardings in its place to demand them:
+        Parameters drawn into their shards on several devices; the model itself draws biases and
+        norms, in the same program. ``None`` lets the compiler choose the shardings of the masks,
+        which it divides as their kernels or further; pass shardings in its place to set them:
 
         >>> import flax.linen as nn
         >>> from jax.sharding import NamedSharding, PartitionSpec

@@ -28,24 +28,24 @@ def approximate_isometry(
     tolerance: float | None = None,
     layout: LayoutOf | None = None,
 ) -> SparseInit:
-    r"""Bring the values on a mask close to orthogonal, layer by layer: approximated isometry (AI).
+    r"""Bring the values on a mask close to orthogonal, layer by layer: approximate isometry (AI).
 
     The paper minimizes :math:`\sum_l \lVert W_l W_l^\top - \text{scale}^2 I\rVert_F` over the
     unmasked weights, where a convolution counts as the matrix of all its taps and inputs against
-    its outputs. The layers do not share weights, so each is solved by itself; see
+    its outputs. The layers do not share weights, so each is solved separately; see
     :func:`eoi_jax.isometry.approximate_isometry` for the objectives and what they reach.
 
     Args:
-        params: A pytree of arrays, drawn as for a dense network: where the descent starts.
+        params: A pytree of arrays, drawn as for a dense network. The descent starts from them.
         mask: A mask of its structure.
-        scale: The singular value aimed at.
+        scale: The target of the singular values.
         objective: ``"frobenius"``, the paper's, or ``"log_det"``.
-        num_steps: Steps of descent, the most for ``"log_det"``. The paper takes 10 000, and 1000
-            for its networks of 1000 layers.
+        num_steps: Number of steps of descent; for ``"log_det"`` the largest number. The paper takes
+            10 000, and 1000 for its networks of 1000 layers.
         learning_rate: The step size; default by objective.
         tolerance: When ``"log_det"`` stops; default by objective.
         layout: ``(path, leaf) -> Layout``: each layer of a stack and each group is a matrix of
-            its own, and an ambiguous shape is explained.
+            its own. Needed for ambiguous shapes.
 
     Returns:
         The parameters, and the mask.
