@@ -188,7 +188,8 @@ def rigl(
         inner: Any Optax optimizer or chain, with its clipping, weight decay and accumulation.
         mask: The mask to start from, of the parameters' structure, or a function that makes a mask
             from the parameters, such as :func:`eoi_jax.masks.support`. Leaves with a scalar
-            ``True`` stay dense. A kernel without a masked weight has nothing to grow and stays as it is.
+            ``True`` stay dense. A kernel without a masked weight has nothing to grow and does not
+            change.
         update_every: The period :math:`\Delta T`, in [1, 2^31): one mask update each.
         drop_fraction: The fraction :math:`\alpha` of a kernel's unmasked weights to drop, in
             [0, 1), or a schedule ``step -> fraction``. A schedule's value is limited by the numbers

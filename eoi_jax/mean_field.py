@@ -1,12 +1,13 @@
-"""Mean-field theory of deep random networks: critical gains and the spectra that they give.
+"""Mean-field theory of deep random networks: critical gains and predicted spectra.
 
 Use it to choose the gain of a deep network before training, and to compare measured singular values
 with what theory predicts.
 
 A wide layer ``h' = W φ(h) + b``, ``W`` of variance ``σ_w² / fan_in`` and ``b ~ N(0, σ_b²)``, has
 Gaussian preactivations of variance ``q' = σ_w² E[φ(√q z)²] + σ_b²``, ``z ~ N(0, 1)``. Its Jacobian
-has the mean squared singular value ``χ = σ_w² E[φ'(√q z)²]``: gradients vanish with depth below 1
-and explode above. Nothing is traced: numbers in and out are float64, expectations good to 1e-12.
+has the mean squared singular value ``χ = σ_w² E[φ'(√q z)²]``: gradients vanish with depth if χ is
+below 1, and explode if it is above. Nothing is traced: arguments and results are float64, and
+expectations have an error of 1e-12.
 
 References:
     Poole et al., "Exponential expressivity in deep neural networks through transient chaos",
@@ -47,16 +48,24 @@ _Function: TypeAlias = Callable[[Any], Any]
 
 
 class Activation(NamedTuple):
-    """An activation function that the module has no name for.
+    """An activation function without a name in this module, with its derivative.
 
     Attributes:
-        function: Maps a float64 array of NumPy to one of its shape, elementwise; functions of JAX
-            compute in float64 here.
-        derivative: Its derivative; None takes that of polynomials that meet the function to
-            rounding, for which kinks are searched. It is good to 1e-10 of the largest slope, and
-            to 1e-3 for a function that computes in float32.
-        kinks: Where the function or its derivative jumps. Kinks are found without a derivative;
-            jumps of the function are found and refused, unless they are given here.
+        function: Maps a float64 array of NumPy to an array of the same shape, elementwise;
+            functions of JAX compute in float64 here.
+        derivative: The derivative of the function. With None it is found from polynomials that
+            agree with the function up to rounding, and kinks are searched. The derivative then has
+            an error of 1e-10 of the largest slope, or of 1e-3 for a function that computes in
+            float32.
+        kinks: Where the function or its derivative jumps. Without a derivative, kinks are found;
+            jumps of the function are found too, and refused unless they are listed here.
+
+    Example:
+        >>> import numpy as np
+        >>> from eoi_jax import mean_field
+        >>> sine = mean_field.Activation(np.sin, np.cos)
+        >>> round(mean_field.critical_gain(sine, q=0.0), 6)
+        1.0
     """
 
     function: _Function
@@ -65,17 +74,19 @@ class Activation(NamedTuple):
 
 
 class PredictedSpectrum(NamedTuple):
-    """A law of singular values: a density on a grid, and atoms.
+    """A distribution of singular values: a density on a grid, and atoms.
 
-    The density can be infinite at an end: integrate with ``mass_below``. Wasserstein-1 distance of
-    ``n`` sorted values: ``abs(values - quantile((arange(n) + 0.5) / n)).mean()``.
+    :func:`predicted_singular_values` returns it. The density can be infinite at an end: integrate
+    with ``mass_below``. The Wasserstein-1 distance of ``n`` sorted values from it is
+    ``abs(values - quantile((arange(n) + 0.5) / n)).mean()``.
 
     Attributes:
-        grid: Increasing singular values, ``(n,)``; a lone 0 of no mass if there are only atoms.
-        density: Density at each of them, ``(n,)``; its integral is one minus the mass of the atoms.
-        mass_below: Mass of the density, atoms left out, below each of them, ``(n,)``.
+        grid: Increasing singular values, ``(n,)``; a single 0 without mass if there are only atoms.
+        density: Density at each grid point, ``(n,)``; its integral is one minus the mass of the
+            atoms.
+        mass_below: Mass of the density below each grid point, without atoms, ``(n,)``.
         atoms: Increasing singular values of positive mass, ``(k,)``.
-        atom_masses: These masses, ``(k,)``.
+        atom_masses: The masses of the atoms, ``(k,)``.
     """
 
     grid: _Floats
@@ -91,7 +102,7 @@ class PredictedSpectrum(NamedTuple):
         return np.minimum(atoms + np.interp(values, self.grid, self.mass_below, left=0.0), 1.0)
 
     def quantile(self, fractions: float | _Floats) -> _Floats:
-        """Singular value that this fraction of them, in [0, 1], is at most."""
+        """Smallest value such that this fraction of singular values, in [0, 1], is at most it."""
         return np.asarray(np.interp(fractions, *self._corners()))
 
     def moments(self, count: int = 2) -> _Floats:
@@ -116,10 +127,10 @@ _ActivationLike: TypeAlias = str | Activation | _Function
 
 
 def fixed_point(activation: _ActivationLike, sigma_w: float, sigma_b: float) -> float:
-    r"""Variance of the preactivations that deep layers settle at.
+    r"""Variance to which the preactivations of deep layers converge.
 
     The largest stable fixed point of :math:`q \mapsto \sigma_w^2 \mathbb{E}[\varphi(\sqrt{q}
-    z)^2] + \sigma_b^2`; 0 where all signals die.
+    z)^2] + \sigma_b^2`; 0 where all signals vanish.
 
     Args:
         activation: ``"identity"``, ``"linear"``, ``"tanh"``, ``"hard_tanh"``, ``"relu"``,
@@ -181,7 +192,7 @@ def chi(activation: _ActivationLike, sigma_w: float, q: float) -> float:
         q: Variance of the preactivations, at least 0; 0 is the limit from above.
 
     Returns:
-        ``χ = σ_w² E[φ'(√q z)²]``; squared gradients grow by this factor a layer.
+        ``χ = σ_w² E[φ'(√q z)²]``; squared gradients grow by this factor in each layer.
 
     Raises:
         ValueError: For an argument outside its range, or an activation that has no slope there,
@@ -208,7 +219,7 @@ def critical_gain(activation: _ActivationLike, q: float = 0.0) -> float:
         q: Variance of the preactivations, at least 0; 0 is the limit from above.
 
     Returns:
-        ``σ_w = E[φ'(√q z)²]^(-1/2)``. :func:`critical_line` adds the biases that hold ``q``.
+        ``σ_w = E[φ'(√q z)²]^(-1/2)``. :func:`critical_line` adds the biases that keep ``q`` fixed.
 
     Raises:
         ValueError: For an argument outside its range, or an activation that has no slope there,
@@ -322,10 +333,12 @@ def predicted_singular_values(
     .. math:: x\, G_{JJ^T}(x) = w\, G_{D^2}(w), \qquad
         x = \sigma_w^{2L} w\, f^{L-1}, \qquad f = w - 1 / G_{D^2}(w).
 
-    One angle on each half circle of ``w``, root of a monotone function, makes ``x`` real. The mass
-    above is :math:`(L\, \mathbb{E} \arg(1 - D^2 / w) + (L - 1) \arg(w\, G_{D^2}(w))) / \pi`. An
-    atom ``a`` of ``|φ'|`` of mass ``p`` leaves ``1 - L (1 - p)`` at ``(σ_w a)^L``; ``p`` if 0.
-    Quantiles err by about 1e-4 relative; a slope below 1e-50 of the largest counts as 0.
+    On each half circle of ``w``, ``x`` is real at one angle, the root of a monotone function. The
+    mass above ``x`` is
+    :math:`(L\, \mathbb{E} \arg(1 - D^2 / w) + (L - 1) \arg(w\, G_{D^2}(w))) / \pi`. An atom
+    ``a > 0`` of ``|φ'|`` of mass ``p`` gives an atom of mass ``1 - L (1 - p)``, if positive, at
+    ``(σ_w a)^L``; an atom at 0 keeps its mass ``p``. Quantiles have a relative error of about 1e-4;
+    a slope below 1e-50 of the largest counts as 0.
 
     Args:
         activation: A name such as ``"tanh"`` (:func:`fixed_point` lists them), an

@@ -1,23 +1,24 @@
-"""Sparse networks in files: weights, masks and what was measured of them, in safetensors.
+"""Sparse networks in safetensors files: weights, masks and measurements.
 
-Each leaf of the parameters is a dense tensor under its path, the keys joined by ``/`` as in
-``block/conv/kernel``. Inside a key ``~`` is written ``~0`` and ``/`` is written ``~1`` (RFC 6901),
-so the names of Haiku's modules come back as they were. The ``value`` attribute in which NNX keeps
-an array is no part of a path. A path has at most 100 keys, and only characters that can be printed.
+Each leaf of the parameters is a dense tensor. Its name is the path, with the keys joined by ``/``
+as in ``block/conv/kernel``. Inside a key ``~`` is written ``~0`` and ``/`` is written ``~1`` (RFC
+6901), so the names of Haiku's modules are restored. The ``value`` attribute in which NNX keeps an
+array is no part of a path. A path has at most 100 keys, and only printable characters.
 
-Each leaf whose mask is an array has a second tensor, its path and ``~mask``: the mask's bits in the
-order of the weights, eight to a byte, the first in the highest bit, as :func:`numpy.packbits` packs
-them. That is one bit a weight, 1/32 of float32 weights.
+Each leaf whose mask is an array has a second tensor, named by its path and ``~mask``: the bits of
+the mask in the order of the weights, eight to a byte, the first in the highest bit, as
+:func:`numpy.packbits` packs them. This is one bit for each weight, 1/32 of float32 weights.
 
-The file's metadata have one entry, ``eoi_jax``, in JSON: the number of the format, versions, and of
-every leaf its dtype and shape, and of a kernel the layout if one was given; of one with a mask also
-how many weights it keeps, its density and, of a kernel whose axes are known, the largest of its
-:func:`eoi_jax.spectrum.kernel_orthogonality_errors`. ``sha256`` in it has digests: under
-``tensors`` of the bytes of each tensor, and under ``records`` of all else in the entry, as
-:func:`json.dumps` writes it.
+The metadata of the file have one entry, ``eoi_jax``, in JSON. It has the number of the format,
+versions, and for every leaf the dtype and shape, and the layout of a kernel if one was given. For a
+leaf with a mask it also has the number of kept weights, the density and, for a kernel whose axes
+are known, the largest of its :func:`eoi_jax.spectrum.kernel_orthogonality_errors`. ``sha256`` has
+digests: under ``tensors`` those of the bytes of each tensor, and under ``records`` that of
+everything else in the entry, as :func:`json.dumps` writes it.
 
-The format holds no code and nothing is unpickled. :func:`load` says what it verifies. Digests tell
-of damage, not of who wrote a file: measure what matters in a file from a stranger.
+The format contains no code, and nothing is unpickled. The docstring of :func:`load` lists what is
+verified. Digests detect damage, but anyone can write a file with valid digests: if a file comes
+from a source that you do not trust, measure what matters to you again.
 """
 
 from __future__ import annotations
@@ -68,15 +69,15 @@ class _Leaf(NamedTuple):
 
 
 class SavedNetwork(NamedTuple):
-    """What a file holds.
+    """The content of a file, as :func:`load` returns it.
 
     Attributes:
-        params: The parameters, exactly zero off the mask.
+        params: The parameters, exactly zero outside the mask.
         mask: Which weights may be non-zero.
         metadata: The file's records, a dict: ``"format"``, ``"versions"``, ``"leaves"``, which has
-            the records of each leaf by its path, ``"user"``, what the user gave to :func:`save`,
-            and ``"sha256"``, the digests. An ``"orthogonality_error"`` is as recorded, not measured
-            again.
+            the records of each leaf by its path, ``"user"``, the ``metadata`` given to
+            :func:`save`, and ``"sha256"``, the digests. An ``"orthogonality_error"`` is the
+            recorded value; it is not measured again.
     """
 
     params: Params
@@ -84,7 +85,7 @@ class SavedNetwork(NamedTuple):
     metadata: dict[str, Any]
 
     def layout(self, path: tuple[Any, ...], leaf: Any) -> Layout:
-        """Return how a leaf is read, as recorded: pass it on as ``layout=saved.layout``."""
+        """Return the recorded layout of a leaf. Pass this method as ``layout=saved.layout``."""
         del leaf
         name, records = _name(path), self.metadata["leaves"]
         if name not in records:
@@ -103,38 +104,38 @@ def save(
     metadata: Any = None,
     layout: LayoutOf | None = None,
 ) -> None:
-    """Write a sparse network to a file, in safetensors.
+    """Write a sparse network to a safetensors file.
 
-    The file is complete or not there: it is written under another name and then renamed, and
-    replaces an older one; any number of threads and processes may write one path. A mask takes one
-    bit a weight, 1/32 of what float32 weights take; the weights are stored dense, so any program
-    that reads safetensors can use them. Arrays may be sharded in any way, and those of NumPy have
-    any byte order: what is written, and measured, are their values on the host.
+    The file is either complete or not there: it is written under another name and then renamed,
+    and replaces an older file. Any number of threads and processes may write one path. A mask takes
+    one bit for each weight, 1/32 of float32 weights. The weights are stored dense, so any program
+    that reads safetensors can use them. Arrays may have any sharding, and arrays of NumPy any byte
+    order: their values on the host are written and measured.
 
     Args:
         path: The file, usually ``*.safetensors``, in a folder that exists.
-        params: A pytree of arrays, zero off the mask: the parameters, or all variables with batch
-            statistics. Of an Equinox module its arrays, ``eqx.filter(model,
-            eqx.is_inexact_array)``; of an NNX model ``nnx.state(model, nnx.Param)``, or with
+        params: A pytree of arrays, zero outside the mask: the parameters, or all variables with
+            batch statistics. For an Equinox module pass ``eqx.filter(model,
+            eqx.is_inexact_array)``; for an NNX model ``nnx.state(model, nnx.Param)``, or with
             statistics ``nnx.state(model, (nnx.Param, nnx.BatchStat))``.
-        mask: A mask of its structure, as :func:`eoi_jax.masks.support` makes it or as the state of
-            an optimizer has it: ``optax.tree.get(state, "mask")``.
-        metadata: Anything that JSON gives back as it was, found again under ``metadata["user"]``:
-            no tuples, and no keys other than strings.
+        mask: A mask of the structure of ``params``, as from :func:`eoi_jax.masks.support` or from
+            the state of an optimizer: ``optax.tree.get(state, "mask")``.
+        metadata: Any value that JSON restores exactly, so without tuples and with only strings as
+            keys. :func:`load` returns it under ``metadata["user"]``.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or have groups. It is
-            asked for the leaves that :func:`eoi_jax.masks.is_kernel` names, and recorded. Without
-            it only kernels of two axes have an orthogonality error: one of more may be a
-            convolution or a stack of layers, and is not guessed.
+            called for the leaves that :func:`eoi_jax.masks.is_kernel` accepts, and recorded.
+            Without it only kernels of two axes get an orthogonality error, since a kernel of more
+            axes may be a convolution or a stack of layers.
 
     Returns:
         Nothing.
 
     Raises:
-        ValueError: If the mask does not fit; if a weight off the mask is not zero, or any weight is
-            not finite; if a leaf is no array, a random key or of a dtype that the format has not;
-            if two leaves would have one name, or one a name that cannot be printed or has more than
-            100 keys; if JSON does not give back the metadata.
-        OSError: If the file cannot be written, as on a full disk. The old file is as it was.
+        ValueError: If the mask does not fit; if a weight outside the mask is not zero, or any
+            weight is not finite; if a leaf is no array, a random key or of a dtype that the format
+            does not have; if two leaves would have the same name, or a name cannot be printed or
+            has more than 100 keys; if JSON does not restore the metadata exactly.
+        OSError: If the file cannot be written, as on a full disk. The old file does not change.
 
     Example:
         >>> import pathlib, tempfile
@@ -177,30 +178,30 @@ def save(
 def load(path: str | os.PathLike[str], like: Params | None = None) -> SavedNetwork:
     """Read a sparse network that :func:`save` wrote, and verify it.
 
-    Verified are the digests of all tensors and of all records, so that the file is bit for bit what
-    was written; and of any file the names, shapes and dtypes of all tensors, a mask of the right
-    size for each leaf that has one, the number of weights that it keeps and their density, zeros
-    off the mask, and that all weights are finite and all booleans are 0 or 1. A file of an earlier
-    version has no digests: it is read with a warning, and what changed in its weights, versions,
-    layouts, orthogonality errors and the user's metadata would not be noticed. Whoever writes a
-    file can write fitting digests too: they tell of damage, not of intent.
+    The digests of all tensors and of all records are verified, so the file is bit for bit what was
+    written. Also verified are the names, shapes and dtypes of all tensors, the sizes, counts and
+    densities of masks, that weights outside the mask are zero, that all weights are finite, and
+    that all booleans are 0 or 1. A file of an earlier version has no digests: it is read with a
+    warning, and changes of its weights, versions, layouts, orthogonality errors and the user's
+    metadata would not be noticed. Digests detect damage, but not manipulation: anyone who writes a
+    file can write valid digests too.
 
     Args:
         path: The file.
         like: A pytree of the structure, shapes and dtypes that were saved, of arrays or
-            :class:`jax.ShapeDtypeStruct`, as ``jax.eval_shape(model.init, key, x)`` gives. A leaf
-            that has a sharding, or a place that was chosen for it, gives the same to the leaf that
-            is read and to its mask. Default: nested dicts whose keys are strings.
+            :class:`jax.ShapeDtypeStruct`, as ``jax.eval_shape(model.init, key, x)`` gives. If a
+            leaf has a sharding or is committed to a device, the leaf that is read and its mask are
+            placed in the same way. Default: nested dicts whose keys are strings.
 
     Returns:
-        Parameters and mask in the structure of ``like``, and the metadata. Training goes on with
-        ``eoi.static_sparse(optimizer, saved.mask)``.
+        Parameters and mask in the structure of ``like``, and the metadata. To continue training,
+        use ``eoi.static_sparse(optimizer, saved.mask)``.
 
     Raises:
-        ValueError: If the file is none that :func:`save` wrote, is truncated, has a tensor too few
-            or too many, or does not agree with its digests or records; if a name is none that
-            :func:`save` gives; if it does not fit ``like``; if it has 64-bit weights, which JAX has
-            not enabled.
+        ValueError: If the file was not written by :func:`save`, is truncated, has missing or
+            additional tensors, or does not agree with its digests or records; if it has a name that
+            :func:`save` does not write; if it does not fit ``like``; if it has 64-bit weights and
+            JAX has not enabled these dtypes.
         OSError: If there is no file, or it cannot be read.
 
     Example:

@@ -93,9 +93,9 @@ def exact_orthogonal(
         scale: The singular value of every layer. Or ``"he"``, for layers before a normalization:
             each kernel's :math:`\lVert W \rVert_F^2` is :math:`2 d\, c_\text{out}`, as for masked
             He weights. (A normalization makes the effective learning rate inversely proportional to
-            this norm.) Or a function ``(path, kernel shape, density) -> number``. It is called on the host for each
-            layer of each kernel, with the shape of one layer, ``(*taps, inputs, outputs)`` with
-            each fan in one axis, and the density of its mask.
+            this norm.) Or a function ``(path, kernel shape, density) -> number``. It is called on
+            the host for each layer of each kernel, with the shape of one layer,
+            ``(*taps, inputs, outputs)`` with each fan in one axis, and the density of its mask.
         taps: The taps of the entries of a convolution's matrix: ``"center"`` (the paper's),
             ``"spread"`` or ``"spread_both"``. All are exactly isometric under circular padding;
             with zeros around 32 x 32 pixels a 3 x 3 layer with spread taps loses about 4 % of the

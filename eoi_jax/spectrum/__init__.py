@@ -2,14 +2,15 @@
 
 Use ``singular_values`` for whole spectra, ``extreme_singular_values`` and ``spectral_density``
 where a Jacobian is too large to form, ``layerwise`` and ``monitor`` for spectra along depth and
-training, and ``kernel_singular_values`` where kernels alone tell.
+training, and ``kernel_singular_values`` for the kernels, without an input.
 
 A function is dynamically isometric at an input when all singular values of its input–output
 Jacobian there are 1. A function ``fn`` maps *one* example (no batch axis) to one array, and ``x``
-has a leading batch axis; Jacobians are those of the flattened example and the flattened output.
+has a leading batch axis; Jacobians are those of the flattened output with respect to the flattened
+example.
 
-Matrix products run at the highest precision, whatever the platform's default: the bfloat16 and
-TF32 defaults of accelerators are off by 1e-3, where float32 allows 1e-6.
+Matrix products run at the highest precision, on every platform: the bfloat16 and TF32 defaults of
+accelerators have errors of 1e-3, where float32 allows 1e-6.
 
 ``fn`` is traced again at each call. To compile it once for many batches, compile the caller:
 ``jax.jit(lambda x: spectrum.singular_values(fn, x))``.

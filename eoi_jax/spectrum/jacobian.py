@@ -23,7 +23,7 @@ __all__ = [
 
 
 class SpectrumSummary(NamedTuple):
-    """Statistics of a set of singular values, each a scalar array.
+    """Statistics of a set of singular values, from :func:`summarize`; each is a scalar array.
 
     Attributes:
         mean: Arithmetic mean.
@@ -71,7 +71,7 @@ def jacobian(
 
     Returns:
         An array of shape ``(batch, outputs, inputs)``, in the dtype that ``fn`` computes in.
-        Whatever is not finite in it is left as it is.
+        Values that are not finite are returned unchanged.
 
     Raises:
         ValueError: If ``x`` has no batch axis, is empty or is not floating; if ``fn`` returns
@@ -102,16 +102,17 @@ def singular_values(
 
     A Jacobian that is not square is reduced by a QR factorization of its tall orientation,
     :math:`J` or :math:`J^\top = QR`: :math:`R` is as small as the smaller side and has the same
-    singular values. Small ones keep an absolute error of about :math:`10^{-7} \sigma_{\max}`,
-    of which the Gram matrix :math:`JJ^\top` would only leave the square root.
+    singular values. Small singular values have an absolute error of about
+    :math:`10^{-7} \sigma_{\max}`. With the Gram matrix :math:`JJ^\top` this error would be about
+    :math:`\sqrt{10^{-7}} \sigma_{\max}`.
 
     Args:
         fn: Maps an array of shape ``x.shape[1:]`` to one floating array of any shape.
         x: Floating array of shape ``(batch, *example)``.
         mode: ``"forward"``, ``"reverse"``, or ``"auto"``: reverse where ``fn`` has fewer outputs
             than inputs, or has no forward mode, as a function with a ``custom_vjp``.
-        batch_size: How many examples are processed at a time; all by default. Only the values
-            of earlier ones are kept, so a smaller number bounds the memory.
+        batch_size: How many examples are processed at a time; all by default. Of earlier examples
+            only the singular values are kept, so a smaller number bounds the memory.
 
     Returns:
         An array of shape ``(batch, min(outputs, inputs))``, descending along the last axis, in
@@ -149,9 +150,9 @@ def singular_values(
 def summarize(values: Array) -> SpectrumSummary:
     """Summarize singular values, pooled over all axes.
 
-    The mean, the standard deviation, the extremes, their ratio, and the fraction near 1 of all
-    values together: for the values of a batch of examples this is the statistic by which the
-    reference compares initializations.
+    The summary has the mean, the standard deviation, the extremes, their ratio, and the fraction
+    near 1 of all values together. For the values of a batch of examples, this is the statistic by
+    which the reference compares initializations.
 
     Args:
         values: Non-empty real array of any shape.
@@ -190,16 +191,16 @@ def summarize(values: Array) -> SpectrumSummary:
 
 
 def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
-    r"""Largest entry by which a matrix misses orthonormal rows or columns.
+    r"""Distance of a matrix from orthonormal rows or columns: the largest entry of the difference.
 
     .. math:: \max_{ij} \left| (W W^\top / s^2 - I)_{ij} \right| \quad (n \le m),
 
     with :math:`W^\top W` for :math:`n > m`: the Gram matrix of the smaller side.
 
     Args:
-        matrix: Real array of shape ``(..., n, m)``; leading axes are a batch of matrices. Or what
-            has a method ``to_dense``, as a :class:`eoi_jax.blocks.BlockSparse`.
-        scale: ``s``, a non-zero number that the matrix is divided by first.
+        matrix: Real array of shape ``(..., n, m)``; leading axes are a batch of matrices. Or an
+            object with a method ``to_dense``, such as a :class:`eoi_jax.blocks.BlockSparse`.
+        scale: ``s``, a non-zero number by which the matrix is divided first.
 
     Returns:
         An array of shape ``(...)``, in float32 or wider: one error for each matrix, 0 for an
@@ -217,7 +218,7 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
 
     Reference:
         Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024: what exact orthogonality means there.
+        Exact Orthogonal Initialization", ICML 2024, for the definition of exact orthogonality.
     """
     if hasattr(matrix, "to_dense"):
         matrix = matrix.to_dense()

@@ -1,8 +1,8 @@
 """Singular values of the layers of a network, and how far the layers are from orthogonal.
 
-Use it where the kernels alone tell, without an input. A linear layer is its matrix. A convolution
-on a periodic grid is one small matrix for each frequency, which the Fourier transform of the kernel
-gives: no matrix of the size of the grid is ever built.
+Use it to check kernels without an input. A linear layer is its matrix. A convolution on a periodic
+grid is one small matrix for each frequency, given by the Fourier transform of the kernel, so no
+matrix of the size of the grid is built.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ def conv_singular_values(
 ) -> Array:
     r"""All singular values of a convolution with circular padding and stride 1.
 
-    On a periodic grid the convolution is block-diagonal in the Fourier basis. At each frequency
-    :math:`\omega` and for each group stands one matrix,
+    On a periodic grid the convolution is block-diagonal in the Fourier basis. There is one matrix
+    for each frequency :math:`\omega` and each group,
 
     .. math:: \hat K(\omega) = \sum_t e^{-2 \pi i \sum_a \omega_a t_a / n_a} K_t,
 
     and the singular values of the whole map are those of all these matrices. Where the grid is
-    smaller than the kernel, taps that meet on it add up. A kernel with one tap that is not zero
+    smaller than the kernel, taps that meet on it add up. A kernel with only one non-zero tap
     has the singular values of that tap at every frequency.
 
-    With SAME padding by zeros the map is another one, which differs at the border. Strides are
-    not covered.
+    With SAME padding by zeros the map is different at the border, and so are its singular values.
+    Strides are not covered.
 
     Args:
         kernel: Real array ``(*taps, inputs / feature_group_count, outputs)``, as Flax stores it,
             with one to three spatial axes.
         spatial_shape: Sizes of the grid, one for each spatial axis of the kernel, each at least
-            1 and smaller than the kernel or not.
+            1. They may be smaller than the kernel.
         feature_group_count: Into how many groups the channels are divided.
 
     Returns:
@@ -85,14 +85,15 @@ def kernel_singular_values(
 ) -> dict[str, Array]:
     """Singular values of every kernel of a parameter tree, by the name of the kernel.
 
-    A kernel of two axes is the matrix of a linear layer. One of more is a circular convolution of
-    stride 1, whose singular values depend on the grid (:func:`conv_singular_values`), with one
-    exception: if at most one tap of a layer is not zero, as in delta-orthogonal starts and in all
-    convolutions of one tap, then every grid only repeats the values of that tap, and without a
-    spatial shape these are returned once. For other convolutions the spatial shape is required.
+    A kernel of two axes is the matrix of a linear layer. A kernel of more axes is a circular
+    convolution of stride 1, whose singular values depend on the grid
+    (:func:`conv_singular_values`), with one exception: if at most one tap of a layer is not zero,
+    as in delta-orthogonal starts and in all convolutions of one tap, then every grid only repeats
+    the values of that tap. Without a spatial shape these are returned once. For other convolutions
+    the spatial shape is required.
 
-    The result is a flat dict, not a tree: most leaves have no spectrum, and names are what tables
-    and logs take.
+    The result is a flat dict, not a tree, since most leaves have no spectrum. Its keys can be used
+    in tables and logs.
 
     Args:
         params: A pytree of arrays.
@@ -100,8 +101,8 @@ def kernel_singular_values(
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers or have groups;
             required where the shape alone may mean several things, as one of three axes does.
         spatial_shape: The grid of the convolutions: one tuple for all of them, or a function
-            ``(path, leaf) -> tuple``, which is asked for each kernel with taps and may answer
-            None for those with one tap that is not zero.
+            ``(path, leaf) -> tuple``, which is called for each kernel with taps and may return
+            None for those with only one non-zero tap.
 
     Returns:
         A dict from the path of each kernel, such as ``"block/conv/kernel"``, to an array of shape
@@ -110,9 +111,9 @@ def kernel_singular_values(
         was given. A layer that is not finite has NaN for all of its values.
 
     Raises:
-        ValueError: If a convolution with several taps has no spatial shape, or one that does not
-            fit; if its taps are to be looked at and are being traced; if a layout is missing or
-            does not fit its leaf; if ``where`` selects no leaf.
+        ValueError: If a convolution with several taps has no spatial shape, or a shape that does
+            not fit; if its taps are traced, so that zeros cannot be found; if a layout is missing
+            or does not fit its leaf; if ``where`` selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,19 +134,20 @@ def kernel_singular_values(
 def kernel_orthogonality_errors(
     params: Params, *, where: Where = trees.is_kernel, layout: LayoutOf | None = None
 ) -> dict[str, Array]:
-    r"""Largest entry by which each kernel of a parameter tree misses orthogonality, by its name.
+    r"""Distance from orthogonality of every kernel of a parameter tree, by the name of the kernel.
 
     A kernel of two axes is the matrix :math:`W` of a linear layer, and its error is
-    :math:`\max_{ij} |W W^\top - I|_{ij}`, with :math:`W^\top W` for more rows than columns. One of
-    more axes is a circular convolution of stride 1 with the taps
-    :math:`K_t`. On a grid of at least :math:`2 k - 1` positions along an axis of :math:`k` taps it
-    is an orthogonal map, one with orthonormal rows or columns, if and only if
+    :math:`\max_{ij} |W W^\top - I|_{ij}`, with :math:`W^\top W` for more rows than columns. A
+    kernel of more axes is a circular convolution of stride 1 with the taps :math:`K_t`. On a grid
+    of at least :math:`2 k - 1` positions along an axis of :math:`k` taps it
+    is an orthogonal map (with orthonormal rows or columns) if and only if
 
     .. math:: \max_{s, ij} \left| \left( \textstyle\sum_t K_t^{} K_{t + s}^\top
               - \delta_{s 0} I \right)_{ij} \right| = 0,
 
-    with :math:`K_t^\top K_{t + s}^{}` where a group has more inputs than outputs. No grid has to be
-    given. Of a kernel with one tap that is not zero this is the error of that tap.
+    with :math:`K_t^\top K_{t + s}^{}` where a group has more inputs than outputs. This maximum is
+    the error of the kernel. No grid has to be given. For a kernel with only one non-zero tap it is
+    the error of that tap.
 
     Args:
         params: A pytree of real arrays.
@@ -256,8 +258,8 @@ def _only_tap(layers: Array, name: str) -> Array:
     remedy = "Give its grid: spatial_shape=(32, 32), or spatial_shape=lambda path, leaf: ...."
     if checks.is_traced(taps):
         raise ValueError(
-            f"params[{name}] is being traced: which of its {taps.shape[1]} taps are zero is not "
-            f"known, and the spectrum of a convolution of several depends on the grid. {remedy}"
+            f"params[{name}] is being traced, so it is not known which of its {taps.shape[1]} taps "
+            f"are zero, and with several non-zero taps the spectrum depends on the grid. {remedy}"
         )
     used = np.count_nonzero(np.any(np.asarray(taps), axis=(2, 3)), axis=1).max(initial=0)
     if used > 1:

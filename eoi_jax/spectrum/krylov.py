@@ -3,14 +3,14 @@
 Use it where the Jacobian of one example is too large to hold or to factorize.
 
 Let ``B`` map the smaller side of the Jacobian to the larger one: ``J``, or its transpose where
-``fn`` has fewer outputs than inputs. Golub–Kahan bidiagonalization picks orthonormal bases ``V``
-of the smaller side and ``U`` of the larger one, one vector of each a step, for which ``B V = U R``
-with a small upper triangular ``R``. What is asked of ``B`` is then asked of ``R``.
+``fn`` has fewer outputs than inputs. Golub–Kahan bidiagonalization finds orthonormal bases ``V``
+of the smaller side and ``U`` of the larger one, one vector of each in a step, for which
+``B V = U R`` with a small upper triangular ``R``. Singular values are then computed from ``R``.
 
-Two traps shape the code. The subspace that a start can reach may be exhausted early, for an
-isometry after one step: what is left then is rounding, or 0 / 0. And the product with the
-transpose, a separate program, is the transpose only up to rounding, which a thousand layers
-amplify; here it just proposes directions, while ``R`` holds every coefficient of ``B V``.
+The code avoids two traps. First, the subspace that a start can reach may be exhausted early, for
+an isometry after one step: what is left then is rounding, or 0 / 0. Second, the product with the
+transpose is a separate program, and equals the transpose only up to rounding, which a thousand
+layers amplify. So this product is used only to find directions, and ``R`` is computed from ``B V``.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ _Product: TypeAlias = Callable[[Array], Array]
 
 
 class ExtremeSingularValues(NamedTuple):
-    """The ends of the spectrum of each example's Jacobian, arrays of shape ``(batch,)``.
+    """The ends of the spectrum of each example's Jacobian, from :func:`extreme_singular_values`.
+
+    All four are arrays of shape ``(batch,)``.
 
     Attributes:
-        largest: At most the largest singular value.
-        smallest: At least the smallest singular value.
-        largest_residual: Within this distance of ``largest`` there is a singular value.
-        smallest_residual: Within this distance of ``smallest`` there is a singular value.
+        largest: A lower bound of the largest singular value.
+        smallest: An upper bound of the smallest singular value.
+        largest_residual: There is a singular value within this distance of ``largest``.
+        smallest_residual: There is a singular value within this distance of ``smallest``.
     """
 
     largest: Array
@@ -57,13 +59,15 @@ class ExtremeSingularValues(NamedTuple):
 
 
 class SpectralDensity(NamedTuple):
-    """A discrete measure that estimates how each example's singular values are distributed.
+    """A discrete measure that estimates the distribution of each example's singular values.
+
+    :func:`spectral_density` returns it.
 
     Attributes:
         nodes: Estimated singular values, shape ``(batch, num_probes, steps)``, descending along
             the last axis.
-        weights: Their shares, of the same shape, non-negative; those of one example sum to 1,
-            those of one of its probes to ``1 / num_probes``.
+        weights: The weights of the nodes, of the same shape, non-negative. The weights of one
+            example sum to 1, those of one of its probes to ``1 / num_probes``.
     """
 
     nodes: Array
@@ -87,20 +91,20 @@ def extreme_singular_values(
     .. math:: \sigma_{\min}(B) \le \sigma_{\min}(B V_k), \qquad
               \sigma_{\max}(B V_k) \le \sigma_{\max}(B).
 
-    The middle terms are what is returned, so neither end is overstated, and both are exact up
-    to rounding once there are as many steps as the smaller side has entries. The largest value
-    converges in far fewer steps; the smallest only if it stands apart from its neighbors, and
-    near 0 it never does: take its estimate for an upper bound.
+    The middle terms are returned, so the range of the spectrum is never overstated. Both are exact
+    up to rounding once there are as many steps as the smaller side has entries. The largest value
+    converges in far fewer steps. The smallest value converges fast only if it is well separated
+    from the next ones, and near 0 it never is: take its estimate as an upper bound.
 
     With :math:`u, v` the unit vectors of an estimate :math:`\sigma`, :math:`B v = \sigma u`, and
     some singular value is within :math:`\|B^\top u - \sigma v\|` of :math:`\sigma`. This residual
-    shows that an estimate has converged, though not that no value lies beyond it.
+    shows that an estimate has converged, but not that no singular value lies beyond it.
 
-    Where the start reaches no further, a new random direction replaces the missing one, so
-    repeated values, isometries, rank-deficient and zero maps are no special cases.
+    When the subspace is exhausted, a new random direction replaces the missing one, so repeated
+    values, isometries, rank-deficient and zero maps need no special treatment.
 
     Each step takes one product with the Jacobian and one with its transpose, both about as
-    expensive as ``fn``, which is linearized once for an example. The memory is that of one
+    expensive as ``fn``, which is linearized once for each example. The memory is that of one
     backward pass and of ``num_steps * (inputs + outputs)`` numbers.
 
     Args:
@@ -109,8 +113,8 @@ def extreme_singular_values(
             differentiable in reverse mode; the backward pass of a ``custom_vjp`` must be linear.
         x: Floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
             converted to float32.
-        num_steps: How many steps to take, 1 or more. Steps beyond the smaller side, the
-            ``min(outputs, inputs)`` values that there are, are left out.
+        num_steps: How many steps to take, 1 or more. At most ``min(outputs, inputs)`` steps are
+            taken.
         batch_size: How many examples are processed at a time, 1 or more.
 
     Returns:
@@ -152,24 +156,24 @@ def spectral_density(
 ) -> SpectralDensity:
     r"""Distribution of the singular values of the Jacobian of ``fn``, which is never formed.
 
-    Stochastic Lanczos quadrature. With :math:`B` the Jacobian or its transpose, so that it maps
-    the smaller side of :math:`n` entries, and a random unit vector :math:`v`, the eigenvalues of
-    :math:`B^\top B` weighed by the squared components of :math:`v` along its eigenvectors are a
-    measure whose mean over :math:`v` is the spectrum. Of it :math:`k` Golub–Kahan steps from
-    :math:`v` give the Gauss quadrature: :math:`k` nodes :math:`\sigma_i` with weights
-    :math:`w_i`, for which
+    The method is stochastic Lanczos quadrature. Let :math:`B` be the Jacobian or its transpose, so
+    that it maps the smaller side of :math:`n` entries, and :math:`v` a random unit vector. The
+    eigenvalues of :math:`B^\top B`, weighted by the squared components of :math:`v` along the
+    eigenvectors, are a measure whose mean over :math:`v` is the spectrum. :math:`k` Golub–Kahan
+    steps from :math:`v` give the Gauss quadrature of this measure: :math:`k` nodes
+    :math:`\sigma_i` with weights :math:`w_i`, for which
 
     .. math:: \sum_i w_i \sigma_i^{2p} = v^\top (B^\top B)^p\, v, \qquad 0 \le p \le 2k - 1.
 
     The mean over the probes :math:`v` is therefore an unbiased estimate of the moments
     :math:`\operatorname{tr} (B^\top B)^p / n`. Its standard error is
     :math:`s \sqrt{2 / ((n + 2)\, \mathrm{probes})}`, with :math:`s` the standard deviation of
-    :math:`\sigma^{2p}` in the spectrum: the wider the map, the fewer probes it takes, and an
-    isometry takes one. The number of steps is the resolution.
+    :math:`\sigma^{2p}` in the spectrum. So a wider map needs fewer probes, and an isometry needs
+    one. The number of steps sets the resolution.
 
-    Each step takes for each probe one product with the Jacobian and one with its transpose, both
-    about as expensive as ``fn``. ``fn`` is linearized once for an example, whose probes are
-    processed together.
+    Each step takes, for each probe, one product with the Jacobian and one with its transpose, both
+    about as expensive as ``fn``. ``fn`` is linearized once for each example, and the probes of an
+    example are processed together.
 
     Args:
         key: A random key. Each example starts from another random vector.
@@ -178,8 +182,8 @@ def spectral_density(
         x: Floating array of shape ``(batch, *example)``; a dtype narrower than float32 is
             converted to float32.
         num_probes: How many random vectors to average over, 1 or more.
-        num_steps: How many steps to take from each of them, 1 or more. Steps beyond the smaller
-            side, the ``min(outputs, inputs)`` values that there are, are left out.
+        num_steps: How many steps to take from each probe, 1 or more. At most
+            ``min(outputs, inputs)`` steps are taken.
         batch_size: How many examples are processed at a time, 1 or more.
 
     Returns:

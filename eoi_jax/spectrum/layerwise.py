@@ -37,13 +37,13 @@ def layerwise(
               = \frac{\partial f}{\partial h}(\theta_l, h_{l-1})\, J_{l-1},
               \qquad J_0 = \frac{\partial h_0}{\partial x}.
 
-    So a thousand layers cost a thousand steps, and not the half million of a Jacobian for each
-    depth. Only the current Jacobians are kept. Where the input is wider than the hidden state,
-    :math:`J_0^\top = QR` and :math:`R^\top` is carried in place of :math:`J_0`: it has as many
-    columns as the hidden state and leads to the same singular values.
+    So a thousand layers cost a thousand steps, and not the half million steps of a separate
+    Jacobian for each depth. Only the current Jacobians are kept. Where the input is wider than the
+    hidden state, :math:`J_0^\top = QR`, and :math:`R^\top` is used in place of :math:`J_0`: it has
+    as many columns as the hidden state and gives the same singular values.
 
     A layer takes one Jacobian-vector product for each column and one SVD for each example. On CPUs
-    the SVD is most of the time: ``every`` leaves most of them out.
+    the SVD takes most of the time; use ``every`` to compute fewer of them.
 
     Args:
         step_fn: ``(params of one layer, h) -> h``, one layer for one example: ``h`` has no batch
@@ -53,17 +53,17 @@ def layerwise(
             layers takes them.
         x: Floating array of shape ``(batch, *example)``.
         embed: The map from one example to the first hidden state, if ``x`` is not that state
-            itself; Jacobians are taken with respect to ``x`` all the same.
-        every: Take singular values after layers ``every``, ``2 * every``, ..., and after the last
-            layer in any case.
+            itself. Jacobians are taken with respect to ``x``, also with ``embed``.
+        every: Take singular values after layers ``every``, ``2 * every``, ..., and always after
+            the last layer.
         batch_size: How many examples are processed at a time; all by default. A smaller number
             bounds the memory.
 
     Returns:
         An array of shape ``(ceil(L / every), batch, min(h.size, example size))``, descending
-        along the last axis, in float32 or wider. In float32, rounding hides values below about
-        1e-7 times the largest of the same Jacobian, slowly more of them with depth. From the
-        layer on where its Jacobian is not finite, an example has NaN for all of its values.
+        along the last axis, in float32 or wider. In float32, values below about 1e-7 times the
+        largest value of the same Jacobian are lost to rounding, slowly more of them with depth.
+        After a layer whose Jacobian is not finite, all values of an example are NaN.
 
     Raises:
         ValueError: If ``x`` is not a batch of floating arrays, if the parameters have no common
@@ -124,31 +124,32 @@ def layerwise(
 def monitor(
     measure: Callable[..., _Measurement], *, every: int
 ) -> Callable[..., _Measurement | None]:
-    r"""Measure a network each so many steps of its training.
+    r"""Measure a network regularly while it trains.
 
-    ``measure`` is compiled once, at the first step that is due, and called at steps 0, ``every``,
-    ``2 * every``, .... A measurement is not waited for until its numbers are read.
+    ``measure`` is compiled once, at its first step, and called at steps 0, ``every``,
+    ``2 * every``, .... The call returns before the measurement is complete; reading its numbers
+    waits for it.
 
-    The cost is that of ``measure``, once each ``every`` steps. For
+    The cost is that of ``measure``, once every ``every`` steps. For
     :func:`~eoi_jax.spectrum.singular_values` that is, for each example, ``min(inputs, outputs)``
     passes through the network, forward where the inputs are fewer and backward where the outputs
     are, and one SVD: with ten logits about ten backward passes of the batch. For the perceptron of
     seven layers, 784-100-...-100-10, and batches of 128 on two CPU cores, a step of SGD took 1 ms
     and a measurement 6 to 10 ms, so ``every=100`` makes training 6 to 10 % slower.
 
-    The callable returned may itself be compiled or scanned: where ``step`` is being traced, both
-    outcomes are one :func:`jax.lax.cond`, and a step that is not due has NaN in place of the
+    The returned callable may itself be compiled or scanned: where ``step`` is being traced, both
+    outcomes are one :func:`jax.lax.cond`, and a step without a measurement has NaN in place of the
     numbers. (Under :func:`jax.vmap` over steps a conditional computes both of its branches.)
 
     Args:
         measure: ``(params, ...) -> measurement``, a pure function to any pytree of arrays: such as
             a :class:`~eoi_jax.spectrum.SpectrumSummary`, or singular values layer by layer.
-        every: How many steps lie between two measurements, at least 1.
+        every: The number of steps from one measurement to the next, at least 1.
 
     Returns:
-        A callable ``(step, params, ...) -> measurement``, or None where the step is not due;
-        further arguments are passed on to ``measure``. As in all compiled code, what is not finite
-        in the network does not raise: its singular values are NaN.
+        A callable ``(step, params, ...) -> measurement``, which returns None at a step without a
+        measurement. Further arguments are passed to ``measure``. As in all compiled code, a network
+        that is not finite does not raise an error: its singular values are NaN.
 
     Raises:
         ValueError: If ``every`` is below 1; by the callable, if ``step`` is no integer, or if it
