@@ -1,8 +1,9 @@
 """The condensed form of an unstructured sparse matrix: for each output its inputs and weights.
 
-For inference with few examples at a time, and for small memory, where a pattern has no blocks. With
-a large batch a dense product is often faster, and for gradients more so: measure, as ``python -m
-experiments.benchmarks sparse_layers`` does. To train faster than dense use :mod:`eoi_jax.blocks`.
+Use it for inference with few examples at a time, or to save memory, where a pattern has no blocks.
+With a large batch a dense product is often faster, and even more so for gradients: measure, as
+``python -m experiments.benchmarks sparse_layers`` does. To train faster than with dense layers, use
+:mod:`eoi_jax.blocks`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ __all__ = ["Condensed", "from_dense", "matmul"]
 class Condensed:
     r"""A sparse matrix ``(inputs, outputs)``, stored as the weights of each output.
 
-    It is a pytree of two arrays of one shape, ``(outputs, k)``. Nothing is wasted where all
-    outputs have the same number of non-zeros (constant fan-in); otherwise ``k`` is the largest one.
-    A 512 × 512 matrix of density 1/8 has 64 on average: drawn with ``planes=eoi.planes.matching``
-    72 at most, with independent planes 245.
+    It is a pytree of two arrays of the shape ``(outputs, k)``, where ``k`` is the largest number of
+    non-zeros of an output. No memory is wasted if all outputs have the same number (constant
+    fan-in). For example, the outputs of a 512 × 512 matrix of density 1/8 have 64 non-zeros on
+    average; the largest number is 72 if it is drawn with ``planes=eoi.planes.matching``, and 245
+    with independent planes.
 
     Attributes:
         values: ``(outputs, k)`` floating: the weights.
@@ -38,7 +40,7 @@ class Condensed:
             is none, and the value is zero.
         inputs: Number of inputs, static.
 
-    Stacks of matrices have leading axes, in both arrays alike.
+    Stacks of matrices have the same leading axes in both arrays.
 
     Example:
         >>> import jax
@@ -105,11 +107,12 @@ def from_dense(matrix: Array, mask: Array | None = None) -> Condensed:
             that are not zero.
 
     Returns:
-        A :class:`Condensed` of as many weights an output as the fullest one has.
+        A :class:`Condensed`, in which every output has as many places as the fullest output has
+        weights.
 
     Raises:
-        ValueError: If the matrix is no floating matrix, the mask has another shape or lacks a
-            non-zero entry, or either is traced.
+        ValueError: If the matrix is no floating matrix, if the mask has another shape, if an entry
+            outside the mask is not zero, or if the matrix or the mask is traced.
 
     Example:
         >>> import jax.numpy as jnp
@@ -151,12 +154,12 @@ def from_dense(matrix: Array, mask: Array | None = None) -> Condensed:
 def matmul(x: Array, w: Condensed) -> Array:
     r"""Multiply by a condensed matrix: ``x @ w``.
 
-    :math:`y_o = \sum_s x_{\text{rows}[o, s]} W_{o, s}`: a gather for each of the ``k`` places and
-    a sum, one place after the other, so that no array of all weights by all examples is formed, in
-    gradients neither. At density :math:`d` it counts :math:`d` times the operations of a dense
-    product, but every one of them reads and writes memory, and none uses a matrix unit: with
-    hundreds of examples dense is often faster, and in the backward pass more so. The loop has
-    :math:`k` steps, which suits CPUs. JAX differentiates it, in both modes.
+    :math:`y_o = \sum_s x_{\text{rows}[o, s]} W_{o, s}`: for each of the ``k`` places one gather and
+    one sum, one place after the other. So no array of all weights by all examples is formed, also
+    not in gradients. At density :math:`d` this takes :math:`d` times the operations of a dense
+    product, but every operation reads and writes memory, and none uses a matrix unit: with
+    hundreds of examples a dense product is often faster, and even more so in the backward pass. The
+    loop has :math:`k` steps, which suits CPUs. JAX differentiates it, in both modes.
 
     Args:
         x: ``(..., inputs)`` floating.
@@ -167,8 +170,8 @@ def matmul(x: Array, w: Condensed) -> Array:
         float32 or wider.
 
     Raises:
-        ValueError: If the last axis of ``x`` is not that of the inputs, one of both is not
-            floating, or ``w`` is a stack (use :func:`jax.vmap`).
+        ValueError: If the last axis of ``x`` has not as many entries as ``w`` has inputs, ``x`` or
+            ``w`` is not floating, or ``w`` is a stack (use :func:`jax.vmap`).
 
     Example:
         >>> import jax

@@ -1,8 +1,8 @@
 """Layers of Flax Linen that store, train and multiply only the blocks of a sparse kernel.
 
-Import it by name, ``import eoi_jax.linen``: of the library only this module and ``eoi_jax.nnx``
-need Flax. :func:`from_dense` and :func:`to_dense` convert variables from and to those of
-``nn.Dense`` under a mask.
+Import it by name, ``import eoi_jax.linen``, since it needs Flax, as only ``eoi_jax.nnx`` does
+besides. :func:`from_dense` and :func:`to_dense` convert variables from and to those of ``nn.Dense``
+under a mask.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _SHARED = (
 class BlockSparseDense(nn.Module):
     """``nn.Dense`` with a block-sparse kernel that starts exactly orthogonal.
 
-    The parameter ``kernel`` has the stored blocks alone, as :class:`~eoi_jax.blocks.BlockSparse`
-    does in its ``values``, so gradients and the state of any optimizer are as small, and no mask is
-    needed. The pattern is drawn with it and stands in the collection ``pattern``, which no
-    optimizer sees: pass it to ``apply`` with the parameters, and name it in ``variable_axes`` of
-    ``nn.scan`` and ``nn.vmap``. Where rows of blocks have different numbers of blocks, the missing
-    ones are stored as zeros, and stay so.
+    The parameter ``kernel`` has only the stored blocks, as the ``values`` of a
+    :class:`~eoi_jax.blocks.BlockSparse`. So gradients and the state of any optimizer are equally
+    small, and no mask is needed. The pattern is drawn with the kernel, and is in the collection
+    ``pattern``, which is not optimized. Pass this collection to ``apply`` with the parameters, and
+    name it in ``variable_axes`` of ``nn.scan`` and ``nn.vmap``. Where rows of blocks have different
+    numbers of blocks, the missing blocks are stored as zeros, and remain zero.
 
     Attributes:
         features: Number of outputs.
@@ -53,8 +53,8 @@ class BlockSparseDense(nn.Module):
         scale: The singular value of the kernel at the start.
         bias_init: Initializer of the bias.
         kernel_axes: Names of mesh axes for the four axes of the stored kernel, None for an axis
-            that is not divided. With them the kernel comes as ``nn.Partitioned``, as from
-            ``nn.with_partitioning``, which is for the bias: wrap ``bias_init`` in it.
+            that is not divided. With them the kernel is an ``nn.Partitioned``, as from
+            ``nn.with_partitioning``. For the bias, wrap ``bias_init`` in ``nn.with_partitioning``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -131,10 +131,10 @@ class BlockSparseDense(nn.Module):
 class BlockSparseConv(BlockSparseDense):
     """``nn.Conv`` of one tap, with block-sparse channels that start exactly orthogonal.
 
-    It is the 1 × 1 convolution, :class:`BlockSparseDense` over the channels of each pixel that the
-    strides meet, the first of each cell. A larger kernel of which only the center tap is not zero
-    (a delta kernel, as :func:`eoi_jax.initializers.conv` draws them) is the same function at
-    stride 1, with circular or ``SAME`` padding, so there is no other size to give.
+    This is the 1 × 1 convolution: :class:`BlockSparseDense` over the channels of each pixel. With
+    strides, it uses the first pixel of each cell. A larger kernel with only the center tap non-zero
+    (a delta kernel, as :func:`eoi_jax.initializers.conv` draws by default) is the same function at
+    stride 1, with circular or ``SAME`` padding, so there is no argument for the size.
 
     Attributes:
         features: Number of output channels.
@@ -148,7 +148,7 @@ class BlockSparseConv(BlockSparseDense):
         scale: The singular value of the kernel at the start.
         bias_init: Initializer of the bias.
         kernel_axes: Names of mesh axes for the four axes of the stored kernel.
-        strides: One for each spatial axis, at least 1; its length tells how many there are.
+        strides: One for each spatial axis, at least 1; the length is the number of spatial axes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -169,17 +169,17 @@ class BlockSparseConv(BlockSparseDense):
 class BlockSparseMlp(nn.Module):
     """The MLP of a transformer's block, of two :class:`BlockSparseDense`.
 
-    A layer ``hidden``, an activation, dropout and a layer ``output``, with the parameters and the
-    pattern of each under its name.
+    It has a layer ``hidden``, an activation, dropout and a layer ``output``. The parameters and the
+    pattern of each layer are under its name.
 
     Attributes:
         hidden_features: Number of outputs of the first layer.
         density: Fraction of the blocks that are stored, in either kernel.
         block_size: Rows, and columns, of a block; a divisor of all three numbers of features.
         features: Number of outputs of the second layer. Default: that of the inputs.
-        activation: What stands between the layers.
+        activation: The activation function between the layers.
         dropout_rate: The probability, in [0, 1], that an activation is set to zero.
-        deterministic: Whether there is no dropout. Give it here or in the call, as that of
+        deterministic: Whether to disable dropout. Pass it here or in the call, as for
             ``nn.Dropout``; it is not needed where ``dropout_rate`` is 0.
         use_bias: Whether the layers add biases.
         dtype: Dtype to compute in. Default: that to which inputs and parameters promote.
@@ -239,27 +239,27 @@ def from_dense(
     *,
     block_size: int | tuple[int, int] | Callable[[tuple[str, ...]], int | tuple[int, int]],
 ) -> dict[str, Any]:
-    """Convert masked kernels of ``nn.Dense`` to what :class:`BlockSparseDense` stores.
+    """Convert masked kernels of ``nn.Dense`` to the variables of :class:`BlockSparseDense`.
 
-    The outputs of a network whose masked layers are replaced by block-sparse ones of the same
-    names are the same, and :func:`to_dense` gives parameters and mask back exactly.
+    Replace the masked layers of a network by block-sparse layers of the same names: with these
+    variables the outputs are the same. :func:`to_dense` restores parameters and mask exactly.
 
     Args:
         params: Parameters of Linen: nested dictionaries. ``nn.Partitioned`` and other boxes are
-            taken off, since the axes that they name are those of dense kernels.
-        mask: Of the structure of ``params``. A scalar ``True`` leaves a leaf as it is; a kernel
-            ``(inputs, outputs)`` with a mask of its shape, all of whose blocks are all true or all
-            false, is converted, and is zero off the mask.
-        block_size: Inputs and outputs of a block, one number if they are equal: those of all
-            kernels, or a function that returns those of the kernel of a path, such as
-            ``("first", "kernel")``.
+            removed, since they name the axes of dense kernels.
+        mask: A mask of the structure of ``params``. A leaf whose mask is a scalar ``True`` does not
+            change. A kernel ``(inputs, outputs)`` with a mask of its shape is converted. It has to
+            be zero outside the mask, and each block of the mask all true or all false.
+        block_size: Inputs and outputs of a block, one number if they are equal. Or a function that
+            returns them for the path of a kernel, such as ``("first", "kernel")``.
 
     Returns:
         The variables ``{"params": ..., "pattern": ...}``.
 
     Raises:
-        ValueError: If the mask does not fit; if a masked leaf is not named ``kernel`` or has not
-            two axes; if a mask cuts blocks, or a kernel is not zero off its mask.
+        ValueError: If the mask does not fit; if a masked leaf is not named ``kernel`` or does not
+            have two axes; if a block of a mask has both values, or a kernel is not zero outside its
+            mask.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -300,15 +300,16 @@ def from_dense(
 
 
 def to_dense(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Convert what block-sparse layers store to kernels of ``nn.Dense`` and a mask.
+    """Convert the variables of block-sparse layers to kernels of ``nn.Dense`` and a mask.
 
     Args:
-        variables: With the collections ``params`` and ``pattern``. Stacks of layers, as ``nn.scan``
-            makes them along their first axis, become stacks of kernels. Boxes are taken off.
+        variables: Variables with the collections ``params`` and ``pattern``. Stacks of layers, as
+            ``nn.scan`` makes them along their first axis, become stacks of kernels. Boxes are
+            removed.
 
     Returns:
-        ``(params, mask)``: kernels ``(..., inputs, outputs)`` and the masks of their stored blocks;
-        other leaves as they are, and a scalar ``True`` for each in the mask.
+        ``(params, mask)``: kernels ``(..., inputs, outputs)`` and the masks of their stored blocks.
+        Other leaves do not change, and have a scalar ``True`` in the mask.
 
     Raises:
         ValueError: If a layer has a pattern and no kernel.

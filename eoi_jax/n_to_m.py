@@ -1,8 +1,8 @@
 """N:M sparsity: of every ``m`` consecutive inputs of an output, exactly ``n`` have a weight.
 
-It is a *format* for hardware that wants it, 2:4 above all, and arrays stay dense: nothing here is
-faster than a dense product. :func:`orthogonal` draws exactly orthogonal weights of this pattern,
-and :func:`top_n` makes such a mask from scores.
+Some hardware supports such patterns, above all 2:4. Arrays stay dense here, so nothing is faster
+than a dense product. :func:`orthogonal` draws exactly orthogonal weights of this pattern, and
+:func:`top_n` makes such a mask from scores.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ def orthogonal(
     r"""Draw an exactly orthogonal matrix with N:M sparsity along its inputs.
 
     Every output has exactly ``n`` non-zeros among the inputs ``g * m, ..., g * m + m - 1``, for
-    each group ``g``: the groups lie along the axis that ``x @ w`` contracts, as hardware wants
-    them. Every input has the same number of non-zeros too, ``outputs * n / m``. The density is
-    ``n / m``, and no other.
+    each group ``g``: the groups lie along the axis that ``x @ w`` contracts, as hardware requires.
+    Every input also has the same number of non-zeros, ``outputs * n / m``. The density is always
+    ``n / m``.
 
-    The groups of inputs are dealt to :math:`p` parts at random, and the outputs as well. In each
-    part inputs and outputs fall into :math:`m / n` classes, each input group having :math:`n`
-    members of each class, at random places, and every class is an independent Haar matrix: this
-    block-diagonal :math:`S_c` has the pattern already, in one part of the groups. Then outputs
-    meet, one of each part, and each such set :math:`\tau` is mixed by a Haar matrix
-    :math:`O_\tau` of :math:`p \times p`:
+    The groups of inputs are divided at random into :math:`p` parts, and so are the outputs. In each
+    part, inputs and outputs are divided into :math:`m / n` classes, such that each group of inputs
+    has :math:`n` members of each class, at random places. Every class is an independent Haar
+    matrix. Together they are a block-diagonal matrix :math:`S_c`, which has the pattern in the
+    groups of its part. Then sets :math:`\tau` of outputs are formed, with one output from each
+    part, and each set is mixed by a Haar matrix :math:`O_\tau` of :math:`p \times p`:
 
     .. math:: W_{(c, i), (\tau, d)} = S_c[i, \pi_c(\tau)] \; O_\tau[c, d].
 
-    So supports differ from one set to the next, and no input is cut off from the others. ``p`` is
-    the largest common divisor of the groups and of the outputs of a class that is at most 16.
+    So supports differ between the sets, and no input is disconnected from the others. ``p`` is the
+    largest common divisor, up to 16, of the numbers of groups and of outputs of a class.
 
-    Every non-zero is at least the rounding error of 1 before the factor ``scale`` and the cast to
-    ``dtype``, so ``w != 0`` is the mask, unless the scale is 0 or the cast itself rounds entries to
-    0, as 8-bit floats do.
+    Before the factor ``scale`` and the cast to ``dtype``, every non-zero is at least as large as
+    the rounding error of 1. So ``w != 0`` is the mask, unless the scale is 0 or the cast itself
+    rounds entries to 0, as with 8-bit floats.
 
     Args:
         key: A random key.
@@ -72,8 +72,8 @@ def orthogonal(
         ``scale``.
 
     Raises:
-        ValueError: If ``n`` does not divide ``m``, or one of them not the shape; for a bad
-            ``scale``, ``dtype`` or key.
+        ValueError: If ``n`` does not divide ``m``, or if ``m`` or ``m / n`` does not divide its
+            side of the shape; for a bad ``scale``, ``dtype`` or key.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -87,7 +87,7 @@ def orthogonal(
 
     Reference:
         Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378, 2021, for the
-        pattern. Orthogonal matrices that have it are of this library.
+        pattern. Orthogonal matrices of this pattern are from this library.
     """
     key = threefry_key(key)
     n, m = _check_pattern(n, m)
@@ -100,11 +100,11 @@ def orthogonal(
 def top_n(scores: Array, n: int, m: int, *, axis: int = -2) -> Array:
     """Return the N:M mask of the largest scores: ``n`` of every ``m`` along an axis.
 
-    It maximizes the sum of the scores that are kept. Of equal scores the first are kept. With
+    This mask maximizes the sum of the kept scores. Of equal scores the first are kept. With
     magnitudes as scores it is the usual projection of dense weights, ``top_n(abs(w), 2, 4)``.
 
     Args:
-        scores: ``(..., inputs, outputs)`` real: larger means keep.
+        scores: ``(..., inputs, outputs)`` real: larger scores are kept.
         n: How many to keep in a group, in ``[1, m - 1]``; it need not divide ``m``.
         m: Entries in a group, at least 2, a divisor of the axis.
         axis: The axis of the inputs, along which groups lie. Default: the last but one, as in

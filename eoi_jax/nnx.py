@@ -1,8 +1,8 @@
 """Layers of Flax NNX that store, train and multiply only the blocks of a sparse kernel.
 
-Import it by name, ``import eoi_jax.nnx``: of the library only this module and ``eoi_jax.linen``
-need Flax. :func:`from_dense` and :func:`to_dense` convert a layer from and to ``nnx.Linear`` under
-a mask.
+Import it by name, ``import eoi_jax.nnx``, since it needs Flax, as only ``eoi_jax.linen`` does
+besides. :func:`from_dense` and :func:`to_dense` convert a layer from and to ``nnx.Linear`` under a
+mask.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ _zeros = nnx.initializers.zeros_init()
 
 
 class Pattern(nnx.Variable[Any]):
-    """Which blocks a layer stores: indices, that no optimizer sees."""
+    """The type of the variables with the indices of a layer's blocks, which are not optimized."""
 
 
 class BlockSparseLinear(nnx.Module):
     """``nnx.Linear`` with a block-sparse kernel that starts exactly orthogonal.
 
-    The parameter ``kernel`` has the stored blocks alone, as :class:`~eoi_jax.blocks.BlockSparse`
-    does in its ``values``, so gradients and the state of any optimizer are as small, and no mask is
-    needed. ``rows`` and ``slots`` are the :class:`Pattern`. Where rows of blocks have different
-    numbers of blocks, the missing ones are stored as zeros, and stay so.
+    The parameter ``kernel`` has only the stored blocks, as the ``values`` of a
+    :class:`~eoi_jax.blocks.BlockSparse`. So gradients and the state of any optimizer are equally
+    small, and no mask is needed. ``rows`` and ``slots`` are the :class:`Pattern`. Where rows of
+    blocks have different numbers of blocks, the missing blocks are stored as zeros, and remain
+    zero.
 
     Args:
         in_features: Number of inputs.
@@ -60,7 +61,7 @@ class BlockSparseLinear(nnx.Module):
         kernel_metadata: Metadata of the stored kernel's variable, as ``nnx.Linear`` takes it. Names
             of mesh axes are for its four axes: ``{"out_sharding": ("model", None, None, None)}``.
         bias_metadata: Metadata of the bias's variable.
-        rngs: Keys, of which it takes those named ``params``.
+        rngs: Random keys; those named ``params`` are used.
 
     Example:
         >>> import jax.numpy as jnp
@@ -123,11 +124,11 @@ class BlockSparseLinear(nnx.Module):
         """Store another matrix in place of this one: other values, other blocks.
 
         Args:
-            matrix: Of the same shape, such as one of which blocks have moved
-                (:func:`eoi_jax.blocks.rigl_step`).
+            matrix: A matrix of the same shape, such as the result of
+                :func:`eoi_jax.blocks.rigl_step`.
 
         Raises:
-            ValueError: If the shape is another one.
+            ValueError: If the shape differs.
         """
         shape = self.matrix().shape
         if matrix.shape != shape:
@@ -150,15 +151,15 @@ class BlockSparseLinear(nnx.Module):
 class BlockSparseConv(BlockSparseLinear):
     """``nnx.Conv`` of one tap, with block-sparse channels that start exactly orthogonal.
 
-    It is the 1 × 1 convolution, :class:`BlockSparseLinear` over the channels of each pixel that the
-    strides meet, the first of each cell. A larger kernel of which only the center tap is not zero
-    (a delta kernel, as :func:`eoi_jax.initializers.conv` draws them) is the same function at
-    stride 1, with circular or ``SAME`` padding, so there is no other size to give.
+    This is the 1 × 1 convolution: :class:`BlockSparseLinear` over the channels of each pixel. With
+    strides, it uses the first pixel of each cell. A larger kernel with only the center tap non-zero
+    (a delta kernel, as :func:`eoi_jax.initializers.conv` draws by default) is the same function at
+    stride 1, with circular or ``SAME`` padding, so there is no argument for the size.
 
     Args:
         in_features: Number of input channels.
         out_features: Number of output channels.
-        strides: One for each spatial axis, at least 1; its length tells how many there are.
+        strides: One for each spatial axis, at least 1; the length is the number of spatial axes.
         **options: All other arguments of :class:`BlockSparseLinear`: ``density``, ``block_size``
             and ``rngs`` are required.
 
@@ -191,16 +192,16 @@ class BlockSparseConv(BlockSparseLinear):
 class BlockSparseMlp(nnx.Module):
     """The MLP of a transformer's block, of two :class:`BlockSparseLinear`.
 
-    A layer ``hidden``, an activation, dropout and a layer ``output``.
+    It has a layer ``hidden``, an activation, dropout and a layer ``output``.
 
     Args:
         in_features: Number of inputs, and of outputs.
         hidden_features: Number of outputs of the first layer.
-        activation: What stands between the layers.
-        dropout_rate: The probability, in [0, 1], that an activation is set to zero, while the
-            module is one that trains (``nnx.Module.train`` and ``eval`` decide, and the call).
-        rngs: Keys: those named ``params``, and ``dropout`` where there is dropout.
-        **options: Of both layers, all other arguments of :class:`BlockSparseLinear` but the
+        activation: The activation function between the layers.
+        dropout_rate: The probability, in [0, 1], that an activation is set to zero in training
+            mode (set by ``nnx.Module.train`` and ``eval``, or in the call).
+        rngs: Random keys: those named ``params`` are used, and ``dropout`` if there is dropout.
+        **options: All other arguments of :class:`BlockSparseLinear`, for both layers, except the
             features and ``rngs``: ``density`` and ``block_size`` are required.
 
     Example:
@@ -258,19 +259,20 @@ def from_dense(
 ) -> BlockSparseLinear:
     """Convert a masked ``nnx.Linear`` to a layer that stores only the blocks of the mask.
 
-    The outputs are the same, and :func:`to_dense` gives layer and mask back exactly. Metadata of
-    the kernel's variable is left behind, since the axes that it names are those of a dense kernel.
+    The outputs are the same, and :func:`to_dense` restores layer and mask exactly. Metadata of the
+    kernel's variable is dropped, since it names the axes of a dense kernel.
 
     Args:
-        layer: Its kernel ``(inputs, outputs)`` is zero off the mask.
+        layer: A layer whose kernel ``(inputs, outputs)`` is zero outside the mask.
         mask: Booleans of the kernel's shape, each block all true or all false.
         block_size: Inputs and outputs of a block, one number if they are equal.
 
     Returns:
-        A layer with the bias, ``dtype`` and ``precision`` of the other one.
+        A block-sparse layer with the bias, ``dtype`` and ``precision`` of ``layer``.
 
     Raises:
-        ValueError: If the mask does not fit or cuts blocks, or the kernel is not zero off it.
+        ValueError: If the mask does not fit, if a block of the mask has both values, or if the
+            kernel is not zero outside the mask.
 
     Example:
         >>> import jax.numpy as jnp
@@ -297,8 +299,8 @@ def to_dense(layer: BlockSparseLinear) -> tuple[nnx.Linear, Array]:
         layer: One layer, not a stack of them, and no convolution.
 
     Returns:
-        ``(linear, mask)``: a layer of the same outputs, with the ``dtype`` and ``precision`` of the
-        other one, and the booleans of the blocks that are stored, of its kernel's shape.
+        ``(linear, mask)``: a layer with the same outputs, ``dtype`` and ``precision`` as ``layer``,
+        and booleans of its kernel's shape, true in the stored blocks.
 
     Raises:
         ValueError: If the layer is a stack or a convolution.

@@ -147,25 +147,25 @@ def without_value(path: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Tell whether a leaf of a parameter tree is a kernel, judged by its name.
+    """Tell whether a leaf of a parameter tree is a kernel, by its name.
 
     A kernel is a floating leaf with at least two axes whose last name is one of
 
     * ``kernel`` (Flax, recurrent cells included), ``weight`` (Equinox, PyTorch), ``w`` (Haiku);
-    * ``weight_ih``, ``weight_hh`` (recurrent cells of Equinox; of PyTorch with ``weight_hr``, and
-      a layer behind the name: ``weight_ih_l0_reverse``), ``w_i``, ``w_h`` (Haiku's GRU),
-      ``recurrent_kernel`` (Keras);
+    * ``weight_ih``, ``weight_hh`` (recurrent cells of Equinox and PyTorch), ``weight_hr``
+      (PyTorch), also with a layer after the name, as in ``weight_ih_l0_reverse`` (PyTorch);
+      ``w_i``, ``w_h`` (Haiku's GRU), ``recurrent_kernel`` (Keras);
     * ``in_proj_weight``, ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight`` (attention of
       PyTorch), ``depthwise_kernel``, ``pointwise_kernel`` (separable convolutions of Keras).
 
-    A ``.`` or ``/`` in a name separates names too, as in the flat ``"rnn.weight_hh_l0"``; the
+    A ``.`` or ``/`` in a name separates names too, as in the flat ``"rnn.weight_hh_l0"``. The
     ``value`` attribute in which NNX variables and Linen's partitioned boxes keep their array is no
-    name. Biases have other names, stacked by a scan over layers or not, and so have the tables of
-    Flax's and Haiku's embeddings. Functions that make masks or starts by this rule warn of the
-    matrices that it leaves dense.
+    name. Biases have other names, stacked by a scan over layers or not, and so do the tables of
+    Flax's and Haiku's embeddings. Functions that make masks or starts by this rule warn about the
+    matrices that stay dense.
 
-    A name says no more than that: Equinox calls the table of an ``Embedding`` and the scale of
-    a norm ``weight`` too. Pass your own ``where=`` to functions over trees to leave one dense.
+    The rule uses only names. Equinox also calls the table of an ``Embedding`` and the scale of
+    a norm ``weight``. To leave such a leaf dense, pass another ``where=`` to the function.
 
     Args:
         path: The key path of the leaf, as :func:`jax.tree_util.tree_map_with_path` gives it.

@@ -1,4 +1,4 @@
-"""Exactly orthogonal block-sparse matrices, drawn without a dense one in between."""
+"""Exactly orthogonal block-sparse matrices, drawn without forming a dense matrix."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def orthogonal(
     scale: float | Array = 1.0,
     dtype: DType = jnp.float32,
 ) -> BlockSparse:
-    r"""Draw an exactly orthogonal matrix whose non-zeros stand in whole blocks.
+    r"""Draw an exactly orthogonal matrix whose non-zeros fill whole blocks.
 
-    It is EOI on blocks. Take the blocks of the longer side as rows and start with one block in
-    each, Haar orthogonal and so placed that blocks of columns share the rows evenly. Then a round
+    The method is EOI on blocks. Take the blocks of the longer side as rows. Start with one Haar
+    orthogonal block in each row, such that the columns share the blocks evenly. Then a round
     mixes the rows in random groups of :math:`g`, by a Haar :math:`g \times g` matrix (a rotation
     for pairs), and multiplies each new row by a Haar block of its own:
 
     .. math:: W \leftarrow \operatorname{diag}(Q_1, Q_2, \dots) \, (O \otimes I_b) \, W.
 
-    Only rows whose blocks stand in different columns meet in a group, so every round multiplies
-    the number of blocks in each row and column by exactly :math:`g`: for :math:`k = g_1 g_2 \cdots`
-    (the prime factors) every row has :math:`k` blocks, and of a square matrix every column. All
+    The blocks of a group's rows are in different columns, so every round multiplies the number of
+    blocks in each row and column by exactly :math:`g`. For :math:`k = g_1 g_2 \cdots` (the prime
+    factors) every row has :math:`k` blocks, and in a square matrix so does every column. All
     non-zero blocks are orthogonal up to a factor. Rows and columns are permuted at random.
 
-    Rows that met in the last round have their blocks in the same columns. They are neighbors, and
-    are stored as one: blocks of :math:`b` by :math:`g b`, which products go through faster.
+    The rows of a group of the last round have their blocks in the same columns. They are neighbors
+    and stored together, in blocks of :math:`b` by :math:`g b`, with which products are faster.
 
-    A density between those of :math:`k` and :math:`k + 1` blocks a row gives some of the rows and
-    columns :math:`k`, the others :math:`k + 1`; the former are stored with a block of zeros. Where
-    there are few blocks, the numbers of the two parts may differ by more than one. Their blocks
-    are stored one by one.
+    At a density between those of :math:`k` and :math:`k + 1` blocks in each row, some rows and
+    columns have :math:`k` blocks and the others :math:`k + 1`; the former are stored with a block
+    of zeros. If there are few blocks, the two numbers may differ by more than one. In these cases
+    each block is stored separately.
 
     Args:
         key: A random key.
         shape: ``(inputs, outputs)``, static, both multiples of ``block_size``.
         density: Fraction of the blocks that are not zero, static, in
-            ``[block_size / min(shape), 1]``. The nearest one that can be reached is taken.
+            ``[block_size / min(shape), 1]``. The nearest density that can be reached is used.
         block_size: Rows, and columns, of a block.
         scale: The singular value of the result.
         dtype: Real floating dtype of the result. Computed in float32 or wider, cast last.
@@ -64,9 +64,9 @@ def orthogonal(
         ``scale``.
 
     Raises:
-        ValueError: If the block size does not divide the shape; if the density is out of range or
-            farther than a tenth from all that can be reached, or traced; for a bad ``scale``,
-            ``dtype`` or key.
+        ValueError: If the block size does not divide the shape; if the density is out of range,
+            traced, or more than a tenth away from every density that can be reached; for a bad
+            ``scale``, ``dtype`` or key.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -77,8 +77,8 @@ def orthogonal(
         (True, 0.125)
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, for single entries. Blocks are
-        of this library.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, for single entries. The
+        extension to blocks is from this library.
     """
     key = threefry_key(key)
     blocks = _check_shape(shape, block_size, block_size)

@@ -1,9 +1,9 @@
 """Dynamic sparse training on blocks: SET and RigL, which drop blocks and grow others.
 
-A step changes the pattern of a matrix and no shape, so one compiled program trains under all
-patterns. Here a layer of Linen trains with RigL. Its gradients by all blocks come from the same
-layer, given :func:`all_blocks` once in a while, and :func:`eoi_jax.dynamic.reset_state` lets the
-optimizer forget what it knew of blocks that moved:
+A step changes the pattern of a matrix but no shape, so one compiled program trains under all
+patterns. In this example a layer of Linen trains with RigL. The gradients with respect to all
+blocks, also missing ones, come from the same layer, applied to :func:`all_blocks` at the steps that
+change the pattern. :func:`eoi_jax.dynamic.reset_state` resets the optimizer's state of new blocks:
 
     >>> import jax, jax.numpy as jnp, optax
     >>> import eoi_jax as eoi
@@ -66,10 +66,10 @@ class Rewired(NamedTuple):
     """A matrix after a step of :func:`set_step` or :func:`rigl_step`.
 
     Attributes:
-        matrix: The new matrix. Blocks that stayed are where they were in its arrays, and a grown
-            block, all zeros, is in the place of a dropped one: ``rows`` need not increase.
-        kept: Booleans of the shape of its ``values``: False in blocks that are new. As a mask it
-            tells :func:`eoi_jax.dynamic.reset_state` which state of an optimizer to reset.
+        matrix: The new matrix. Kept blocks do not change their places in its arrays. A grown
+            block, all zeros, takes the place of a dropped one, so ``rows`` need not increase.
+        kept: Booleans of the shape of its ``values``: False in new blocks. Pass it as the mask of
+            :func:`eoi_jax.dynamic.reset_state`, to reset the optimizer's state of these blocks.
     """
 
     matrix: BlockSparse
@@ -77,10 +77,10 @@ class Rewired(NamedTuple):
 
 
 def set_step(key: Array, w: BlockSparse, drop_fraction: float | Array = 0.3) -> Rewired:
-    r"""Drop the blocks of the smallest norms, and grow as many others at random.
+    r"""Drop the blocks of the smallest norms, and grow as many others at random (SET).
 
-    As :func:`rigl_step`, but for the order in which blocks grow: it is random, all orders equally
-    likely.
+    The step is that of :func:`rigl_step`, except that the pairs of a row and a column are gone
+    through in random order, with all orders equally likely.
 
     Args:
         key: A random key.
@@ -89,7 +89,7 @@ def set_step(key: Array, w: BlockSparse, drop_fraction: float | Array = 0.3) -> 
             be traced.
 
     Returns:
-        A :class:`Rewired`: the matrix, and which of its values stayed.
+        A :class:`Rewired`: the matrix, and which of its values were kept.
 
     Raises:
         ValueError: If the fraction is out of range, ``w`` is a stack or not :func:`growable`, or
@@ -114,32 +114,32 @@ def set_step(key: Array, w: BlockSparse, drop_fraction: float | Array = 0.3) -> 
 
 
 def rigl_step(w: BlockSparse, gradient_norms: Array, drop_fraction: float | Array = 0.3) -> Rewired:
-    r"""Drop the blocks of the smallest norms, and grow those of the largest gradients.
+    r"""Drop the blocks of the smallest norms, and grow those of the largest gradients (RigL).
 
-    Each row of blocks, which makes one block of outputs, has :math:`n` blocks of :math:`P`. It
-    drops those :math:`m = \min(\lfloor \alpha n \rfloor, P - n)` of the smallest Frobenius norms,
-    and grows as many, which start from zeros. So the number of blocks of each row stays, and no
-    array changes its shape.
+    A row of blocks is one block of outputs, and has :math:`n` of :math:`P` possible blocks. In each
+    row the :math:`m = \min(\lfloor \alpha n \rfloor, P - n)` blocks of the smallest Frobenius norms
+    are dropped, and as many grow, which start from zeros. So the number of blocks of each row does
+    not change, and neither does the shape of any array.
 
-    In a column, the blocks that see one block of inputs, there is room for as many as ``w.slots``
+    A column has the blocks of one block of inputs. It has room for as many blocks as ``w.slots``
     is wide. All pairs of a row and a column are gone through in the order of their gradient
-    norms, the largest first, and a block grows where its row lacks one and its column has room. A
-    block that was just dropped comes after all others, and grows again, as zeros, only if nothing
-    else is left for its row. The width that :func:`growable` provides always suffices.
+    norms, the largest first. A block grows where its row still lacks a block and its column has
+    room. Blocks that were just dropped come after all others, and grow again, as zeros, only if
+    nothing else is left for their row. The width that :func:`growable` provides always suffices.
 
-    Equal norms are taken in order, lower indices first. A NaN among gradients grows last, and a
-    block with a NaN is dropped first. It is compiled once for all patterns.
+    Equal norms are taken in order, lower indices first. A block with a NaN gradient grows last, and
+    a block with a NaN is dropped first. The step is compiled once for all patterns.
 
     Args:
         w: One matrix; of a stack, use :func:`jax.vmap`.
-        gradient_norms: ``(R, P)`` floating: for each block of outputs and of inputs the norm of the
-            loss's gradient by that block, of missing ones too, from :func:`gradient_norms` or
-            :func:`all_blocks`.
+        gradient_norms: ``(R, P)`` floating: for each block of outputs and each block of inputs the
+            norm of the loss's gradient with respect to that block, also for missing blocks, from
+            :func:`gradient_norms` or :func:`all_blocks`.
         drop_fraction: The fraction :math:`\alpha` of each row's blocks to drop, in [0, 1). It may
-            be traced. Below :math:`1 / n` nothing moves.
+            be traced. Below :math:`1 / n` nothing changes.
 
     Returns:
-        A :class:`Rewired`: the matrix, and which of its values stayed.
+        A :class:`Rewired`: the matrix, and which of its values were kept.
 
     Raises:
         ValueError: If the fraction is out of range, ``gradient_norms`` has another shape or is not
@@ -178,16 +178,16 @@ def rigl_step(w: BlockSparse, gradient_norms: Array, drop_fraction: float | Arra
 def gradient_norms(
     x: Array, dy: Array, block_shape: tuple[int, int], *, precision: Any = None
 ) -> Array:
-    r"""Return the norms of a dense gradient's blocks, and never store the gradient.
+    r"""Return the norms of a dense gradient's blocks, without storing the gradient.
 
-    Of the loss's gradient by a kernel, :math:`x^\top \partial L / \partial y` with :math:`y = x W`,
-    one block of outputs at a time is in memory, ``inputs · c`` numbers. It costs what a dense
-    layer's gradient does.
+    The gradient of the loss with respect to a kernel is :math:`x^\top \partial L / \partial y` with
+    :math:`y = x W`. Only one block of outputs of it is in memory at a time, ``inputs · c`` numbers.
+    The time is that of a dense layer's gradient.
 
     Args:
-        x: ``(..., inputs)`` floating: what a layer multiplies.
-        dy: ``(..., outputs)`` floating, with the same leading axes: the loss's gradient by the
-            products, before a bias or an activation.
+        x: ``(..., inputs)`` floating: the inputs of the layer.
+        dy: ``(..., outputs)`` floating, with the same leading axes: the loss's gradient with
+            respect to the products, before a bias or an activation.
         block_shape: ``(b, c)``, inputs and outputs of a block: ``w.block_shape``.
         precision: As that of :func:`jax.numpy.matmul`.
 
@@ -235,15 +235,16 @@ def gradient_norms(
 def all_blocks(w: BlockSparse) -> BlockSparse:
     """Return the same matrix with every block stored, missing ones as zeros.
 
-    The gradient by its values is that by all blocks, so ``jnp.linalg.norm(gradient, axis=(-2,
-    -1))`` is what :func:`rigl_step` takes. It needs the memory of a dense gradient, in the steps
-    that move blocks alone; :func:`gradient_norms` does without.
+    The gradient with respect to its values is the gradient with respect to all blocks, so
+    ``jnp.linalg.norm(gradient, axis=(-2, -1))`` can be passed to :func:`rigl_step`. It needs the
+    memory of a dense gradient, but only at the steps that change the pattern.
+    :func:`gradient_norms` does not need this memory.
 
     Args:
         w: A matrix, or a stack of matrices.
 
     Returns:
-        The matrix of ``(..., R, P, b, c)`` values, the block of ``P`` inputs in their order.
+        The matrix with ``(..., R, P, b, c)`` values, with the ``P`` blocks of inputs in order.
 
     Raises:
         ValueError: If ``w`` is no :class:`BlockSparse`.
@@ -267,20 +268,21 @@ def all_blocks(w: BlockSparse) -> BlockSparse:
 
 
 def growable(w: BlockSparse) -> BlockSparse:
-    r"""Widen ``slots`` so that every row always finds blocks to grow.
+    r"""Widen ``slots`` so that every row always finds blocks to grow. Call it before training.
 
-    With :math:`R` rows of at most :math:`k` blocks, :math:`P` columns and room for :math:`k'`
-    blocks in each, a row that lacks a block has at most :math:`k - 1` others. If all columns that
-    it does not see were full, there would be :math:`k' (P - k + 1)` blocks, and all rows have less
-    than :math:`R k`. So :math:`k' \geq R k / (P - k + 1)` suffices, a little more than the
-    :math:`R k / P` of equal columns, as :math:`R` always does. The gradient by the inputs reads
-    :math:`k'` blocks for each block of inputs, most of them empty ones if it is large.
+    Let there be :math:`R` rows of at most :math:`k` blocks, and :math:`P` columns with room for
+    :math:`k'` blocks each. A row that lacks a block has at most :math:`k - 1` others. If all
+    columns without a block of this row were full, there would be at least :math:`k' (P - k + 1)`
+    blocks. But all rows together have less than :math:`R k`. So :math:`k' \geq R k / (P - k + 1)`
+    suffices, which is a little more than the :math:`R k / P` of equal columns. (:math:`k' = R`
+    suffices too.) The gradient with respect to the inputs reads :math:`k'` blocks for each block of
+    inputs, so a large :math:`k'` costs time for empty blocks.
 
     Args:
         w: A matrix, or a stack of matrices.
 
     Returns:
-        The same matrix; itself if it is wide enough.
+        The same matrix with wider ``slots``; ``w`` itself if its ``slots`` are wide enough.
 
     Raises:
         ValueError: If ``w`` is no :class:`BlockSparse`.

@@ -1,4 +1,4 @@
-"""A matrix whose non-zeros stand in whole blocks: what is stored, and ways from and to dense."""
+"""A matrix whose non-zeros fill whole blocks: its storage, and conversion from and to dense."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ class BlockSparse:
     blocks of inputs and at most ``k`` blocks for each block of outputs:
 
     Attributes:
-        values: ``(R, k, b, c)`` floating. ``values[r, s]`` is the block of the inputs
-            ``rows[r, s]`` and the outputs ``r``, its first axis the inputs'.
-        rows: ``(R, k)`` int32: the blocks of inputs that each block of outputs sees, each once;
-            ``P`` where there is none, and the values are zero. Increasing until blocks move.
-        slots: ``(P, k')`` int32, the inverse of ``rows``: the places ``r * k + s`` of the blocks
-            of each block of inputs; ``R * k`` where there is none.
+        values: ``(R, k, b, c)`` floating. ``values[r, s]`` is the block between the inputs
+            ``rows[r, s]`` and the outputs ``r``; its first axis is that of the inputs.
+        rows: ``(R, k)`` int32: for each block of outputs the blocks of inputs that it uses, each
+            once; ``P`` where there is none, and the values are zero. Increasing, until a step of
+            SET or RigL changes the pattern.
+        slots: ``(P, k')`` int32, the inverse of ``rows``: for each block of inputs the places
+            ``r * k + s`` of its blocks; ``R * k`` where there is none.
 
-    Stacks of matrices have leading axes, in all three arrays alike. In a tree of parameters
-    :func:`eoi_jax.serialization.save` stores the three arrays, under a mask that is ``True`` for
+    Stacks of matrices have the same leading axes in all three arrays. In a tree of parameters
+    :func:`eoi_jax.serialization.save` stores the three arrays, with a mask that is ``True`` for
     each.
 
     Example:
@@ -73,9 +74,9 @@ class BlockSparse:
 
     @property
     def density(self) -> Any:
-        """Fraction of the entries that are stored, those of missing blocks excluded.
+        """Fraction of the entries that are stored, without those of missing blocks.
 
-        It is a float where the pattern is known, and traced where that is.
+        It is a float where the pattern is known, and traced where the pattern is traced.
         """
         present = self.rows < self.slots.shape[-2]
         total = present.size * self.slots.shape[-2] / self.rows.shape[-1]
@@ -146,17 +147,19 @@ def from_dense(
 
     Args:
         matrix: ``(inputs, outputs)`` floating, not traced: the pattern decides shapes.
-        block_size: Inputs and outputs of a block, one number if they are equal; divisors of the
-            matrix's.
+        block_size: Inputs and outputs of a block, one number if they are equal; they divide the
+            matrix's inputs and outputs.
         mask: Booleans of the matrix's shape, each block all true or all false: the blocks to keep,
             zeros included. Default: the blocks that have a non-zero entry.
 
     Returns:
-        A :class:`BlockSparse` of as many blocks a row of blocks as the fullest one has.
+        A :class:`BlockSparse`, in which every row of blocks has as many places as the fullest row
+        has blocks.
 
     Raises:
-        ValueError: If the block size does not divide the shape, the mask cuts a block or lacks a
-            non-zero entry, no block is kept, the matrix is not floating, or either is traced.
+        ValueError: If the block size does not divide the shape, if a block of the mask has both
+            values, if an entry outside the mask is not zero, if no block is kept, if the matrix is
+            not floating, or if the matrix or the mask is traced.
 
     Example:
         >>> import jax.numpy as jnp

@@ -22,42 +22,44 @@ def matmul(
     r"""Multiply by a block-sparse matrix: ``x @ w``, at the cost of the stored blocks.
 
     :math:`y_r = \sum_s x_{\text{rows}[r, s]} W_{r, s}` over blocks of features: a gather of the
-    inputs that each block of outputs sees, and one batched matrix product. The gradients are one
-    batched product each, that of the inputs with a sum over the blocks which saw an input, so they
-    cost the stored blocks too. It has reverse mode, and all derivatives of that; no forward mode.
+    inputs that each block of outputs uses, and one batched matrix product. Each of the two
+    gradients is one batched product; that of the inputs also sums over the blocks of each input. So
+    the gradients cost only the stored blocks too. The function has reverse mode, with all
+    derivatives of it, but no forward mode.
 
-    The two implementations compute the same:
+    The two implementations give the same result:
 
-    * ``"xla"`` writes down the inputs that each block of outputs sees: ``R * k / P`` copies of
-      ``x`` in memory, for ``P`` blocks of inputs and ``R`` of outputs, of ``k`` blocks each.
-    * ``"pallas"`` computes the product and both gradients in kernels that read those inputs where
-      they are: Mosaic on TPUs, Triton on GPUs, whichever the program is compiled for. Second
-      derivatives are those of ``"xla"``. JAX cannot transpose the gradients, so of
+    * ``"xla"`` gathers the inputs that each block of outputs uses. This takes ``R * k / P`` copies
+      of ``x`` in memory, for ``P`` blocks of inputs, and ``R`` blocks of outputs with ``k`` blocks
+      each.
+    * ``"pallas"`` computes the product and both gradients in kernels that read these inputs without
+      copies: Mosaic on TPUs, Triton on GPUs, according to the platform that the program is compiled
+      for. Second derivatives are those of ``"xla"``. JAX cannot transpose the gradients, so in
       :mod:`eoi_jax.spectrum` only the functions that take ``mode="reverse"`` can use it.
 
-    No TPU and no GPU was at hand: the kernels are tested in interpret mode and compiled by the
-    compilers of a TPU v5e and an H100, and their speed has not been measured. So ``None`` is
-    ``"xla"`` on every platform. Try ``"pallas"`` on a TPU or GPU where the copies of ``x`` take too
-    much memory or time, with blocks of 128 or more, and time both. Elsewhere ``"pallas"`` runs the
-    kernel for TPUs in interpret mode, which is slow and for tests. JAX 0.12 announces the end of
-    Pallas for Triton.
+    The kernels have not been run on a TPU or GPU. They are tested in interpret mode and compiled by
+    the compilers of a TPU v5e and an H100; their speed has not been measured. So ``None`` means
+    ``"xla"`` on every platform. If the copies of ``x`` take too much memory or time on a TPU or
+    GPU, try ``"pallas"`` with blocks of 128 or more, and time both. On other platforms ``"pallas"``
+    runs the kernel for TPUs in interpret mode, which is slow and meant for tests. JAX 0.12
+    announces the end of Pallas for Triton.
 
     Args:
         x: ``(..., inputs)`` floating.
         w: One matrix, ``(inputs, outputs)``.
         precision: As that of :func:`jax.numpy.matmul`. ``"pallas"`` takes one
             ``jax.lax.Precision`` or its name for both arrays; on TPUs ``HIGH`` is ``HIGHEST``.
-        implementation: ``"xla"``, ``"pallas"``, or ``None`` for the best one known. ``"pallas"``
-            takes blocks whose sides are multiples of 16, and on TPUs of 128.
+        implementation: ``"xla"``, ``"pallas"``, or ``None`` for the default, ``"xla"``.
+            ``"pallas"`` takes blocks whose sides are multiples of 16, and on TPUs of 128.
 
     Returns:
         ``(..., outputs)``, of the dtype to which those of ``x`` and ``w`` promote. Products of
         narrow dtypes are summed in float32.
 
     Raises:
-        ValueError: If the last axis of ``x`` is not that of the inputs, one of both is not
-            floating, ``w`` is a stack (use :func:`jax.vmap`), the implementation is unknown, or it
-            is ``"pallas"`` and cannot take the block size or the precision.
+        ValueError: If the last axis of ``x`` has not as many entries as ``w`` has inputs, ``x`` or
+            ``w`` is not floating, ``w`` is a stack (use :func:`jax.vmap`), the implementation is
+            unknown, or it is ``"pallas"`` and cannot take the block size or the precision.
 
     Example:
         >>> import jax
