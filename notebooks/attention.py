@@ -14,11 +14,11 @@
 # %% [markdown]
 # # Attention: which axes of a kernel are a matrix
 #
-# You learn how sparse, exactly orthogonal kernels are drawn for attention, whose kernels have
-# three axes: whole or head by head, with queries, keys and values apart or in one array. Then a
-# small language model without normalization learns the help texts of Python from four starts:
-# dense, and with an eighth of the weights masked, masked and rescaled, or exactly orthogonal
-# (EOI).
+# You learn how to draw sparse, exactly orthogonal kernels for attention, whose kernels have three
+# axes: whole or head by head, with queries, keys and values in separate arrays or in one. Then a
+# small language model without normalization trains on the help texts of Python from four starts:
+# a dense one, and three with an eighth of the weights: masked, masked and rescaled, and exactly
+# orthogonal (EOI).
 #
 # Runs on TPU, GPU and CPU; under two minutes on two CPU cores.
 
@@ -62,7 +62,7 @@ key = jax.random.key(SEED)
 # ## Four kernels of three axes
 #
 # Flax stores queries, keys and values as `(width, heads, size)` and the output projection as
-# `(heads, size, width)`. Their names tell which is which, so a whole network needs no `layout`.
+# `(heads, size, width)`. The library recognizes them by name, so no `layout` is needed.
 
 # %%
 attention = nn.MultiHeadDotProductAttention(HEADS)
@@ -76,10 +76,10 @@ for name, layer in params.items():
     print(f"{name:6} {shape!s:14} density {np.mean(mask[name]['kernel']):.3f}, error {error:.0e}")
 
 # %% [markdown]
-# All heads together are one orthogonal matrix, from all channels to those of all heads. Or each
-# head has a matrix by itself, with orthonormal columns. Then heads may overlap, as independent
-# ones do. The pictures show where the weights of one kernel are: inputs downwards, the heads side
-# by side.
+# By default, all heads together are one orthogonal matrix, from all channels to the channels of
+# all heads. Or each head has a matrix of its own, with orthonormal columns; then the heads are
+# independent and may overlap. The pictures show where the weights of one kernel are, with the
+# inputs from top to bottom and the heads side by side.
 
 
 # %%
@@ -103,14 +103,14 @@ for axis, kernels, title in zip(axes, (params, apart), ("whole", "head by head")
 plt.show()
 
 # %% [markdown]
-# Left, each channel of a token goes to about an eighth of all channels of the heads, and rows and
-# columns are orthonormal. Right, the columns of each head are; rows of different heads know
-# nothing of each other.
+# Left: each channel of a token goes to about an eighth of all channels of the heads, and rows and
+# columns are orthonormal. Right: the columns of each head are orthonormal; different heads are
+# independent.
 
 # %% [markdown]
 # ## Three kernels in one array
 #
-# Queries, keys and values in one array, as GPT-2 has them, are three matrices: `groups=3`.
+# Queries, keys and values in one array, as in GPT-2, are three matrices: `groups=3`.
 
 # %%
 fused = {"kernel": jnp.zeros((WIDTH, 3 * WIDTH))}
@@ -122,7 +122,7 @@ print([f"{float(eoi.spectrum.orthogonality_error(part)):.0e}" for part in parts]
 # ## A language model without normalization
 #
 # A block adds attention and a perceptron, each divided by the square root of twice the depth, so
-# that the sum stays of one size. The text is the documentation that Python itself carries.
+# that the size of the sum does not grow with depth. The text is Python's own documentation.
 
 # %%
 text = "\n".join(topic for _, topic in sorted(topics.items()))
@@ -168,7 +168,8 @@ STARTS = {
 # %% [markdown]
 # ## Singular values at the start
 #
-# How the blocks together change a small step of all tokens, at a random sequence of 8 tokens.
+# The singular values show how all blocks together stretch a small change of the tokens, at a
+# random sequence of 8 tokens.
 
 
 # %%
@@ -196,15 +197,15 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The masked start is nearest to 1, because its branches are the smallest: a mask takes seven
+# The masked start is closest to 1, because its branches are the smallest: a mask removes seven
 # eighths of their variance, and the residuals alone are the identity. Of the starts whose
-# branches have their full size, EOI spreads the values least. No start makes the sum of a
-# residual and a branch an isometry.
+# branches have full size, EOI spreads the values least. With no start is the sum of a residual
+# and a branch an isometry.
 
 # %% [markdown]
-# AdamW trains each, the sparse ones at a higher rate: with an eighth of the weights, a step of
-# the same size changes the network less. `python -m experiments sweep transformers` searches
-# rates for each.
+# AdamW trains all starts, the sparse ones at a higher learning rate: with an eighth of the
+# weights, a step of the same size changes the network less. `python -m experiments sweep
+# transformers` searches the rate of each start.
 
 
 # %%
@@ -245,5 +246,5 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# One seed and few steps: the curves tell that sparse attention trains, not which start is best.
-# The weights off the mask are exactly zero after training, which the cell above asserts.
+# With one seed and few steps, the curves show that sparse attention trains, not which start is
+# best. The weights outside the mask are exactly zero after training, as the cell above asserts.

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Convolutions and taps
 #
-# You learn where the non-zeros of an orthogonal convolution may stand, why that changes nothing for
-# its singular values and much for what a network sees, what padding and strides do to both, and how
-# a mask that is larger than the kernel leaves the start as it is.
+# You learn where the non-zeros of an orthogonal convolution may be. Their places do not change its
+# singular values, but they change which pixels a network sees. You also learn what strides change,
+# and why a mask may have more weights than the kernel without changing the start.
 #
 # Runs on CPU, GPU and TPU; under two minutes on two CPU cores.
 
@@ -62,9 +62,9 @@ def convolve(x, kernel, stride=1):
 # %% [markdown]
 # ## Three ways to place one matrix
 #
-# A kernel holds one sparse orthogonal matrix. At the center, all of it stands at one tap. Spread,
-# each input channel has a tap of its own. With both, the input channel decides the row of the tap
-# and the output channel its column.
+# A kernel holds one sparse orthogonal matrix. With `"center"`, the whole matrix is at one tap. With
+# `"spread"`, each input channel has a tap of its own. With `"spread_both"`, the input channel
+# decides the row of the tap and the output channel its column.
 
 # %%
 kernels = {taps: eoi.conv(density=DENSITY, taps=taps)(jax.random.key(SEED), shape) for taps in WAYS}
@@ -81,7 +81,7 @@ figure.suptitle("Non-zeros at each of nine taps: inputs down, outputs across")
 plt.show()
 
 # %% [markdown]
-# The same matrix, with as many non-zeros, in three places.
+# The matrix has equally many non-zeros in all three pictures; only their taps differ.
 #
 # ## All are exact, and a random tap for each entry is not
 #
@@ -104,8 +104,8 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Three lines lie on each other at 1: moving a channel by whole pixels is a permutation of pixels.
-# Entries that are scattered one by one are no such move, and singular values go from nearly 0 to
+# Three lines coincide at 1, since shifting a channel by whole pixels is a permutation of pixels.
+# A separate tap for each entry is not such a shift, and the singular values go from nearly 0 to
 # 1.7.
 #
 # ## What a network sees
@@ -136,14 +136,14 @@ figure.suptitle(f"Where the energy of one pixel is after {LAYERS} layers")
 plt.show()
 
 # %% [markdown]
-# All the energy is kept each time. With center taps it stays where it was, whatever the depth: such
-# a network starts as many copies of a perceptron, one for each pixel. Spread, it reaches a
-# neighborhood.
+# All the energy is kept in each case. With center taps it stays at its pixel at any depth: such a
+# network starts as many copies of a perceptron, one for each pixel. With spread taps the energy
+# reaches a neighborhood.
 #
 # ## Strides
 #
-# A kernel for stride 1 that is used at stride 2 drops three pixels of four. With `strides=2` the
-# matrix stands under the channels of all four phases of a cell of 2 × 2 pixels.
+# A kernel for stride 1 that is used at stride 2 drops three of four pixels. With `strides=2` the
+# matrix has a row for each channel of all four phases, the positions in a cell of 2 × 2 pixels.
 
 # %%
 x = jax.random.normal(jax.random.key(SEED + 3), (8, PIXELS, PIXELS, CHANNELS))
@@ -159,13 +159,14 @@ axes.set(title="Energy kept at stride 2", ylabel="fraction", ylim=(0, 1.1))
 plt.show()
 
 # %% [markdown]
-# A quarter against all of it. With four times the channels the strided layer is an isometry from
-# all pixels; with fewer it is a co-isometry, which keeps as much as fits.
+# One kernel keeps a quarter of the energy, the other all of it. With four times the channels, the
+# strided layer is an isometry from all pixels. With fewer channels it is a co-isometry, which keeps
+# as much as the outputs can hold.
 #
 # ## The mask is larger than the kernel
 #
-# The kernel uses fewer weights than its budget. `eoi.masks.fill` opens random further ones. They
-# are zero now, so the function is the same, and they may learn.
+# The kernel has fewer non-zeros than the density allows. `eoi.masks.fill` unmasks random further
+# weights. They are zero at the start, so the function does not change, and they may learn.
 
 # %%
 kernel = kernels["spread"]

@@ -12,16 +12,16 @@
 # ---
 
 # %% [markdown]
-# # Deep networks: which starts train at all
+# # Deep networks: which starts train
 #
 # You learn that a plain tanh network of hundreds of layers, without residuals or normalization,
 # trains with an eighth of its weights if it starts sparse and exactly orthogonal, and that the
-# usual sparse and dense starts do not train. Five starts, one optimizer, the same batches;
-# gradients are measured layer by layer before the first step. The data are the 8 × 8 digits that
+# usual sparse and dense starts do not train. All five starts have the same optimizer and batches.
+# Gradients are measured layer by layer before the first step. The data are the 8 × 8 digits that
 # come with scikit-learn.
 #
 # Runs on TPU, GPU and CPU; under two minutes on two CPU cores. `LAYERS = 1000` is the depth of the
-# paper's networks: for a GPU, or with more patience.
+# paper's networks; it takes a GPU, or more time.
 
 # %%
 import sys
@@ -77,16 +77,16 @@ x_train, x_test, y_train, y_test = train_test_split(
 # %% [markdown]
 # ## Five starts
 #
-# The network is `experiments.models.Mlp`: its hidden layers are one scan, so their kernels are one
-# stack of matrices and compiling takes no longer for more layers. `models.layout` says so to the
-# functions that draw. Gain and biases are at the critical point of tanh, where the published
-# 1000-layer networks start.
+# The network is `experiments.models.Mlp`. Its hidden layers are one scan, so their kernels are one
+# stack of matrices, and more layers take no longer to compile. `models.layout` describes this
+# stack to the functions that draw. Gain and biases are at the critical point of tanh, as in the
+# published 1000-layer networks.
 #
 # * **dense orthogonal**: all weights, the reference;
 # * **EOI**: sparse and exactly orthogonal;
 # * **masked orthogonal**: the reference with random weights removed;
-# * **masked Gaussian**: on the same mask, variance $\sigma_w^2$ over the number of inputs that are
-#   left;
+# * **masked Gaussian**: on the same mask, of variance $\sigma_w^2$ over the number of remaining
+#   inputs;
 # * **dense Gaussian**: all weights, of variance $\sigma_w^2$ over the number of inputs.
 
 # %%
@@ -136,7 +136,7 @@ for name, start in starts.items():
 # %% [markdown]
 # ## Gradients before the first step
 #
-# How long is the gradient of the loss with respect to each layer's kernel?
+# What is the norm of the gradient of the loss with respect to each layer's kernel?
 
 # %%
 x_batch, y_batch = x_train[:BATCH], y_train[:BATCH]
@@ -171,9 +171,9 @@ axes.legend(ncols=2)
 plt.show()
 
 # %% [markdown]
-# Of the masked orthogonal start nothing arrives: each layer shortens the gradient. All others are
-# critical, and their gradients keep about their length through all layers. So length alone does
-# not tell the orthogonal starts from the Gaussian ones; directions do.
+# With the masked orthogonal start the gradient vanishes: each layer shrinks it. All other starts
+# are critical, and their gradients keep about the same norm through all layers. So the norm does
+# not distinguish the orthogonal starts from the Gaussian ones; the spectra below do.
 
 # %% [markdown]
 # ## Spectra before the first step
@@ -203,17 +203,17 @@ axes.legend(loc="center left")
 plt.show()
 
 # %% [markdown]
-# The orthogonal starts, dense or sparse, pass all directions on with factors of one decade. The
-# Gaussian ones have a few large singular values and many that are smaller by orders of magnitude:
-# different images become nearly the same. Those of the masked orthogonal start are below what
-# float32 holds.
+# With the orthogonal starts, dense or sparse, all singular values are within one decade. The
+# Gaussian starts have a few large singular values and many that are smaller by orders of
+# magnitude: different images become nearly the same. Those of the masked orthogonal start are
+# below the range of float32.
 
 # %% [markdown]
 # ## Training
 #
-# SGD with Nesterov momentum. Each layer adds to what a step changes, so the learning rate goes
-# with 1 / LAYERS; it is the same for every start. `eoi.static_sparse` keeps masked weights at
-# zero.
+# The optimizer is SGD with Nesterov momentum. Each layer adds to the change of a step, so the
+# learning rate is proportional to 1 / LAYERS; it is the same for every start. `eoi.static_sparse`
+# keeps masked weights at zero.
 
 # %%
 sgd = optax.sgd(0.5 / LAYERS, momentum=0.9, nesterov=True)
@@ -256,7 +256,7 @@ figure.legend(title="start: test accuracy", loc="outside lower center", ncols=2)
 plt.show()
 
 # %% [markdown]
-# The dense orthogonal start learns, and EOI with an eighth of its weights. The masked orthogonal
-# start does not move, the masked Gaussian one hardly, and the dense Gaussian one comes down only
-# to jump back. So short a training shows which starts train at all, not the accuracy that each
-# would reach.
+# The dense orthogonal start learns, and so does EOI with an eighth of its weights. The loss of the
+# masked orthogonal start does not change, and that of the masked Gaussian start hardly does. The
+# loss of the dense Gaussian start falls, but jumps back. Such a short training shows which starts
+# train, not the accuracy that each would reach.

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # How dense is a product of random rotations?
 #
-# You learn how many random Givens rotations give a matrix of the density you want: by the Markov
-# chain that the non-zeros of a row follow, by a closed form that costs nothing at any size, and by
-# simulation. The usual shortcut, a logistic curve, turns out biased, and you see why. Last, what
-# the chain says about rows that no rotation has touched yet.
+# You learn how many random Givens rotations give a matrix of the density that you want: by the
+# Markov chain of the non-zeros of a row, by a closed form that takes no time at any size, and by
+# simulation. The usual shortcut, a logistic curve, is biased, and you see why. At the end, the
+# chain predicts how many rows no rotation has changed yet.
 #
 # Runs on CPU, GPU and TPU (nearly all of it on the CPU, in NumPy); under two minutes on two CPU
 # cores.
@@ -54,12 +54,12 @@ plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True})
 # ## The chain
 #
 # A rotation mixes two coordinates $i \ne j$ of $N$, drawn uniformly. A row of the matrix that has
-# $k$ non-zeros gains one exactly if one of the two is zero and the other is not:
+# $k$ non-zeros gains another exactly if one of its two entries is zero and the other is not:
 #
 # $$P(k \to k+1) = \frac{2k(N-k)}{N(N-1)}, \qquad k_0 = 1.$$
 #
-# `eoi.theory.nonzeros_distribution` iterates it. The simulation draws rotations and follows their
-# support, in integers: `eoi.givens.sample`, `eoi.givens.support`.
+# `eoi.theory.nonzeros_distribution` iterates this chain. The simulation draws rotations and
+# computes their support, in integers, with `eoi.givens.sample` and `eoi.givens.support`.
 
 # %%
 keys = jax.random.split(jax.random.key(SEED), MATRICES)
@@ -95,18 +95,18 @@ figure.suptitle(f"Non-zeros of a row, N = {SIZE}")
 plt.show()
 
 # %% [markdown]
-# The chain passes through the tops of the bars. While the matrix is sparse the law falls from its
-# first value on, like an exponential: a few rows grow early and pull ahead, because the more
-# non-zeros a row has, the faster it gains. That is a Yule process. Only later a bump forms that
-# moves to the right.
+# The chain agrees with the tops of the bars. While the matrix is sparse, the distribution falls
+# from its first value on, like an exponential: the more non-zeros a row has, the faster it gains
+# further ones, so a few rows that gain early get far ahead. This is a Yule process. Only later the
+# distribution has a peak, which moves to the right.
 
 # %% [markdown]
 # ## The curve: chain, closed form, logistic
 #
-# If every row had the mean number of non-zeros, density would follow the **logistic** curve
-# $1/(1+(N-1)e^{-2t/(N-1)})$. Rows differ, and the gain $k(N-k)$ is concave, so this is too fast.
-# Take the exponential law of the early growth instead, let each row saturate by the logistic, and
-# average:
+# If every row had the mean number of non-zeros, the density would follow the **logistic** curve
+# $1/(1+(N-1)e^{-2t/(N-1)})$. But rows differ, and the gain $k(N-k)$ is concave, so this curve
+# rises too fast. Instead, take the exponential law of the early growth, let each row saturate by
+# the logistic curve, and average:
 #
 # $$d_t \approx 1 - z e^z E_1(z), \qquad z = N e^{-2(t + 1 + d_t/2)/(N-1)},$$
 #
@@ -166,16 +166,16 @@ figure.suptitle(f"Density of a product of t rotations, N = {SIZE}")
 plt.show()
 
 # %% [markdown]
-# Chain, closed form and simulation are one curve; the logistic runs ahead of it. On the right: the
-# closed form is nearer to the chain than a mean of so many matrices could tell, and that mean is
-# mostly within two of its standard errors. (Its errors at neighboring times are alike, since the
-# same matrices are followed through all of them.) The logistic is off by far more.
+# Left: chain, closed form and simulation coincide; the logistic curve is ahead of them. Right: the
+# closed form is closer to the chain than the mean of these matrices can resolve, and that mean is
+# mostly within two of its standard errors. (Its errors at neighboring times are similar, since the
+# same matrices are used at all times.) The error of the logistic curve is far larger.
 
 # %% [markdown]
 # ## One curve for all sizes
 #
-# The closed form depends on $t$ and $N$ through $z$ alone. Inverted, it tells how many rotations a
-# density takes at any size, with one root of a scalar function: `eoi.theory.num_rotations`.
+# The closed form depends on $t$ and $N$ only through $z$. Its inverse gives the number of rotations
+# for a density at any size, with one root of a scalar function: `eoi.theory.num_rotations`.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 4.2))
@@ -207,13 +207,12 @@ big = 65_536
 print(f"N = {big}: {eoi.theory.num_rotations(big, 0.1)} rotations for a density of 0.1")
 
 # %% [markdown]
-# The points of all sizes lie on the one line that the closed form draws; time runs from left to
-# right.
+# The points of all sizes lie on one line, that of the closed form; time goes from left to right.
 
 # %% [markdown]
 # ## Rows that no rotation has mixed
 #
-# The chain also says how many rows still have their single first non-zero. Such a row copies one
+# The chain also predicts how many rows still have only their first non-zero. Such a row copies one
 # input to one output.
 
 # %%
@@ -256,6 +255,6 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# At low densities many rows are still untouched, as the chain predicts. `eoi.orthogonal` does not
-# stop at the expected time but where the density of its own matrix is closest to the wanted one;
-# so its density is exact to half a non-zero a row, and its rows follow the same law.
+# At low densities many rows are still unchanged, as the chain predicts. `eoi.orthogonal` does not
+# stop at the expected time, but where the density of its matrix is closest to the target. So the
+# density is exact to half a non-zero for each row, and the rows follow the same law.

@@ -14,11 +14,11 @@
 # %% [markdown]
 # # Dynamical isometry: singular values through depth
 #
-# You learn how far signals and gradients come in a deep network, measured by the singular values
-# of the Jacobian of its first layers: for dense orthogonal weights, for a mask on them (Base), for
-# that mask with weights made nearly orthogonal (AI), and for exactly orthogonal sparse weights
-# (EOI). Mean-field theory and free probability predict the dense case; you see where sparse
-# weights follow the prediction and where they leave it.
+# You learn how well signals and gradients pass through a deep network, measured by the singular
+# values of the Jacobian of its first layers: for dense orthogonal weights, for a mask on them
+# (Base), for that mask with weights made nearly orthogonal (AI), and for exactly orthogonal sparse
+# weights (EOI). Mean-field theory and free probability predict the dense case; you see where
+# sparse weights follow the prediction and where they do not.
 #
 # Runs on TPU, GPU and CPU; under two minutes on two CPU cores.
 
@@ -66,9 +66,9 @@ plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True})
 # ## Four starts
 #
 # A layer is $h' = W\tanh(h) + b$. The gain $\sigma_w$ of the weights and the deviation $\sigma_b$
-# of the biases are *critical*: the variance $q$ of the preactivations $h$ stays as it is, and the
-# mean squared singular value of a layer is 1. All layers are one stack of matrices, which `layout`
-# says.
+# of the biases are *critical*: the variance $q$ of the preactivations $h$ does not change with
+# depth, and the mean squared singular value of a layer is 1. All layers are one stack of matrices,
+# which `layout` describes.
 
 # %%
 sigma_w, sigma_b = eoi.mean_field.critical_line("tanh", Q)
@@ -98,8 +98,8 @@ for name, start in starts.items():
 # ## Without an activation
 #
 # Products of orthogonal matrices are orthogonal, so EOI keeps every singular value at 1 (divided
-# by $\sigma_w$ for each layer). `eoi.spectrum.layerwise` follows the Jacobian through the whole
-# stack.
+# by $\sigma_w$ for each layer). `eoi.spectrum.layerwise` computes the singular values after each
+# layer of the stack.
 
 # %%
 biases = sigma_b * jax.random.normal(for_biases, (LAYERS, WIDTH))
@@ -149,16 +149,17 @@ axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# The lines of the dense weights and of EOI lie on one another, at 1: sparsity costs nothing here.
-# AI keeps its median for many layers, but a few directions are lost from the first one on: its
-# range reaches down to zero. The masked weights leave the picture within the first layers.
+# The lines of the dense weights and of EOI coincide at 1: sparsity costs nothing here. The median
+# of AI stays near 1 for many layers, but a few directions are lost from the first layer on: its
+# range reaches down to zero. The values of the masked weights fall below the picture within the
+# first layers.
 
 # %% [markdown]
-# ## With tanh, and what theory says
+# ## With tanh, and the prediction of the theory
 #
-# With an activation even dense orthogonal weights spread the singular values, by the slopes
-# $\tanh'(h)$ of the units. For an infinitely wide network of Haar-distributed orthogonal weights
-# free probability gives their law, `eoi.mean_field.predicted_singular_values`.
+# With an activation the singular values spread even with dense orthogonal weights, because of the
+# slopes $\tanh'(h)$ of the units. For an infinitely wide network of Haar-distributed orthogonal
+# weights, free probability gives their law: `eoi.mean_field.predicted_singular_values`.
 
 # %%
 measured = {}
@@ -190,14 +191,15 @@ figure.suptitle(f"Singular values through a tanh network, width {WIDTH}, density
 plt.show()
 
 # %% [markdown]
-# The dense network stays close to theory at every depth, a little above it. EOI keeps the median,
-# and its band opens on both sides. AI loses its lower tenth within the first layers and its median
-# later. Masked weights without repair are not drawn: the numbers above say why.
+# The dense network stays close to the theory at every depth, a little above it. EOI keeps the
+# median, and its band widens on both sides. The lowest tenth of AI falls within the first layers
+# and its median later. Masked weights without repair are not drawn, since their values are too
+# small (see the numbers above).
 
 # %% [markdown]
 # ## Where sparse weights differ
 #
-# The whole law after the last layer, beside the predicted density.
+# The picture shows the distribution after the last layer, beside the predicted density.
 
 # %%
 law = laws[-1]
@@ -229,8 +231,9 @@ figure.suptitle(f"Singular values after {LAYERS} tanh layers, width {WIDTH}")
 plt.show()
 
 # %% [markdown]
-# Theory and the dense network agree up to what a finite width changes. From EOI mass moves from
-# the middle to both ends, but little of it near zero, where AI has the largest part. A row of a
-# sparse matrix has only a few non-zeros, so its preactivation is less Gaussian, and the weights
-# are not free of the slopes that they meet: theory assumes both. So exact orthogonality gives
-# isometry without an activation, and less than the theory of dense weights promises with one.
+# Theory and the dense network agree up to effects of the finite width. With EOI mass moves from
+# the middle to both ends, but little of it close to zero, where the density of AI is highest. The
+# theory assumes Gaussian preactivations, and weights that are free from the slopes. A row of a
+# sparse matrix has only a few non-zeros, so both assumptions hold less well. So exact
+# orthogonality gives isometry without an activation, and with one less isometry than the theory
+# of dense weights predicts.

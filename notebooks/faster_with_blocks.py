@@ -15,8 +15,8 @@
 # # Faster with blocks
 #
 # You learn why a mask saves no time, how a matrix of whole blocks can be exactly orthogonal, what
-# its product costs, and how to train a network of such layers: one line of it changes, and the
-# optimizer needs no mask.
+# a product with it costs, and how to train a network of such layers: one line of the network
+# changes, and the optimizer needs no mask.
 #
 # Runs on CPU, GPU and TPU; under two minutes on two CPU cores.
 
@@ -60,9 +60,9 @@ key = jax.random.key(SEED)
 # %% [markdown]
 # ## The pattern
 #
-# Rounds of matchings turn pairs of block rows at once. After $r$ rounds each block row, and each
-# block column, has $2^r$ blocks, and the product of the rounds is orthogonal. Stored are the
-# blocks alone, `(block rows, blocks of a row, rows, columns)`, and two small arrays of indices.
+# Each round rotates pairs of block rows, all pairs at once. After $r$ rounds each block row, and
+# each block column, has $2^r$ blocks, and the product of the rounds is orthogonal. Only the blocks
+# are stored, `(block rows, blocks of a row, rows, columns)`, and two small arrays of indices.
 
 # %%
 matrix = eoi.blocks.orthogonal(key, (SIZE, SIZE), density=2 * BLOCK / SIZE, block_size=BLOCK)
@@ -80,15 +80,15 @@ for axis, weights, title in zip(
 plt.show()
 
 # %% [markdown]
-# Both have a quarter of the weights. Right, each row and column of blocks has the same number of
-# blocks. Two rows of blocks whose blocks stand in the same columns are stored as one of wider
-# blocks.
+# Both have a quarter of the weights. Right: each row and column of blocks has the same number of
+# blocks. Two rows whose blocks are in the same columns are stored as one row of wider blocks.
 
 # %% [markdown]
 # ## What a product costs
 #
-# Forward and backward, of a dense matrix, of the same under a mask, and of the blocks. Each is
-# measured in turn with the others, and the median counts. The limit is one over the density.
+# Forward and backward passes are timed for a dense matrix, for the same matrix under a mask, and
+# for blocks. The three are measured in turn, and the medians are compared. The limit of the
+# speedup is one over the density.
 
 
 # %%
@@ -143,15 +143,14 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# A mask costs about what the dense product does. Blocks gain with size: small products do not
-# fill the processor, and rows have to be gathered.
+# The product under a mask takes about as long as the dense one. Blocks gain more at larger sizes:
+# small products do not use the whole processor, and rows have to be gathered.
 
 # %% [markdown]
 # ## A network
 #
-# `BlockSparseDense` takes the place of `nn.Dense`. Its weights are the stored blocks, so
-# gradients and the optimizer's state are as small; where the blocks stand is a collection beside
-# `params`.
+# `BlockSparseDense` replaces `nn.Dense`. Its weights are the stored blocks, so gradients and the
+# optimizer's state are equally small. The places of the blocks are a collection beside `params`.
 
 # %%
 digits = load_digits()

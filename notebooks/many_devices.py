@@ -14,12 +14,12 @@
 # %% [markdown]
 # # Many devices: one network, the same bits on every mesh
 #
-# You learn how a sparse network is drawn right where its parts belong, with no device ever
-# holding a whole matrix, and how its mask and its optimizer follow. Eight devices are simulated
-# on the CPU; real ones need the same lines. Where the TPU's compiler is installed, the last cell
-# compiles the same program for a slice of 16 chips, without having any.
+# You learn how to draw a sparse network directly on the devices that store its parts, so that no
+# device holds a whole matrix, and how its mask and optimizer state are placed. Eight devices are
+# simulated on the CPU; real devices need the same lines. Where the TPU compiler is installed, the
+# last cell compiles the same program for a slice of 16 chips, without a TPU.
 #
-# The same lines run on TPU and GPU; this notebook needs a CPU alone, and under two minutes on two
+# The same lines run on TPU and GPU; this notebook needs only a CPU, and under two minutes on two
 # cores.
 
 # %%
@@ -41,8 +41,8 @@ STEPS = 20  # of training
 SEED = 0
 
 # %% [markdown]
-# JAX reads how many devices to simulate when it starts, so this comes before the first import. On
-# a machine with real devices, leave it out.
+# JAX reads the number of devices to simulate when it starts, so set it before the first import.
+# On a machine with real devices, leave this cell out.
 
 # %%
 os.environ["XLA_FLAGS"] = (
@@ -75,9 +75,9 @@ print(mesh)
 # %% [markdown]
 # ## One matrix
 #
-# `jit` with `out_shardings` compiles a program that draws each part on its device. The program's
-# own text tells what devices send to each other: nothing but sums, if anything. The bits are
-# those of one device, whatever the mesh.
+# `jit` with `out_shardings` compiles a program that draws each part on its device. The text of
+# the compiled program shows what devices send to each other: at most sums. The bits are the same
+# as on one device, with every mesh.
 
 
 # %%
@@ -110,14 +110,15 @@ for axis, spec in zip(axes, SPECS, strict=True):
 plt.show()
 
 # %% [markdown]
-# A color is a device. With four colors, two devices hold the same part. Columns need no talk at
-# all: the rotations mix rows, so a column is drawn without the others. Rows take one sum of
-# counts.
+# Each color is a device. With four colors, two devices hold the same part. Divided by columns,
+# devices do not communicate: the rotations mix rows, so each column is drawn independently.
+# Divided by rows, they exchange one sum of counts.
 
 # %% [markdown]
 # ## Memory
 #
-# What one device needs while it draws the columns that it holds, over the number of devices.
+# The picture shows the memory that one device needs to draw its columns, against the number of
+# devices.
 
 # %%
 counts = (1, 2, 4, 8)
@@ -136,14 +137,14 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The part that a device holds halves as devices double. What it needs besides is the plan of the
-# rotations, which every device has, and is as large on one device as on eight.
+# The part that a device holds halves as the number of devices doubles. The rest is the plan of
+# the rotations, which every device has; it is as large on eight devices as on one.
 
 # %% [markdown]
 # ## A whole network
 #
-# `jax.eval_shape` tells what the parameters will be, without making them. A rule gives each a
-# place, and one program makes parameters and mask there.
+# `jax.eval_shape` gives the shapes of the parameters without making them. A rule gives each
+# parameter a sharding, and one program draws parameters and mask into these shardings.
 
 # %%
 model = nn.Sequential([nn.Dense(WIDTH), nn.tanh, nn.Dense(WIDTH), nn.tanh, nn.Dense(16)])
@@ -170,9 +171,9 @@ print(params["layers_0"]["kernel"].sharding.spec, mask["layers_0"]["kernel"].sha
 # %% [markdown]
 # ## Training
 #
-# The optimizer's state follows the parameters, and examples are divided among the other axis.
-# Nothing in the step says so: the compiler reads it off the arrays. The mask holds on every
-# device.
+# The optimizer's state has the shardings of the parameters, and the examples are divided along the
+# other axis. The step needs no annotations: the compiler takes the shardings from the arrays. The
+# mask holds on every device.
 
 # %%
 tx = eoi.static_sparse(optax.adamw(1e-3), mask)
@@ -218,13 +219,13 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The start is equal bit for bit. Training adds the same numbers in another order on eight
-# devices, so losses agree to rounding.
+# The start is equal bit for bit. On eight devices, training adds the same numbers in another
+# order, so losses agree up to rounding.
 
 # %% [markdown]
-# ## A slice of TPUs, by its compiler
+# ## A program for a slice of TPUs
 #
-# The compiler for TPUs runs on a CPU; the extra `tpu-aot` brings it. It tells how much memory a
+# The TPU compiler runs on a CPU; the extra `tpu-aot` installs it. It reports how much memory a
 # chip needs and what chips send to each other. `python -m experiments plan --topology v5e:16x16`
 # does this for whole networks and their training.
 

@@ -16,9 +16,9 @@
 #
 # You learn what pruning at initialization decides: *where* the weights are (the mask) and *how
 # many* each layer gets (the budget). Seven rules prune one network; you see their masks as
-# pictures and their budgets side by side. Then exact orthogonal initialization (EOI) takes nothing
-# but the budgets and draws masks and weights of its own, and you compare spectra and training. The
-# data are the 8 × 8 digits that come with scikit-learn.
+# pictures and their budgets side by side. Then exact orthogonal initialization (EOI) uses only
+# the budgets and draws new masks and weights, and you compare spectra and training. The data are
+# the 8 × 8 digits that come with scikit-learn.
 #
 # Runs on TPU, GPU and CPU; under two minutes on two CPU cores.
 
@@ -71,9 +71,9 @@ x_train, x_test, y_train, y_test = train_test_split(
 # %% [markdown]
 # ## One network, seven rules
 #
-# A criterion scores weights, larger means keep, and `eoi.masks.top_k` keeps the best of the whole
-# network. A budget rule only counts, and random masks meet its counts. A criterion takes any loss
-# function and any parameter tree.
+# A criterion scores weights, and `eoi.masks.top_k` keeps those with the largest scores in the whole
+# network. A budget rule decides only the counts of the layers; the masks are random. A criterion
+# takes any loss function and any parameter tree.
 
 
 # %%
@@ -157,10 +157,10 @@ def draw_masks(masks, title):
 draw_masks(masks, f"Weights that are kept (blue), density {DENSITY:g}")
 
 # %% [markdown]
-# Random, magnitude, uniform and ERK masks are even noise: the sizes of orthogonal weights tell
-# nothing. SNIP and GraSP have seen data: in the first layer they leave whole rows empty. SynFlow
-# has not seen data and leaves rows and columns empty all the same: a unit that loses flow loses
-# the rest as well.
+# Random, magnitude, uniform and ERK masks are uniform noise: the sizes of orthogonal weights have
+# no information. SNIP and GraSP use data, and in the first layer they leave whole rows empty.
+# SynFlow uses no data, and also leaves rows and columns empty: a unit that loses some of its flow
+# loses the rest too.
 
 # %% [markdown]
 # ## What the first layer reads
@@ -185,7 +185,7 @@ plt.show()
 
 # %% [markdown]
 # SNIP and GraSP keep weights where strokes are and drop the margins, which are blank in nearly
-# every image. The others do not know what a margin is.
+# every image. The other methods do not distinguish strokes from margins.
 
 # %% [markdown]
 # ## Budgets side by side
@@ -211,14 +211,15 @@ axes.legend(ncols=4)
 plt.show()
 
 # %% [markdown]
-# All keep equally many weights of the whole network. The small last layer is where they differ:
-# uniform, random and magnitude give it what the others get, SNIP, GraSP, SynFlow and ERK far more.
+# All methods keep equally many weights of the whole network. They differ in the small last layer:
+# uniform, random and magnitude give it the density of the other layers, and SNIP, GraSP, SynFlow
+# and ERK a far higher one.
 
 # %% [markdown]
 # ## EOI from each budget
 #
-# `eoi.exact_orthogonal` takes the layer densities and nothing else. Layers whose budget is below
-# what an orthogonal matrix needs get that from the others.
+# `eoi.exact_orthogonal` uses only the layer densities. A layer whose budget is below the minimum of
+# an orthogonal matrix gets the missing weights from the other layers.
 
 # %%
 eoi_starts = {
@@ -238,15 +239,15 @@ some = {f"EOI, {name}": eoi_starts[name].mask for name in ("SNIP", "SynFlow", "E
 draw_masks(some, "Masks that EOI draws from the budgets alone")
 
 # %% [markdown]
-# The structure of the criteria's masks is gone; only their counts are kept. The diagonals are left
-# of the identity from which rotations start, and one key draws the same planes, so the three look
-# alike.
+# The structure of the criteria's masks is gone; only their counts are kept. The diagonals remain
+# from the identity with which the rotations start. One key draws the same planes, so the three
+# masks look alike.
 
 # %% [markdown]
 # ## Spectra at the start
 #
-# *Base* keeps the dense weights on the mask, *AI* moves them towards orthogonality, *EOI* is
-# above.
+# *Base* keeps the dense weights on the mask, and *AI* changes them towards orthogonality. *EOI* is
+# the start of the section above.
 
 
 # %%
@@ -289,12 +290,13 @@ figure.legend(loc="outside right center")
 plt.show()
 
 # %% [markdown]
-# Base shrinks whatever the mask, most with the random ones. Six layers are few, so AI repairs
-# nearly all of it; [dynamical_isometry](dynamical_isometry.ipynb) shows what becomes of it with
-# depth. EOI stands at about one height for every budget.
+# With Base the singular values are small for every mask, most of all for the random ones. Six
+# layers are few, so AI repairs nearly all of this;
+# [dynamical_isometry](dynamical_isometry.ipynb) shows how AI does at greater depth. With EOI the
+# values are about equally high for every budget.
 
 # %% [markdown]
-# ## And training
+# ## Training
 
 # %%
 adam = optax.adam(1e-3)
@@ -339,6 +341,6 @@ figure.legend(loc="outside right center")
 plt.show()
 
 # %% [markdown]
-# From Base, accuracy depends on the mask; from AI and from EOI hardly: at this depth it is
-# isometry that counts, and EOI has it without a step of descent. One short run each: differences
-# of a few percent between the blue and green bars mean nothing.
+# From Base, the accuracy depends on the mask; from AI and EOI it hardly does. At this depth
+# isometry decides, and EOI has it without a step of descent. Each bar is one short run, so
+# differences of a few percent between the blue and green bars mean nothing.

@@ -16,8 +16,8 @@
 #
 # You learn to draw one sparse, exactly orthogonal matrix, to start a network from such matrices,
 # to keep its zeros while any optax optimizer trains it, and to look at the singular values that
-# make the difference. Flax Linen and Flax NNX take one screen each; the data are the 8 × 8 digits
-# that come with scikit-learn.
+# explain the difference. Flax Linen and Flax NNX take one screen each; the data are the 8 × 8
+# digits that come with scikit-learn.
 #
 # Runs on TPU, GPU and CPU; under two minutes on two CPU cores.
 
@@ -92,7 +92,7 @@ plt.show()
 # %% [markdown]
 # ## The task
 #
-# What both frameworks use: the loss, and the same random batches for every network.
+# Both frameworks use the same loss, and the same random batches for every network.
 
 
 # %%
@@ -158,7 +158,7 @@ print(f"test accuracy {accuracy:.1%}")
 # %% [markdown]
 # ## Flax NNX
 #
-# The same, with the mask of `nnx.state(model, nnx.Param)`.
+# The steps are the same; take the mask of `nnx.state(model, nnx.Param)`.
 
 # %%
 rngs = nnx.Rngs(SEED)
@@ -192,8 +192,8 @@ print(f"density {eoi.masks.density(nnx_mask):.4f} before, {eoi.masks.density(aft
 # %% [markdown]
 # ## Against the usual sparse start
 #
-# The usual way to a sparse network draws dense weights, here orthogonal ones, and removes as many
-# of them at random: `eoi.masked`.
+# The usual sparse start draws dense weights, here orthogonal ones, and removes equally many of
+# them at random: `eoi.masked`.
 
 # %%
 dense = eoi.networks.redraw(jax.random.key(SEED), params, jax.nn.initializers.orthogonal())
@@ -217,16 +217,16 @@ axes.legend(title="start")
 plt.show()
 
 # %% [markdown]
-# From EOI both frameworks learn at once. They draw different matrices, so their curves are not
-# equal. The masked start has as many weights, but first stays at the loss of guessing and then
-# lags behind.
+# From EOI the networks of both frameworks learn at once. They have different matrices, so their
+# curves are not equal. The masked start has as many weights, but its loss first stays at that of
+# guessing, and is then higher than that of the others.
 
 # %% [markdown]
 # ## The spectrum
 #
-# Why? Look at the singular values of the Jacobian of logits with respect to pixels, for each of
-# some images: factors by which the network stretches small changes of its input, and gradients on
-# their way back.
+# The reason is in the singular values of the Jacobian of logits with respect to pixels, here for
+# some images. They are the factors by which the network stretches small changes of its input, and
+# gradients in the backward pass.
 
 
 # %%
@@ -260,7 +260,7 @@ plt.show()
 # %% [markdown]
 # EOI starts close to the dense orthogonal network, with all singular values within one decade;
 # training then spreads them. Those of the masked start are smaller by orders of magnitude, and so
-# are its gradients, although it misses no more weights.
+# are its gradients, although it has as many weights.
 #
 # Where to go on: [dynamical_isometry](dynamical_isometry.ipynb) follows these spectra through
 # depth, [deep_networks](deep_networks.ipynb) trains where the usual starts do not, and

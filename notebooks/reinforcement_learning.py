@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Reinforcement learning: a sparse actor and a sparse critic
 #
-# You learn to train PPO on CartPole with actor and critic that keep a tenth of their hidden
-# weights, beside dense ones, and to see that the masks hold and what training does to the actor's
-# singular values. Several seeds train at once in one compiled program; the environment is
-# gymnax's.
+# You learn to train PPO on CartPole with an actor and a critic that keep a tenth of their hidden
+# weights, and to compare them with dense networks. You check that the masks hold, and see how
+# training changes the actor's singular values. Several seeds train at once in one compiled
+# program; the environment is from gymnax.
 #
 # Runs on TPU, GPU and CPU; under two minutes on two CPU cores.
 
@@ -115,13 +115,13 @@ axes[0].set_ylabel("input")
 plt.show()
 
 # %% [markdown]
-# Black is what is kept. Each seed has other masks; an actor does not share them with its critic.
+# Black weights are kept. Each seed has other masks, and an actor has other masks than its critic.
 
 # %% [markdown]
 # ## Training
 #
-# `advance` carries out updates from one number up to another, of all seeds at once. Both kinds of
-# networks see the same number of steps at the same learning rate.
+# `advance` runs the updates from one number to another, for all seeds at once. Both kinds of
+# networks train for the same number of steps at the same learning rate.
 
 
 # %%
@@ -158,14 +158,14 @@ axes.legend(title="start")
 plt.show()
 
 # %% [markdown]
-# Lines are means of the seeds, bands reach from the lowest to the highest. Both kinds of networks
-# come near 500, the most there is, and on the way seeds differ more than starts do.
+# Lines are means of the seeds, and bands go from the lowest to the highest seed. Both kinds of
+# networks come close to 500, the largest return; before that, seeds differ more than starts do.
 
 # %% [markdown]
 # ## The masks hold
 #
-# The optimizer is Adam with clipped gradients, and `eoi.static_sparse` around both: what was zero
-# is zero, in the actor and in the critic, while every other weight has moved.
+# The optimizer is Adam with clipped gradients, and `eoi.static_sparse` is around both. In actor and
+# critic, the weights that were zero are still zero, and every other weight has changed.
 
 # %%
 first, last, *_ = results["EOI"]
@@ -187,13 +187,13 @@ figure.colorbar(picture, ax=(left, right), label="weight")
 plt.show()
 
 # %% [markdown]
-# The same pattern on both sides, with other values.
+# The pattern is the same on both sides, and the values differ.
 
 # %% [markdown]
 # ## The actor's singular values
 #
-# How far do the hidden layers stretch and shrink a change of their input? The largest and the
-# smallest singular value of their Jacobian, at two observations of each seed.
+# How far do the hidden layers stretch and shrink a change of their input? The picture shows the
+# largest and the smallest singular value of their Jacobian, at two observations for each seed.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 4))
@@ -214,8 +214,8 @@ plt.show()
 
 # %% [markdown]
 # Without an activation all values would be 2 at the start, the square of the gain; where tanh
-# saturates it shrinks what passes through. Training makes the largest values larger, those of the
-# dense actor the most.
+# saturates, it shrinks them. Training increases the largest values, most of all those of the dense
+# actor.
 #
 # Where to go on: `python -m experiments rl --help` trains other environments, residual networks,
 # layers of blocks, SET and RigL, and `sweep rl_scaling` compares starts over widths and densities.
