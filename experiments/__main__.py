@@ -20,17 +20,17 @@ COMMANDS = {
         "time drawing, initializing, masked training and spectra",
     ),
     "spectra": ("studies.spectra", "picture singular values through the depth of a network"),
-    "universality": ("studies.universality", "hold sparse orthogonal spectra against theory"),
+    "universality": ("studies.universality", "compare sparse orthogonal spectra with theory"),
     "coordinate_check": (
         "studies.coordinate_check",
-        "picture whether one learning rate suits all densities",
+        "test whether one learning rate suits all densities",
     ),
     "plan": ("tools.plan", "list the layers of a sparse network: weights, FLOPs, bytes"),
     "train": ("training.train", "train one network from one kind of start"),
     "rl": ("rl.train", "train an actor and a critic by PPO from one kind of start"),
     "inspect": ("tools.show", "show how sparse and orthogonal a saved network is"),
     "sweep": ("runs.sweep", "run all configs of a figure or table, here or on a cluster"),
-    "report": ("reporting.report", "turn results into CSV files, tables, figures and a page"),
+    "report": ("reporting.report", "turn results into CSV files, tables, figures and pages"),
 }
 PROG = "python -m experiments"
 

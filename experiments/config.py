@@ -1,7 +1,7 @@
-"""What one experiment does, as a frozen dataclass: all that decides its numbers, nothing else.
+"""The configs of experiments: frozen dataclasses with everything that decides a run's numbers.
 
-Where a run is written, where data lies and how often it is logged are no part of it: they change
-no network. The name of a run's folder is :func:`digest` of its config.
+Settings that change no network are not part of a config: the folders of runs and data, and how
+often a run is logged. The name of a run's folder is :func:`digest` of its config.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Criterion: TypeAlias = Literal[
 Method: TypeAlias = Literal["dense", "base", "rescaled", "ai", "eoi", "eis", "sao", "2:4", "blocks"]
 
 WITHOUT_CRITERION: tuple[Method, ...] = ("dense", "sao", "2:4", "blocks")
-"""Methods that decide by themselves which weights there are."""
+"""Methods that choose the non-zero weights without a criterion."""
 
 # Fields that configs have not had from the beginning, and that count only if they are not at their
 # defaults: the digests of configs without them stay as they were.
@@ -50,7 +50,7 @@ _LATER = ("block_size", "optimizer", "perceptrons", "validate_every")
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """One network as training would start from it, with each of a few seeds."""
+    """The start of one network, with each of a few seeds."""
 
     experiment: str = "train"
     """Table or figure that the run belongs to; its folder is named after it."""
@@ -72,19 +72,20 @@ class Start:
     """Data set, by its name in experiments.data; "made" needs no files."""
 
     method: Method = "eoi"
-    """Start: dense, or sparse by masking (base), by masking and rescaling to the mask's fan-in
-    (rescaled), by approximated isometry (ai), EOI, EIS or SAO; exactly orthogonal too, with two of
-    four consecutive inputs of each output (2:4), or by layers that store only blocks (blocks)."""
+    """Start: dense (dense), or sparse by masking (base), by masking and rescaling to the mask's
+    fan-in (rescaled), by approximate isometry (ai), by EOI, EIS or SAO, exactly orthogonal with two
+    of four consecutive inputs of each output (2:4), or by layers that store only blocks
+    (blocks)."""
     criterion: Criterion = "erdos_renyi_kernel"
-    """Where masks, or for EOI and EIS layer densities, come from; of no use to
+    """Method that decides the masks, or for EOI and EIS the layer densities; not used by
     :data:`WITHOUT_CRITERION`."""
     density: float = 0.1
     """Fraction of the weights that are kept, in (0, 1]; 1 for dense, 0.5 for 2:4."""
     block_size: int = 0
     """Rows, and columns, of the blocks of method="blocks"; 0 for all others."""
     init: Literal["orthogonal", "fan_in"] = "orthogonal"
-    """Dense weights that are masked: orthogonal (convolutions delta-orthogonal), or the normal
-    ones of the network's default, He's or LeCun's."""
+    """Dense weights that are masked: orthogonal (convolutions delta-orthogonal), or fan_in: the
+    normal distribution that is the network's default, He's or LeCun's."""
     scale: float = 1.0
     """Gain of orthogonal weights."""
     bias_std: float = 0.0
@@ -95,16 +96,16 @@ class Start:
     """Planes of EOI's rotations: independent, perfect matchings in rounds, or drawn inside a
     pattern."""
     taps: Literal["center", "spread", "spread_both"] = "center"
-    """Where the entries of EOI's convolutions stand: at the center tap, or spread over all taps."""
+    """Taps of the entries of EOI's convolutions: the center tap, or spread over all taps."""
     he_norm: bool = False
     """Whether EOI's kernels have the Frobenius norm of masked He weights, for layers before a
     normalization, in place of the singular value ``scale``."""
     ai_steps: int = 10_000
-    """Steps of approximated isometry."""
+    """Steps of approximate isometry."""
     ai_objective: Literal["frobenius", "log_det"] = "frobenius"
-    """Its objective: the published one, or the log-determinant."""
+    """Objective of approximate isometry: the published one, or the log-determinant."""
     batch_size: int = 128
-    """Images of a training step, and of those that SNIP and GraSP score."""
+    """Images of a training step, and of the batches that SNIP and GraSP use."""
     seeds: tuple[int, ...] = (1,)
     """Seeds of everything random, each in [0, 2**31)."""
 
@@ -153,27 +154,27 @@ class Train(Start):
     """
 
     dynamic: Literal["static", "set", "rigl"] = "static"
-    """Whether the mask stays, or changes while the network trains by SET or RigL."""
+    """Whether the mask is fixed, or changes during training by SET or RigL."""
     epochs: float = 1.0
     """Passes over the training images; may be a fraction."""
     learning_rate: float = 0.01
     """Learning rate, divided by 10 at half and at three quarters of the steps."""
     learning_rates: tuple[float, ...] = ()
-    """If given, two or more rates of which one replaces ``learning_rate``: the first seed is
-    trained with each, and that with the highest validation accuracy over the last quarter of the
-    steps is taken for all seeds."""
+    """If given, two or more rates, of which one replaces ``learning_rate``: the first seed is
+    trained with each, and all seeds use the rate with the highest validation accuracy over the
+    last quarter of the steps."""
     density_power: float = 0.0
     """The updates of each sparse kernel are multiplied by ``density**-density_power``: 1 for
     SμPar."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum, or AdamW."""
     momentum: float = 0.9
-    """Nesterov momentum of SGD; of AdamW the decay of the mean of gradients."""
+    """Nesterov momentum of SGD; for AdamW the decay of the mean of gradients."""
     weight_decay: float = 1e-4
-    """Weight decay of all parameters, of SGD added to the gradient."""
+    """Weight decay of all parameters; for SGD it is added to the gradient."""
     validate_every: int = 0
-    """Steps between two evaluations on validation data, besides those at the ends of epochs; 0 for
-    these alone."""
+    """Steps between two evaluations on validation data, in addition to those at the ends of epochs;
+    0 for only these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +209,7 @@ class Ppo:
     """Environment, by its name in gymnax."""
 
     network: Literal["mlp", "simba"] = "mlp"
-    """Actor and critic: plain perceptrons, or residual ones with normalization, as SimBa's."""
+    """Actor and critic: plain perceptrons, or residual ones with normalization, as in SimBa."""
     width: int = 64
     """Units of a hidden layer, or of the residual stream."""
     depth: int = 2
@@ -220,7 +221,7 @@ class Ppo:
     """Start of the hidden kernels: dense, or sparse by masking (base), by masking and rescaling to
     the mask's fan-in (rescaled), by EOI, or by layers that store only blocks (blocks)."""
     criterion: Literal["uniform", "erdos_renyi"] = "uniform"
-    """How the hidden kernels share the density; of no use to dense ones and blocks."""
+    """How the hidden kernels share the density; not used by dense and blocks."""
     density: float = 0.1
     """Fraction of the hidden kernels' weights that are kept, in (0, 1]; 1 for dense."""
     block_size: int = 0
@@ -230,31 +231,33 @@ class Ppo:
     scale: float = math.sqrt(2)
     """Gain of the orthogonal weights of all layers but the last."""
     dynamic: Literal["static", "set", "rigl"] = "static"
-    """Whether the mask stays, or changes while the networks train by SET or RigL."""
+    """Whether the mask is fixed, or changes during training by SET or RigL."""
 
     total_steps: int = 500_000
-    """Steps of all environments together; what does not fill an update is left out."""
+    """Steps of all environments together; steps that do not fill an update are left out."""
     num_envs: int = 4
     """Environments of each seed."""
     num_steps: int = 128
-    """Steps that each of them takes before an update."""
+    """Steps of each environment before an update."""
     num_epochs: int = 4
     """Passes over these steps in an update."""
     num_minibatches: int = 4
-    """Parts in which a pass takes them; a divisor of their number."""
+    """Number of minibatches of a pass; a divisor of the number of steps."""
     learning_rate: float = 2.5e-4
-    """Learning rate of Adam at the first update; it falls to 0 along a line."""
+    """Learning rate of Adam at the first update; it falls linearly to 0."""
     learning_rates: tuple[float, ...] = ()
-    """If given, two or more rates of which one replaces ``learning_rate``: that with the highest
-    mean return of ``rate_seeds`` in the second half of the training."""
+    """If given, two or more rates, of which one replaces ``learning_rate``: the rate with the
+    highest mean return of ``rate_seeds`` in the second half of the training."""
     rate_seeds: tuple[int, ...] = (101, 102)
-    """Seeds that choose among ``learning_rates``, each in [0, 2**31); best none of ``seeds``."""
+    """Seeds that choose among ``learning_rates``, each in [0, 2**31); best different from
+    ``seeds``."""
     discount: float = 0.99
     """Discount of rewards, in [0, 1]."""
     gae_lambda: float = 0.95
     """Decay of the generalized advantage estimate, in [0, 1]."""
     clip: float = 0.2
-    """Largest change of a probability's ratio that is rewarded, and of a value that is trusted."""
+    """Bound of PPO's clipping: of the change of the probability ratio, and of the change of a
+    value."""
     entropy: float = 0.01
     """Weight of the policy's entropy in the loss."""
     value_weight: float = 0.5
@@ -310,7 +313,7 @@ class Spectrum(Start):
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Parameters of a network, and how many of them are kept."""
+    """The numbers of all and of kept parameters of a network."""
 
     experiment: str = "counts"
     """Table that the run belongs to; its folder is named after it."""
@@ -341,7 +344,7 @@ class Times:
     densities: tuple[float, ...] = (0.125,)
     """Fractions of non-zeros, in (0, 1]."""
     repeats: int = 5
-    """Runs of each, of which the median counts."""
+    """Runs of each; the median is reported."""
 
     def __post_init__(self) -> None:
         _floats(self)
@@ -381,9 +384,9 @@ def to_dict(config: Any) -> dict[str, Any]:
         config: A frozen dataclass of numbers, strings and tuples of them.
 
     Returns:
-        A new dictionary, its keys in the order of the fields. Fields that came
-        later than others (``block_size``, ``optimizer``, ``perceptrons``, ``validate_every``) are
-        left out at their defaults.
+        A new dictionary, with its keys in the order of the fields. Fields that were added later
+        (``block_size``, ``optimizer``, ``perceptrons``, ``validate_every``) are left out if they
+        have their default values.
 
     Example:
         >>> from experiments import config
@@ -399,10 +402,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def digest(config: Any) -> str:
-    """Return twelve hexadecimal digits that stand for a config.
+    """Return twelve hexadecimal digits that identify a config.
 
-    They are those of SHA-256 of its fields in JSON: another value of any field gives another name,
-    on every machine the same.
+    They are the first digits of the SHA-256 of its fields in JSON: any change of a field gives
+    another digest, and the digest is the same on every machine.
 
     Args:
         config: A frozen dataclass of numbers, strings and tuples of them.

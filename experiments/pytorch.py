@@ -1,7 +1,7 @@
-"""Sparse networks in PyTorch: read a file of ``eoi.save``, and go on there.
+"""Sparse networks in PyTorch: read a file of ``eoi.save`` and use or train the network there.
 
-A recipe: it needs PyTorch, NumPy and safetensors, and no JAX, so it may be copied into another
-project. What changes on the way:
+This module needs PyTorch, NumPy and safetensors, and no JAX, so it may be copied into another
+project. The names and axes of Flax become those of PyTorch:
 
 ===================================== ===========================================================
 Flax                                  PyTorch
@@ -16,8 +16,9 @@ layers stacked by a scan              numbered layers
 images ``(n, height, width, c)``      images ``(n, c, height, width)``
 ===================================== ===========================================================
 
-PyTorch has no masked optimizer. To train on, mask gradients and weights around each step, so that
-clipping and momentum do not see weights that are off, and these stay zero under weight decay too::
+PyTorch has no masked optimizer. To continue training, mask the gradients before and the weights
+after each step. Then clipping and momentum do not include masked weights, and these stay zero also
+with weight decay::
 
     network = pytorch.load("net.safetensors")
     model = pytorch.ResNet()

@@ -1,14 +1,14 @@
-"""A 1000-layer network with 12.5 % of its weights learns digits, and where it started decides.
+"""Train a 1000-layer network with 12.5 % of its weights on digits, from several starts.
 
-One plain tanh MLP, no residuals, no normalization, is trained in the same way from four starts:
+One plain tanh MLP, without residuals or normalization, is trained in the same way from four starts:
 
 * dense orthogonal: all weights, orthogonal kernels;
 * EOI: sparse and exactly orthogonal kernels, ``eoi.dense(density)``;
 * masked orthogonal: orthogonal kernels with random weights removed;
-* masked Gaussian: as many removed, variance ``scale² / kept inputs`` of each unit.
+* masked Gaussian: as many weights removed, variance ``scale² / kept inputs`` of each unit.
 
-With ``--blocks 16`` from a fifth: layers that store and multiply only blocks of 16 x 16, as sparse
-and exactly orthogonal too, trained by the optimizer alone, without a mask.
+``--blocks 16`` adds a fifth start: layers that store and multiply only blocks of 16 x 16. They are
+equally sparse and exactly orthogonal, and train with the plain optimizer, without a mask.
 
 Example:
     python -m experiments quickstart --layers 100
@@ -86,10 +86,10 @@ class Config:
     """Images per step."""
     learning_rate: float | None = None
     """Learning rate of SGD with Nesterov momentum 0.9, the same for every start; default
-    0.5 / layers, since every layer adds to what one step changes."""
+    0.5 / layers, since every layer adds to the change of one step."""
     blocks: int = 0
-    """If not 0, train block-sparse layers of this block size too, a divisor of the width. At the
-    default width and density each block of outputs sees one block of inputs with 16, two with 8."""
+    """If not 0, also train block-sparse layers of this block size, a divisor of the width. At the
+    default width and density each block of outputs has one block of inputs with 16, two with 8."""
     seed: int = 0
     """Seed of everything random."""
     output: str = "quickstart.png"

@@ -1,1 +1,1 @@
-"""Benchmarks: every number is a median, taken in turns within one process."""
+"""Benchmarks: every time is a median; compared programs run in turns within one process."""

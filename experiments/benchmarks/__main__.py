@@ -1,4 +1,4 @@
-"""Benchmarks: every number is a median, every comparison is made within one process, in turns.
+"""Benchmarks: every time is a median; compared programs run in turns within one process.
 
 Commands:
     init    time, compile time and memory of drawing matrices, against JAX's own initializers

@@ -28,9 +28,9 @@ class Init:
     """Draw matrices: time, compile time, memory, and a thousand kernels under vmap."""
 
     quick: bool = False
-    """Sizes to 1024 and three densities only."""
+    """Only sizes up to 1024 and three densities."""
     repeats: int = 9
-    """Runs of each function, of which the median counts."""
+    """Runs of each function; the median is reported."""
     output: str = "benchmark_init.png"
     """Where the plot is saved."""
 

@@ -37,13 +37,13 @@ class Methods:
     """Initialize networks with every method, and matrices with EOI, SAO, AI and QR."""
 
     quick: bool = False
-    """MLP-7 and sizes to 512 only, and 100 steps of AI."""
+    """Only MLP-7 and sizes up to 512, and 100 steps of AI."""
     networks: bool = True
     """Time the networks."""
     matrices: bool = True
     """Time the matrices."""
     repeats: int = 5
-    """Runs of each matrix, of which the median counts."""
+    """Runs of each matrix; the median is reported."""
     output: str = "benchmark_methods.png"
     """Where the plot is saved."""
 

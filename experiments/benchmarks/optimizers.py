@@ -25,7 +25,7 @@ class Optim:
     """Train under a mask: time of a step with static_sparse against the dense step."""
 
     repeats: int = 31
-    """Runs of each function, of which the median counts."""
+    """Runs of each function; the median is reported."""
 
 
 def bench_optim(options: Optim, console: Console) -> None:

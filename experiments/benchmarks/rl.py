@@ -33,7 +33,7 @@ class Rl:
     num_envs: int = 8
     """Environments of each seed."""
     repeats: int = 5
-    """Updates that are timed, of which the median counts."""
+    """Updates that are timed; the median is reported."""
 
     def check(self) -> None:
         """Refuse settings of which there is no config."""

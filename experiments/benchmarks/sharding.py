@@ -1,7 +1,7 @@
 """Memory and collectives of drawing matrices that are divided among devices, as compiled.
 
-Nothing is run: everything is counted in the compiled programs, so the devices may be fake ones of
-this CPU, or a slice of TPUs that is described only. A loop's operations count once.
+Nothing is run: everything is counted in the compiled programs. So the devices may be simulated ones
+of this CPU, or a slice of TPUs that is only described. The operations of a loop count once.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class Sharding:
     tpu: str | None = None
     """Version of TPUs to compile for, with slices of two axes, v5e or v6e; default: the CPU."""
     devices: tuple[int, ...] = (1, 8)
-    """Among how many devices each matrix is divided; the CPU has up to 8 fake ones."""
+    """Numbers of devices among which each matrix is divided; the CPU has up to 8 simulated ones."""
     sizes: tuple[int, ...] = (512, 2048)
     """Rows and columns of the matrices."""
     density: float = 0.05
     """Fraction of non-zeros, in (0, 1]."""
     axis: Literal["columns", "rows"] = "columns"
-    """Which are divided."""
+    """Which axis is divided."""
     dense_size: int | None = None
     """Largest size for JAX's own initializer; default: 512 on TPUs, where it takes minutes to
     compile beyond, and none on the CPU."""
     weak: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of devices over which work a device is counted, of equal size a device."""
+    """Numbers of devices for the table of weak scaling, where each device has equally much."""
 
     def check(self) -> None:
         """Refuse settings that cannot be compiled for."""

@@ -1,10 +1,11 @@
-"""Sparse layers against dense ones: what they save in time and memory, and where they do not.
+"""Sparse layers against dense ones: where they save time and memory, and where they do not.
 
-Layers of ``n`` inputs and ``n`` outputs: dense; dense under a mask; BCOO of
-``jax.experimental.sparse`` and the condensed form, which store any pattern; and blocks. Programs: a
-forward pass; forward and backward, with gradients by inputs and by weights; and a whole AdamW step
-of three such layers with ReLUs between them. A ratio is the time of the dense layer over that of
-the layer, in one process, in which the layers take turns of two runs, the second of which counts.
+Layers have ``n`` inputs and ``n`` outputs. They are dense; dense under a mask; BCOO of
+``jax.experimental.sparse`` and the condensed form, which store any pattern; and blocks. The
+programs are a forward pass; forward and backward, with gradients by inputs and by weights; and a
+whole AdamW step of three such layers with ReLUs between them. A ratio is the time of the dense
+layer over that of the sparse layer. All layers are timed in one process, in turns of two runs, of
+which only the second counts.
 """
 
 from __future__ import annotations
@@ -63,17 +64,17 @@ class SparseLayers:
     densities: tuple[float, ...] = (1 / 16, 1 / 8)
     """Fractions of the weights that are not zero."""
     quick: bool = False
-    """One small size, to see what comes out: a minute."""
+    """One small size, as a test: a minute."""
     full: bool = False
     """Batches 32 to 2048, n = 1024 to 8192, blocks 32 to 256, densities 1/32 to 1/4: hours."""
     repeats: int = 9
-    """Runs of each function, of which the median counts."""
+    """Runs of each function; the median is reported."""
     seconds: float = 6.0
-    """A function that has taken so long in all is not run again, but for one that counts."""
+    """A function that has taken this long in all is not run again, except once for the result."""
     memory: float = 6.0
-    """Programs that need more GiB than that are not run."""
+    """Programs that need more GiB than this are not run."""
     output: str = "benchmark_sparse_layers.png"
-    """Where the picture is saved, and beside it the table, as CSV."""
+    """Where the picture is saved; the table is saved beside it, as CSV."""
 
     def check(self) -> None:
         """Refuse what cannot be measured."""

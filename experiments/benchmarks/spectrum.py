@@ -25,7 +25,7 @@ class Spectrum:
     """Measure spectra: one jitted call against a loop, and extremes without a Jacobian."""
 
     repeats: int = 9
-    """Runs of each function, of which the median counts."""
+    """Runs of each function; the median is reported."""
     layers: int = 1000
     """Convolutions of the deep network."""
     channels: int = 128

@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians of functions in turns, tables, and what is timed."""
+"""Shared by the benchmarks: medians of functions in turns, tables, and functions to time."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Training:
     """Train ResNet-20: images a second as the experiments do on CPUs, against XLA's defaults."""
 
     repeats: int = 7
-    """Runs of each function, of which the median counts."""
+    """Runs of each function; the median is reported."""
 
     depth: int = 20
     """Layers of the network, 6 n + 2."""

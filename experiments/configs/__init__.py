@@ -1,1 +1,1 @@
-"""One module for each figure and table: what is run for it, and what is made of the results."""
+"""One module for each figure and table: its runs, and the report on their results."""

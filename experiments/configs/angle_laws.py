@@ -1,13 +1,14 @@
-"""Angle laws: what constant angles do to the spectrum of a start, beside uniform ones.
+"""Angle laws: the spectrum of a start with constant angles, compared with uniform ones.
 
 A reader of the paper asked which angles are better, with figures. Appendix G trains with two
-constant angles; this measures seven at the start. At 90 degrees every rotation is a transposition:
-the matrix stays a signed permutation, and no density above one non-zero a row is reached.
+constant angles; this experiment measures seven at the start. At 90 degrees every rotation is a
+transposition: the matrix stays a signed permutation, and no density above one non-zero in each row
+is reached.
 
 Command: python -m experiments sweep angle_laws
 Hardware: two CPU cores. Time: minutes.
-Expected: singular values of a linear network are 1 for every law; with tanh small angles leave the
-matrix near to the identity.
+Expected: singular values of a linear network are 1 for every law; with tanh, small angles keep the
+matrix close to the identity.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Appendix G, Figure 9: do the angles of the rotations matter?
 
 The paper trains ResNet-32 from EOI with all angles 1 degree, all 80 degrees, and uniform ones.
-The small scale adds the 1000-layer MLP, where a start shows within a few hundred steps.
+The small scale adds the 1000-layer MLP, where starts differ within a few hundred steps.
 
 Command: python -m experiments sweep appendix_g --scale small
 Hardware: made for GPUs; the small scale for two CPU cores. Time: there half an hour on one core.
-Expected: 1 degree starts worse, for its matrices are near to the identity.
+Expected: 1 degree starts worse, since its matrices are close to the identity.
 """
 
 from __future__ import annotations

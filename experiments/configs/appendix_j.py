@@ -1,9 +1,9 @@
 """Appendix J, Figure 12: ResNet-50 and DeiT III-S on ImageNet, ERK from Base and from EOI.
 
-DeiT III is sparse in its MLP blocks alone and, beyond the paper, in its heads of attention too.
+DeiT III is sparse only in its MLP blocks or, beyond the paper, also in its heads of attention.
 
 Command: python -m experiments sweep appendix_j --data-dir DIR
-Hardware: a server of GPUs; nothing of it has been run. Time: not measured. Optimizer and
+Hardware: a server of GPUs; it has not been run. Time: not measured. Optimizer and
 augmentation are those of the other tables: the recipes for ImageNet are not published.
 Expected: similar curves for ResNet-50, EOI clearly better for DeiT III.
 """

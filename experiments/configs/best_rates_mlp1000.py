@@ -1,8 +1,8 @@
 """A plain 1000-layer tanh MLP on MNIST, each start at the best of three learning rates.
 
-With an eighth of the weights a step of the same rate changes a network less, so one rate for all
-favours some starts. Here the rate of each is chosen on validation images, and Base is in its
-stronger form, rescaled to the fan-in of its mask.
+With an eighth of the weights, a step of the same rate changes a network less, so one rate for all
+favors some starts. Here the rate of each start is chosen on validation images, and Base is in its
+stronger variant, rescaled to the fan-in of its mask.
 
 Command: python -m experiments sweep best_rates_mlp1000 --scale small
 Hardware: two CPU cores. Time: five runs a start, each 5 to 8 minutes on one core.

@@ -1,15 +1,15 @@
 """ResNet-20 on CIFAR-10, each sparse start at the best of three learning rates.
 
-Early in training the paper's method trails masked He weights on residual networks with batch
-normalization, for two reasons: a kernel's norm divides its learning rate, and a kernel with one tap
-sees one pixel. Starts with spread taps, and with the Frobenius norm of He's, are measured here
-against both forms of Base.
+Early in training the paper's method is behind masked He weights on residual networks with batch
+normalization, for two reasons: the effective learning rate of a kernel falls with its norm, and a
+kernel with one tap uses only one pixel. Here starts with spread taps, and with the Frobenius norm
+of He weights, are compared with both variants of Base.
 
 Command: python -m experiments sweep best_rates_resnet20 --scale small
 Hardware: two CPU cores. Time: at the small scale five runs a start, each three to ten minutes on
 one core.
-Expected: the paper's start seven points behind Base after one epoch, spread taps and norms within
-one.
+Expected: after one epoch the paper's start is seven points behind Base, and the start with spread
+taps and He's norms within one point.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Dense networks of equal size: what else could the kept weights have been spent on?
+"""Dense networks of equal size: do as many weights do better in a dense network?
 
-The readers of the paper asked for it: a dense network with as many weights as the sparse one keeps,
-to one percent, of smaller width at the same depth, or of smaller depth at the same width.
+Readers of the paper asked for this comparison: a dense network with as many weights as the sparse
+one keeps, to one percent, of smaller width at the same depth, or of smaller depth at the same
+width.
 
 Command: python -m experiments sweep equal_parameters --scale small
 Hardware: two CPU cores for the small scale, two epochs of MLP-1000 and five of MLP-7. Time: there

@@ -1,11 +1,11 @@
 """Figure 3: singular values of MLP-7's input-output Jacobian at the start, against density.
 
 Command: python -m experiments sweep fig3 --scale small
-Hardware: two CPU cores. Time: there 37 minutes, most of it SynFlow's masks and AI's descent; the
-paper's grid, with 15 times as much AI, was not timed.
-Expected: without an activation, every singular value of EOI is 1 at every density, where Base's
-vanish as density falls and AI loses its mean below a density of 0.2. With tanh and hard tanh the
-order is the same; with ReLU EOI's lead over AI is larger.
+Hardware: two CPU cores. Time: 37 minutes at the small scale, most of it for SynFlow's masks and
+AI's descent; the paper's grid, with 15 times as much AI, was not timed.
+Expected: without an activation, every singular value of EOI is 1 at every density, while those of
+Base vanish as the density falls, and the mean of AI falls below a density of 0.2. With tanh and
+hard tanh the order is the same; with ReLU EOI's lead over AI is larger.
 """
 
 from __future__ import annotations

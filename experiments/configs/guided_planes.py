@@ -1,12 +1,12 @@
 """Planes guided by a pattern: rotations inside a band, or in the planes of a butterfly.
 
-A reader of the paper asked whether the planes can be guided towards a chosen pattern. Their list
-decides the support; orthogonality holds for every list.
+A reader of the paper asked whether the planes can be guided towards a chosen pattern. The list of
+planes decides the support; the matrix is orthogonal with every list.
 
 Command: python -m experiments sweep guided_planes --scale small
-Hardware: two CPU cores for the small scale, one epoch of MLP-1000. Time: there 10 minutes.
-Expected: open. In an epoch a butterfly trains nearly as well as independent planes, a band much
-worse.
+Hardware: two CPU cores for the small scale, one epoch of MLP-1000. Time: 10 minutes at this scale.
+Expected: open. In one epoch, planes of a butterfly train nearly as well as independent planes, and
+planes in a band much worse.
 """
 
 from __future__ import annotations

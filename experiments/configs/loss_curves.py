@@ -4,7 +4,7 @@ Command: python -m experiments sweep loss_curves
 Hardware: two CPU cores. Time: about two days at the paper's 100 epochs; --scale small, three epochs
 of ERK with tanh, three minutes on one core.
 Expected: at a density of 0.05 EOI's loss falls first and furthest of the sparse starts. In three
-epochs AI's falls alike.
+epochs AI's loss falls equally far.
 """
 
 from __future__ import annotations

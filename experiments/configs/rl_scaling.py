@@ -1,9 +1,9 @@
 """Does static sparsity help PPO as its networks grow, and does the start matter?
 
-Actor and critic are perceptrons of three hidden layers, whose two square kernels keep all weights,
-a fifth, a tenth or a twentieth of them: under a random mask, rescaled to its fan-in, by EOI, or in
-blocks of a 16th of the width. Each cell is trained at the best of three learning rates, chosen by
-seeds that are not reported.
+Actor and critic are perceptrons of three hidden layers. Their two square kernels keep all weights,
+or a fifth, a tenth or a twentieth of them: under a random mask, rescaled to the mask's fan-in, by
+EOI, or in blocks of a 16th of the width. Each cell is trained at the best of three learning rates,
+chosen with seeds that are not reported.
 
 Command: python -m experiments sweep rl_scaling --scale small
 Hardware: one CPU core. Time: some four hours, more than half of it for width 1024, which

@@ -1,14 +1,15 @@
-"""Where sparsity saves time: accuracy against wall time, of dense, masked, 2:4 and block layers.
+"""Where sparsity saves time: accuracy against wall time, for dense, masked, 2:4 and block layers.
 
-A perceptron of 7 layers of width 2048 on MNIST in batches of 256. The five layers between the first
-and the last have an eighth of their weights: under a mask (unstructured EOI), where a step takes as
-long as a dense one, or in stored blocks of 128 x 128 that are exactly orthogonal too. The pattern
-2:4 keeps half, and is a mask here: no CPU has products for it. Times are those of training steps
-alone, without compilation and evaluation, so nothing else may run on the machine.
+A perceptron of 7 layers of width 2048 trains on MNIST in batches of 256. The five layers between
+the first and the last have an eighth of their weights: under a mask (unstructured EOI), where a
+step takes as long as a dense one, or in stored blocks of 128 x 128, also exactly orthogonal. The
+pattern 2:4 keeps half of the weights and is a mask here, since no CPU has products for it. Times
+are those of training steps, without compilation and evaluation, so nothing else may run on the
+machine.
 
 Command: python -m experiments sweep sparse_wall_time --scale small --data-dir DIR
-Hardware: two CPU cores that have no other work. Time: blocks one and a half minutes, each other
-run five.
+Hardware: two CPU cores that have no other work. Time: one and a half minutes for blocks, five for
+each other run.
 Expected: blocks are about as accurate as the mask of the same density, in a fraction of the time.
 """
 

@@ -1,7 +1,7 @@
 """Plain tanh CNNs of 100 and 1000 layers: all taps and matchings against the center tap.
 
-With circular padding a kernel at one tap and one with its rows spread over all taps are both
-exactly isometric, but only the second sees more than one pixel.
+With circular padding, a kernel at one tap and a kernel with its rows spread over all taps are both
+exactly isometric, but only the second uses more than one pixel.
 
 Command: python -m experiments sweep spread_cnn --scale small
 Hardware: two CPU cores. Time: not measured yet.

@@ -1,10 +1,10 @@
 """Sparse transformers: EOI in perceptrons, in attention or in both, with and without normalization.
 
-The paper prunes the perceptrons of DeiT III alone and leaves attention open. Here a small language
-model learns Python's help texts character by character, and a small vision transformer CIFAR-10;
-each is 6 or 48 blocks deep, with layer normalization or with none and branches scaled by the depth.
-In attention every head has its own matrix. Each start has the best of three learning rates of
-AdamW.
+The paper prunes only the perceptrons of DeiT III and leaves attention open. Here a small language
+model learns Python's help texts character by character, and a small vision transformer learns
+CIFAR-10. Each is 6 or 48 blocks deep, with layer normalization, or without it and with branches
+scaled by the depth. In attention every head has a matrix of its own. Each start has the best of
+three learning rates of AdamW.
 
 Command: python -m experiments sweep transformers --scale small --data-dir DIR
 Hardware: two CPU cores. Time: a run of 6 blocks one to three minutes on one core, of 48 blocks

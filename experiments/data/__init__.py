@@ -1,8 +1,8 @@
 """Image classification sets and a text by name: uint8 arrays in memory, in three splits.
 
 :func:`load` returns a :class:`Dataset`, whose ``normalize`` and ``augment`` are pure functions of a
-batch, to be called inside a jitted step. Nothing here needs TensorFlow: tensorflow-datasets reads
-(and, with the package ``importlib_resources``, prepares) its sets without it.
+batch, to be called inside a jitted step. TensorFlow is not needed: tensorflow-datasets reads its
+sets without it (and prepares them, with the package ``importlib_resources``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Random changes of training images: pure, jittable functions of one key and one batch.
 
-Images are ``(size, height, width, channels)`` float32 in [0, 1]; every image of a batch draws its
-own change. Nothing is padded or copied per image, and every shape is static, so all of it runs
-inside a jitted step and under :func:`jax.vmap` over keys.
+Images are ``(size, height, width, channels)`` float32 in [0, 1]; each image of a batch gets another
+random change. Nothing is padded or copied per image, and every shape is static, so all functions
+run inside a jitted step and under :func:`jax.vmap` over keys.
 """
 
 from __future__ import annotations

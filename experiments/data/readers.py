@@ -1,9 +1,9 @@
-"""Readers of the data sets: from the files, or from nothing, to uint8 images and int32 labels.
+"""Readers of the data sets: uint8 images and int32 labels, from files or synthetic.
 
 A reader takes the set's name, a folder, the shape of its images and the number of classes, and
 returns the training and the test split. Labels outside the classes, images of another shape and
-empty splits are refused. Its errors name the file that is at fault, and the record or the line in
-it, and say where the set comes from.
+empty splits are refused. Errors name the faulty file, with the record or the line in it, and the
+source of the set.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Linear layers that may be block-sparse, and what is read off a network that has such ones.
+"""Linear layers that may be block-sparse, and functions that read networks with such layers.
 
 A network takes :class:`Blocks` and builds its pruned layers with :func:`linear`. Their kernels then
-hold the stored blocks alone, and where these stand is in the collection ``pattern``: see
+have only the stored blocks, and the places of these are in the collection ``pattern``: see
 :class:`eoi_jax.linen.BlockSparseDense`.
 """
 

@@ -1,8 +1,8 @@
-"""A convolution whose gradient is fast on CPUs too, for networks of a thousand of them.
+"""A convolution whose gradient is also fast on CPUs, for networks of a thousand convolutions.
 
-XLA for CPUs takes some twenty times a convolution's time for its gradient when both stand in a
-loop, as the layers of a scanned network do. Here both gradients are written as what is fast there:
-convolutions and matrix products.
+In a loop, as over the layers of a scanned network, XLA for CPUs takes about twenty times as long
+for the gradient of a convolution as for the convolution itself. Here both gradients are written as
+convolutions and matrix products, which are fast in a loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What several networks are built from: convolutions with norms, the last layer, checked sizes."""
+"""Shared by several networks: convolutions with norms, the last layer, checks of sizes."""
 
 from __future__ import annotations
 

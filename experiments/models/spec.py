@@ -1,4 +1,4 @@
-"""What a network states about itself, so that adding one takes its file and one line."""
+"""The record of a network's properties, so that adding a network takes its file and one line."""
 
 from __future__ import annotations
 

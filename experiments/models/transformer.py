@@ -1,7 +1,7 @@
 """The blocks of transformers: attention whose heads have a matrix each, and a perceptron.
 
-A network has them by :func:`run_blocks`, which builds them from its fields. They are scanned, so
-their kernels are stacks (see :func:`experiments.models.layout`).
+A network calls :func:`run_blocks`, which builds the blocks from the network's fields. The blocks
+are scanned, so their kernels are stacks (see :func:`experiments.models.layout`).
 """
 
 from __future__ import annotations

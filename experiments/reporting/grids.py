@@ -1,4 +1,4 @@
-"""What the config modules share: grids of settings, display names, tables and figures of runs.
+"""Shared by the config modules: grids of settings, display names, tables and figures of runs.
 
 Use it in a module of :mod:`experiments.configs`, to list its configs and to report on them.
 """

@@ -1,7 +1,8 @@
-"""Results as committed CSV files: machines come and go, what was measured stays.
+"""Results as committed CSV files, so that measurements are kept without the runs' folders.
 
-A cell is JSON, but strings stand bare unless they would read as something else; an empty cell is
-a missing value. Floats have six significant digits. Reading and writing again changes nothing.
+A cell is JSON, except that strings have no quotes unless they would read as something else; an
+empty cell is a missing value. Floats have six significant digits. Reading and writing again changes
+nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Turn results into committed CSV files, and these into the tables and figures of the site.
 
-The results of complete runs are merged into RESULTS/<config>.csv; all else is made from the CSV
-files alone, so a machine that has no runs makes the same tables and figures. Tables go between
-``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` of the pages; what stands around them is
-written by hand and stays. A config module without a page gets one, ``PAGES/<config>.md``.
+The results of complete runs are merged into RESULTS/<config>.csv. Everything else is made from the
+CSV files, so a machine without runs makes the same tables and figures. Tables are written between
+``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` in the pages; text around them is written by
+hand and does not change. For a config module without a page, ``PAGES/<config>.md`` is written.
 
 Example:
     python -m experiments report table2
@@ -64,9 +64,9 @@ class Report:
     pages: str | None = "docs/results"
     """Folder of the pages, Markdown with places for tables."""
     prune: bool = False
-    """Drop results that belong to no config any more from the CSV files."""
+    """Remove results that no longer belong to a config from the CSV files."""
     scale: sweep.Scale = "small"
-    """Which configs; quick ones are reported into RUNS/quick, and the pages stay as they are."""
+    """Which configs; quick ones are reported into RUNS/quick, and the pages do not change."""
 
 
 def build(name: str, results: str | Path, *, scale: sweep.Scale = "small") -> list[Table | Figure]:

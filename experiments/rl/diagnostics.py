@@ -1,4 +1,4 @@
-"""What is measured of actor and critic while they train: dormant units, range of the Jacobian."""
+"""Measurements of actor and critic in training: dormant units, and the range of the Jacobian."""
 
 from __future__ import annotations
 

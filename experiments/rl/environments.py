@@ -1,4 +1,4 @@
-"""The environments of gymnax as PPO takes them: flat observations, episodes that begin anew.
+"""The environments of gymnax for PPO: with flat observations, and episodes that restart.
 
 gymnax is in the extra ``rl`` and is imported when an environment is loaded.
 """

@@ -1,8 +1,8 @@
 """Proximal policy optimization as one compiled program, of several seeds at once.
 
-The settings and the loss are those of PureJaxRL's PPO. One thing differs: where an episode is cut
-at its longest, the value of the last observation stands for what would have followed, as in Pardo
-et al.; there the episode counts as ended.
+The settings and the loss are those of PureJaxRL's PPO, with one difference. Where an episode is cut
+at the time limit, the value of the last observation replaces the rewards that would have followed,
+as in Pardo et al. In PureJaxRL such an episode counts as terminated.
 
 References:
     Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv:1707.06347.

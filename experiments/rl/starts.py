@@ -1,4 +1,4 @@
-"""The networks that PPO starts from, by the registry of :mod:`experiments.training.starts`."""
+"""The starts of PPO's networks, by the registry of :mod:`experiments.training.starts`."""
 
 from __future__ import annotations
 

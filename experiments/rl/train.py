@@ -1,8 +1,8 @@
 """Train an actor and a critic by PPO from one kind of start, with a few seeds at once.
 
-A run goes on where it was interrupted, and then equals one that was not, bit for bit: all that is
-random depends on seed and update alone, and the number of updates in one dispatch is an argument of
-the compiled program.
+An interrupted run resumes, and its result equals that of an uninterrupted run, bit for bit: all
+random numbers depend only on seed and update, and the number of updates in one dispatch is an
+argument of the compiled program.
 
 Example:
     python -m experiments rl --env CartPole-v1 --width 256 --density 0.1 --seeds 1 2 3

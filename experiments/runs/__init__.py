@@ -1,17 +1,17 @@
-"""One run: its folder, its start, its end.
+"""One run: its folder, and how it is started, resumed and completed.
 
 ======================================= ==========================================================
 in ``RUNS/<experiment>/<digest>/``
 ======================================= ==========================================================
-``config.json``                         all that decides the run's numbers
-``start.json``                          of a training, what is known of the start of each seed
-``metrics.jsonl``                       what it logged, an object a line
-``times.jsonl``                         seconds that its steps took so far, an object a line
-``results.json``                        a list of flat objects, one a seed or cell
-``checkpoints/``, ``tensorboard/``      where it goes on from, what TensorBoard shows
+``config.json``                         everything that decides the run's numbers
+``start.json``                          for training: the record of the start of each seed
+``metrics.jsonl``                       logged metrics, one object in each line
+``times.jsonl``                         seconds of the steps so far, one object in each line
+``results.json``                        a list of flat objects, one for each seed or cell
+``checkpoints/``, ``tensorboard/``      checkpoints to resume from, and files for TensorBoard
 ``failed.txt``                          traceback of the last start, if it failed
 ``done``                                written last: a run is complete if, and only if, it exists;
-                                        holds SHA-256 of files above, for ``sha256sum --check``
+                                        has SHA-256 of files above, for ``sha256sum --check``
 ``.lock``                               held by the process that runs; freed when that process dies
 ======================================= ==========================================================
 """
@@ -86,7 +86,7 @@ _SUMMED = ("config.json", "results.json", "metrics.jsonl")  # files whose SHA-25
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """How runs are carried out. Nothing here changes the network that comes out."""
+    """How runs are carried out. No setting here changes the resulting network."""
 
     runs: str = "runs"
     """Folder that holds the folders of all runs."""
@@ -103,17 +103,17 @@ class Runtime:
     wandb: bool = False
     """Also send metrics to Weights & Biases."""
     mesh: str | None = None
-    """Devices to train on, such as data=2,model=4: examples are divided among the first, the
-    outputs of kernels among the second. All devices of all processes take part, where the
-    environment tells of several. Default: one device."""
+    """Devices to train on, such as data=2,model=4: examples are divided along the first axis, the
+    outputs of kernels along the second. If the environment describes several processes, the mesh
+    has the devices of all of them. Default: one device."""
     heartbeat: int = 30
-    """Seconds after which a process of a mesh that gives no sign of life ends the others."""
+    """Seconds after which the processes of a mesh end if one of them no longer responds."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint_every >= 0:
             raise ValueError(
                 f"checkpoint_every={self.checkpoint_every!r} is outside [0, inf]. Give seconds, "
-                "0 for a checkpoint at every occasion."
+                "0 for a checkpoint as often as possible."
             )
         if self.log_every < 1:
             raise ValueError(
@@ -126,7 +126,7 @@ class Runtime:
 
 
 class RunningElsewhere(RuntimeError):
-    """Another process runs this config just now."""
+    """Raised if another process is running this config."""
 
 
 def folder_of(config: Any, root: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Trees of arrays that take long to compute, kept in files for all runs that need them."""
+"""Cache files for trees of arrays that take long to compute, shared by all runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Several processes that train one network: how they start, agree and end.
 
-Slurm, Kubernetes or a person starts the same command in each of them, and :mod:`jax.distributed`
-makes one program of it. The first process alone writes files, and what depends on files or on the
-time is decided by it. A process that fails or is lost ends all others; the same command goes on.
+Slurm, Kubernetes or a person starts the same command in each process, and :mod:`jax.distributed`
+connects the processes to one program. Only the first process writes files, and it makes all
+decisions that depend on files or on the time. If a process fails or is lost, all others end; the
+same command resumes the run.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ _SIZE = 4096  # bytes of what processes agree on
 
 
 def initialize(heartbeat: int) -> None:
-    """Make one program of the processes that the environment tells of, if it tells of any.
+    """Connect the processes that the environment describes to one program, if there are any.
 
     JAX itself finds the processes of a step of Slurm, of Open MPI, of a Cloud TPU, and, with the
-    package kubernetes, of a Job or JobSet. Three variables name any others, and count first:
-    ``JAX_COORDINATOR_ADDRESS``, host and port of the first process, ``JAX_NUM_PROCESSES`` and
-    ``JAX_PROCESS_ID``. Call it before anything is computed.
+    package kubernetes, of a Job or JobSet. For any others set three variables, which have
+    precedence: ``JAX_COORDINATOR_ADDRESS``, host and port of the first process,
+    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. Call it before anything is computed.
 
     Args:
-        heartbeat: Seconds without a sign of life after which a process counts as lost; as long do
-            the others wait at the end for one that is late.
+        heartbeat: Seconds without a response after which a process counts as lost. At the end, the
+            processes wait equally long for one that is late.
 
     Raises:
         ValueError: If only some of the variables are set, or one is no number.
@@ -74,11 +75,11 @@ def is_first() -> bool:
 
 
 def agree(value: Any) -> Any:
-    """Return the value that the first process gives, in every process; all have to call it.
+    """Return the value of the first process in every process; all processes have to call it.
 
     Args:
-        value: What JSON can hold, in 4096 bytes; what other processes than the first give is not
-            looked at.
+        value: A value that JSON can hold, in at most 4096 bytes. Only that of the first process is
+            used.
     """
     if not several():
         return value
@@ -90,10 +91,10 @@ def agree(value: Any) -> Any:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """End this process at once if anything ends what it does, so that the others end too.
+    """End this process at once if its work ends with an exception, so that the others end too.
 
-    An exception that is left to Python makes JAX wait for processes that wait for this one. Where
-    there is one process alone, exceptions pass as they are.
+    If Python handled the exception, JAX would wait for processes that wait for this one. With only
+    one process, exceptions pass unchanged.
     """
     try:
         yield

@@ -16,12 +16,12 @@ _TIMEOUTS = 1_000_000  # how often a job may meet its time limit and go on: subm
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """What a job of the cluster asks for; one job is one run."""
+    """The resources that a job of the cluster asks for; one job is one run."""
 
     partition: str | None = None
     """Partition; default: the cluster's."""
     minutes: int = 240
-    """Time limit. A job that meets it is put into the queue again and goes on."""
+    """Time limit. A job that reaches it is queued again and resumes."""
     cpus: int = 4
     """CPU cores."""
     gpus: int = 0

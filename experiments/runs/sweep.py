@@ -1,7 +1,7 @@
 """Run all configs of a figure or table, one after the other or as jobs of a cluster.
 
-Runs that are complete are skipped, so the same command goes on with a sweep that was stopped. A
-run that fails does not stop the others; it is named at the end and tried again by the next sweep.
+Complete runs are skipped, so the same command resumes a sweep that was stopped. A run that fails
+does not stop the others; it is listed at the end and tried again by the next sweep.
 
 Example:
     python -m experiments sweep table1_mlp1000 --scale quick
@@ -53,10 +53,10 @@ class Sweep:
     launcher: Literal["local", "slurm"] = "local"
     """Run in this process, or submit jobs."""
     scale: Scale = "paper"
-    """As in the paper; small, for two CPU cores, if the module has such a grid; or quick, tiny on
-    synthetic data."""
+    """paper: the grid of the paper; small: for two CPU cores, if the module has such a grid; quick:
+    tiny, on synthetic data."""
     limit: int | None = None
-    """Start so many runs at the most."""
+    """The largest number of runs to start."""
     show: Annotated[bool, tyro.conf.arg(name="list")] = False
     """List the runs and their states; start none."""
     runtime: Annotated[runs.Runtime, tyro.conf.arg(name="")] = dataclasses.field(

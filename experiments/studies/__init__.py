@@ -1,1 +1,1 @@
-"""What is measured without training: spectra, counts, times, kernels, theory."""
+"""Measurements without training: spectra, counts, times, kernels, theory."""

@@ -8,13 +8,14 @@ rescaled       the same, rescaled to the fan-in of the mask
 SμPar          rescaled, and each sparse kernel's updates divided by its density
 ============== ====================================================================================
 
-Above, the coordinate check: how much one step of all layers changes the preactivations of the last
-hidden layer, against the density. Below, the loss after some steps against the learning rate, a
-curve for each density: where a parametrization transfers, the curves have their minima at one rate.
+The upper row of the picture is the coordinate check: how much one step of all layers changes the
+preactivations of the last hidden layer, against the density. The lower row is the loss after some
+steps against the learning rate, with a curve for each density. If a parametrization transfers, all
+curves have their minima at the same rate.
 
 Hardware: two CPU cores. Time: about two minutes.
-Expected: with SμPar changes are alike over densities and minima lie at one rate; with the others
-changes shrink, and the minima move to higher rates, as the density falls.
+Expected: with SμPar, changes are similar at all densities and minima are at one rate. With the
+others, as the density falls, changes shrink and the minima move to higher rates.
 
 Example:
     python -m experiments coordinate_check --quick

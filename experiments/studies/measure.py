@@ -1,4 +1,4 @@
-"""What runs measure without training: spectra at the start, counts of weights, times, kernels."""
+"""Runs that measure without training: spectra at the start, counts of weights, times, kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dense networks, narrower or shallower, of as many weights as a sparse one keeps."""
+"""Dense networks, narrower or shallower, with as many weights as a sparse network keeps."""
 
 from __future__ import annotations
 

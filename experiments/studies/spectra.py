@@ -1,11 +1,11 @@
 """Singular values at initialization through the depth of a network, from four starts.
 
-The picture follows the Jacobian of the first k layers of a 1000-layer tanh MLP, for every
-twentieth k, and draws mean-field theory over it.
+The picture shows the singular values of the Jacobian of the first k layers of a 1000-layer tanh
+MLP, for every twentieth k, together with mean-field theory.
 
 Hardware: two CPU cores. Time: about a minute.
-Expected: the dense orthogonal start follows theory at every depth; EOI's largest stay
-near those of the dense start while its others fall faster, and the masked starts vanish.
+Expected: the dense orthogonal start follows theory at every depth. The largest values of EOI stay
+near those of the dense start while its others fall faster. The values of the masked starts vanish.
 
 Example:
     python -m experiments spectra --quick
@@ -50,11 +50,11 @@ class Config:
     """Settings of the picture."""
 
     layers: int = 1000
-    """Layers of the network, at least 50."""
+    """Number of layers of the network, at least 50."""
     width: int = 128
-    """Its width."""
+    """Units of each layer."""
     density: float = 0.125
-    """Its density."""
+    """Fraction of weights that the sparse starts keep."""
     seed: int = 0
     """Seed of the starts."""
     output: str = "spectra_depth.png"

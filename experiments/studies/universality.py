@@ -2,28 +2,31 @@
 
 Mean-field theory and free probability predict the singular values of a deep Jacobian for dense
 orthogonal weights, drawn by the Haar measure. They assume that a layer's preactivations are
-Gaussian, all of one variance, and that its weights are free of them. Sparse weights are exactly
-orthogonal all the same, but their units see few inputs. This measures, at initialization, how far
+Gaussian, all of one variance, and that its weights are free of them. Sparse weights can be exactly
+orthogonal too, but their units have few inputs. This command measures, at initialization, how far
 the spectra of several kinds of weights are from the prediction, over density, depth, width and
 activation:
 
-* Haar: dense, what finite width alone does;
+* Haar: dense, to see the effect of the finite width alone;
 * EOI: products of rotations in independent planes, whose rows differ in their non-zeros;
-* matching: the same with planes by perfect matchings, whose rows hardly differ;
-* blocks: Haar blocks under random permutations, all rows of as many non-zeros;
-* center and spread: circular convolutions of 3 x 3 taps over 4 x 4 pixels by EOI, all entries at
-  the center tap, or the rows spread over all taps. Only rows up to the number of channels exist.
+* matching: the same with planes by perfect matchings, whose rows have nearly equal counts;
+* blocks: Haar blocks under random permutations, whose rows have equal counts;
+* center and spread: circular convolutions of 3 x 3 taps over 4 x 4 pixels by EOI, with all entries
+  at the center tap, or with the rows spread over all taps. A row has at most as many non-zeros as
+  there are channels.
 
-Each network is a chain h' = W phi(h) + b at its critical point, its input Gaussian of the fixed
-point's variance. Measured are the Wasserstein-1 distance between the singular values of the
+Each network is a chain h' = W phi(h) + b at its critical point, with a Gaussian input of the fixed
+point's variance. The command measures the Wasserstein-1 distance between the singular values of the
 Jacobian dh_L/dh_0 and the prediction, whose mean square is 1, and two relative errors of the mean
-fourth power of the singular values. The first holds it against the prediction. The second holds it
-against what the slopes phi'(h) found in this network would give if weights were free of them: it
-is small where only the law of the preactivations differs, and large where freeness fails too.
+fourth power of the singular values. The first error compares this mean with the prediction. The
+second compares it with the value that the slopes phi'(h) of this network would give if the weights
+were free of them: it is small where only the law of the preactivations differs, and large where
+freeness fails too.
 
 Hardware: two CPU cores. Time: about half an hour.
-Expected: Haar weights agree with the prediction up to what width explains; EOI's do not, and less
-so the fewer non-zeros a row has. At equal mean length, equal rows are nearer to it.
+Expected: Haar weights agree with the prediction up to the effect of the width. EOI's do not, and
+the fewer non-zeros a row has, the larger is the distance. At equal mean counts, rows of equal
+counts are closer to the prediction.
 
 Example:
     python -m experiments universality --quick

@@ -1,1 +1,1 @@
-"""What a network holds: before any weight is made, and after it was saved."""
+"""Tools that inspect a network: before its weights are made, and after it was saved."""

@@ -1,7 +1,7 @@
-"""What devices send each other in a compiled program, counted in its text.
+"""Count the collectives of a compiled program: what its devices send to each other.
 
-XLA writes a program as one instruction a line. A collective that runs by itself while others go on
-is two of them, a start and a done, and is counted where its result arrives.
+XLA writes a program with one instruction in each line. An asynchronous collective has two
+instructions, a start and a done, and is counted at the latter.
 """
 
 from __future__ import annotations

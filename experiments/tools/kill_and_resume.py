@@ -1,10 +1,11 @@
-"""Kill one of two processes that train one network, go on with another number, and compare.
+"""Kill one of two processes that train one network, resume with another number, and compare.
 
-A run of one process shows what to expect, and one of two that was not killed what differs: nothing
-at the start, and no more than the order of sums afterwards. Then, again and again, one of two
-processes is killed, or stopped so that it gives no sign of life, at a random step. The other has to
-end within a minute. The same command goes on, with one process and with four in turn, and has to
-keep every line up to the last checkpoint and to end on the same curve.
+First, a run of one process gives the expected curve. A run of two processes that is not killed
+shows the differences between numbers of processes: none at the start, and afterwards only those of
+the order of sums. Then, repeatedly, one of two processes is killed at a random step, or stopped so
+that it no longer responds. The other has to end within a minute. The same command resumes the run,
+with one process and with four in turn. It has to keep every line up to the last checkpoint and end
+on the same curve.
 
 Example:
     python -m experiments.tools.kill_and_resume --times 20 --runs /tmp/killed

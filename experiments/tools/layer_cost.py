@@ -1,4 +1,4 @@
-"""What one layer of a sparse network holds and costs: weights, rotations, operations, bytes."""
+"""The size and cost of one layer of a sparse network: weights, rotations, operations, bytes."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What a sparse network will be, before any of its weights is made.
+"""Plan a sparse network before any of its weights is made.
 
-A plan lists for each layer how many weights a budget gives it, how few an exactly orthogonal kernel
-can have, how many rotations draw that kernel, what a forward pass costs and how many bytes it
-takes. Only shapes are computed: a network of any size is planned in seconds.
+A plan lists for each layer the weights that a budget gives it, the minimum of an exactly orthogonal
+kernel, the number of rotations that draw this kernel, the cost of a forward pass, and the bytes.
+Only shapes are computed: a network of any size is planned in seconds.
 
 With a topology, the network's start and its training step are also compiled for that slice of TPUs,
-by the TPU's own compiler on this machine, and memory and collectives are listed. No TPU is needed,
-but the extra ``tpu-aot`` is.
+by the TPU compiler on this machine, and memory and collectives are listed. This needs no TPU, but
+the extra ``tpu-aot``.
 
 Example:
     python -m experiments plan --model resnet32 --density 0.1 --budget erdos_renyi_kernel

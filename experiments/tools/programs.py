@@ -1,8 +1,8 @@
-"""Programs compiled ahead of time, for devices that are there or that are only described.
+"""Programs compiled ahead of time, for devices of this machine or for described ones.
 
-The compiler of TPUs needs none: with the extra ``tpu-aot``, a slice of any size is described by its
-topology, and programs for it are compiled on any machine. What a compiled program says of itself
-is counted by the compiler and not measured: its memory, its operations and its collectives.
+The TPU compiler needs no TPU: with the extra ``tpu-aot``, a slice of any size is described by its
+topology, and programs for it are compiled on any machine. The memory, operations and collectives of
+a compiled program are counted by the compiler, not measured.
 """
 
 from __future__ import annotations

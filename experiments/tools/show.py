@@ -1,11 +1,11 @@
-"""What a saved network is: how sparse, how orthogonal, and whether its mask holds.
+"""Inspect a saved network: how sparse and orthogonal it is, and whether its mask holds.
 
 The network is a file that eoi.save wrote, or the last checkpoint of a run's folder. Each kernel, or
-stack of kernels, has a line: the weights that its mask keeps, the orthogonality error, which is the
-largest entry by which a Gram matrix misses the identity, the smallest and the largest singular
-value, and whether all weights off the mask are zero. A kernel of blocks counts as the dense one
-whose mask keeps them. Convolutions count as if they had stride 1 and circular padding. Of a file
-that was saved without layout= only kernels of two axes are measured.
+stack of kernels, has a line: the number of weights that its mask keeps, the orthogonality error
+(the largest entry of the difference of a Gram matrix and the identity), the smallest and the
+largest singular value, and whether all weights outside the mask are zero. A kernel of blocks is
+shown as the dense kernel with these blocks. Convolutions are measured with stride 1 and circular
+padding. In a file that was saved without layout=, only kernels of two axes are measured.
 
 Example:
     python -m experiments inspect runs/train/0123456789ab
@@ -259,14 +259,14 @@ def _holds(off: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to look at."""
+    """Arguments of the command."""
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
     """File that eoi.save wrote, or folder of a run: runs/<experiment>/<digest>."""
     seed: int | None = None
     """Which of the run's seeds; default: its first."""
     grid: int = 8
-    """Side of the circular grid on which convolutions have their singular values."""
+    """Side of the circular grid for the singular values of convolutions."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Whether a network fits a slice of TPUs: its start and its training step, compiled for it.
+"""Compile a network's start and training step for a slice of TPUs, to see whether they fit.
 
-Both are divided among the devices as training on a mesh divides them. Nothing is run, so no TPU is
-needed.
+Both are divided among the devices in the same way as in training on a mesh. Nothing is run, so no
+TPU is needed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Checkpoints of one run: each a file of its own, written whole or not at all; two are kept.
+"""Checkpoints of one run: each is one file, written completely or not at all; two are kept.
 
-``<step>.safetensors`` holds the leaves of a tree by their paths, what else the run must remember as
-a record, and a SHA-256 of all of it: a file that has changed in any byte is told from a whole one.
-A run on a mesh writes ``sharded/<step>`` instead (:mod:`experiments.training.sharded`); a run goes
-on from the newest of either kind.
+``<step>.safetensors`` has the leaves of a tree by their paths, a record of what else the run needs,
+and a SHA-256 of everything, so that a change of any byte is detected. A run on a mesh writes
+``sharded/<step>`` instead (:mod:`experiments.training.sharded`); a run resumes from the newest
+checkpoint of either kind.
 Use :class:`Checkpoints` in the run that trains, :func:`read` anywhere else.
 """
 

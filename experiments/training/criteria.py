@@ -1,11 +1,11 @@
 """Masks by criterion: allocations, magnitude, random scores, SNIP, GraSP and SynFlow.
 
-SNIP sees one batch of training images and GraSP whole batches of ten images for each class, drawn
-uniformly from all; both with normalization by the batch's statistics. GraSP divides the logits by
-200. SynFlow takes a hundred rounds and sees no images; a network whose activation is not
-homogeneous is scored with the identity in its place.
+SNIP uses one batch of training images, and GraSP whole batches of ten images for each class, drawn
+uniformly from all; both normalize by the statistics of the batch. GraSP divides the logits by 200.
+SynFlow takes a hundred rounds and uses no images; a network whose activation is not homogeneous is
+scored with the identity in place of the activation.
 
-A criterion is added with a function and a line of :data:`CRITERIA`.
+To add a criterion, write a function and a line of :data:`CRITERIA`.
 """
 
 from __future__ import annotations

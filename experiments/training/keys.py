@@ -1,4 +1,4 @@
-"""Random keys by purpose: what one seed draws for one thing tells nothing about another."""
+"""Random keys by purpose: the draws of one seed for different purposes are independent."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Loops over the steps of an epoch, on the device or in Python, for one seed or several at once.
 
-How many steps one call takes is an argument of the compiled program and no part of it, so the same
-numbers come out however the steps are divided. Use :func:`device_loop` where XLA runs a gradient
-within a loop as fast as alone, :func:`python_loop` elsewhere: on CPUs, for convolutions.
+The number of steps of one call is an argument of the compiled program, so the result does not
+depend on how the steps are divided. Use :func:`device_loop` where XLA runs a gradient in a loop as
+fast as outside of it, and :func:`python_loop` elsewhere: for convolutions on CPUs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Loops over the steps of an epoch on a mesh of devices, which may be those of several processes.
 
-Images stay in the memory of the machines: of each batch a process reads the examples of the devices
-that it has. Steps are dispatched one by one. The compiler divides the work by the shardings of the
-state and of the batch (:mod:`experiments.training.meshes`), so a step computes what it computes on
-one device, and only the order of its sums differs.
+Images stay in the memory of the machines: of each batch, a process reads the examples for its own
+devices. Steps are dispatched one by one. The compiler divides the work by the shardings of the
+state and of the batch (:mod:`experiments.training.meshes`), so a step computes the same as on one
+device, and only the order of its sums differs.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ axis          divides
 ``model``     the last axis of a kernel, its outputs, where their number is a multiple of the axis
 ============= ======================================================================================
 
-A mask and an optimizer's moments are divided as their kernels are. Everything else, biases and
-statistics of normalization for example, is whole on each device.
+A mask and an optimizer's moments are divided as their kernels are. Of everything else, such as
+biases and statistics of normalization, each device has a full copy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a run logs: lines of JSON, TensorBoard, Weights & Biases, a clock and a progress bar.
+"""Logging of a run: lines of JSON, TensorBoard, Weights & Biases, a clock and a progress bar.
 
 A line of ``metrics.jsonl`` is one seed at one step, such as ``{"step": 10, "epoch": 0.02, "seed":
-1, "split": "train", "loss": 2.1, "accuracy": 0.2}``. Lines hold no times, so the file of a run that
-was interrupted equals that of one that was not; times are in ``times.jsonl``.
+1, "split": "train", "loss": 2.1, "accuracy": 0.2}``. The lines have no times, so the file of an
+interrupted run equals that of an uninterrupted one; times are in ``times.jsonl``.
 """
 
 from __future__ import annotations

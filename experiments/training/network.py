@@ -1,6 +1,6 @@
-"""The network of a config, built once for equal settings, so that its programs compile once.
+"""The network of a config, and the shape of its images.
 
-And the shape of the images that it takes.
+A network is built once for equal settings, so that its programs compile once.
 """
 
 from __future__ import annotations

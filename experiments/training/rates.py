@@ -1,4 +1,4 @@
-"""Training at the best of several learning rates: which one is chosen, and the runs it takes.
+"""Training at the best of several learning rates: the choice of the rate, and its runs.
 
 Each rate of the first seed, and each other seed at the rate chosen, is a separate run in a separate
 folder, so that a sweep that was stopped goes on with the next of them.

@@ -1,8 +1,8 @@
 """Checkpoints of a run on a mesh, by Orbax: each process writes and reads the parts it holds.
 
-They restore on any number of devices and processes. ``sharded/<step>`` has its name only when all
-of it is written. A sum over the bits of all arrays, which no division among devices changes, is
-written beside them and compared when they are read.
+They restore on any number of devices and processes. ``sharded/<step>`` gets its name only when all
+parts are written. A sum over the bits of all arrays is written too, and compared when they are
+read. This sum does not depend on how the arrays are divided among devices.
 """
 
 from __future__ import annotations

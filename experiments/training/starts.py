@@ -1,4 +1,4 @@
-"""The network that training starts from: weights, mask, and whatever else the network carries.
+"""The start of training: the weights, the mask, and the network's other variables.
 
 ============ =======================================================================================
 method       weights and mask
@@ -14,9 +14,9 @@ method       weights and mask
 ``blocks``   layers that store only blocks, exactly orthogonal; nothing is masked
 ============ =======================================================================================
 
-The methods of one seed share the dense weights and the criterion's mask. Where a layer's density is
-below what an orthogonal kernel needs, EOI and EIS take it from the others. A method is added with a
-function and a line of :data:`METHODS`.
+The methods of one seed share the dense weights and the criterion's mask. Where a layer has fewer
+weights than an orthogonal kernel needs, EOI and EIS take them from the other layers. To add a
+method, write a function and a line of :data:`METHODS`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Train one network from one kind of start, with a few seeds at once.
 
-A run goes on where it was interrupted, and then equals one that was not, bit for bit: all that is
-random depends on seed, epoch and step alone, and the number of steps in one dispatch is an argument
-of the compiled program. With ``--mesh`` it is trained on several devices, and where Slurm,
-Kubernetes or variables of the environment tell of several processes, by all of them; it is the same
-run on every mesh, and goes on on another.
+An interrupted run resumes, and its result equals that of an uninterrupted run, bit for bit: all
+random numbers depend only on seed, epoch and step, and the number of steps in one dispatch is an
+argument of the compiled program. With ``--mesh`` a run trains on several devices. If Slurm,
+Kubernetes or environment variables describe several processes, all of them train together. The run
+is the same on every mesh, and can resume on another mesh.
 
 Example:
     python -m experiments train --method eoi --density 0.1 --epochs 2 --seeds 1 2 3
