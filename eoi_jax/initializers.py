@@ -685,6 +685,7 @@ def _tap_density(
             "center_density",
             wanted,
             f"is outside [{minimum:.6g}, {min(density * num_taps, 1.0):.6g}]",
-            f"The kernel has density={density} of {num_taps:g} taps: raise it, or lower the other.",
+            f"The kernel has density={density} and {num_taps:g} taps: raise density, or lower "
+            "center_density.",
         )
     return wanted

@@ -223,7 +223,7 @@ def _kernel_mask(mask: Any, shape: tuple[int, ...] | None = None) -> Array:
     mask = checks.array(mask, "mask")
     if mask.dtype != jnp.bool_:
         raise ValueError(
-            f"mask has dtype {mask.dtype}, but is boolean. Convert it with `kernel != 0`."
+            f"mask has dtype {mask.dtype}, but a mask is boolean. Convert it with `kernel != 0`."
         )
     if shape is not None and mask.shape != shape:
         raise ValueError(

@@ -97,7 +97,7 @@ class BlockSparseDense(nn.Module):
             kernel = self._kernel(lambda _: drawn.values)
         elif not self.has_variable("pattern", "rows"):
             raise ValueError(
-                f"variables['pattern'] has nothing of {'/'.join(self.path)!r}. "
+                f"variables['pattern'] has no entry for {'/'.join(self.path)!r}. "
                 "Pass the collection to apply: {'params': params, 'pattern': pattern}."
             )
         else:
@@ -334,8 +334,8 @@ def to_dense(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
         path = (*layer, "kernel")
         if path not in leaves:
             raise ValueError(
-                f"variables['params'] has no {'/'.join(path)!r}, of which there is a pattern. "
-                "Give both collections of the same network."
+                f"variables['params'] has no {'/'.join(path)!r}, but variables['pattern'] has its "
+                "pattern. Give both collections of the same network."
             )
         rows, slots = pattern[*layer, "rows"], pattern[*layer, "slots"]
         matrix = BlockSparse(leaves[path], rows, slots)

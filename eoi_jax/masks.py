@@ -466,10 +466,10 @@ def adopt(
     missing = [name for name in needed if name not in given]
     if unknown or missing:
         raise ValueError(
-            f"tree has {_listed(unknown)} that params has not, and lacks {_listed(missing)}; the "
+            f"tree has {_listed(unknown)} that params lacks, and lacks {_listed(missing)}; the "
             f"names in params are {_listed(list(known))}. Rename the keys: "
             "{rename(name): mask for name, mask in tree.items()}, or leave out those that params "
-            "has not; a kernel that stays dense takes a scalar True, and leaves that are no "
+            "lacks; a kernel that stays dense takes a scalar True, and leaves that are no "
             "kernels may be left out."
         )
 
@@ -486,9 +486,9 @@ def adopt(
             )
         if not found.all() and (found.ndim == 0 or not kernel):
             raise ValueError(
-                f"tree[{name}] has {np.sum(~found)} zeros, but a leaf that stays dense has none: "
-                "that is one with a scalar mask, and all that is no kernel. Give an array of the "
-                "weights' shape, or select the leaf with where=."
+                f"tree[{name}] has {np.sum(~found)} zeros, but the leaf stays dense: its mask is a "
+                "scalar, or it is no kernel. Give an array of the weights' shape, or select the "
+                "leaf with where=."
             )
         if found.ndim == 0 or not kernel:
             return jnp.array(True)

@@ -178,7 +178,7 @@ def fixed_point(activation: _ActivationLike, sigma_w: float, sigma_b: float) -> 
     if rates.size and rates[0] < 0:
         return sigma_b**2
     problem = "lets q grow beyond 1e12" if rates.size else "has every q as a fixed point"
-    problem += f" with {activation!r}, outside the values of a finite stable one"
+    problem += f" with {activation!r}, outside the values with a finite stable fixed point"
     raise checks.value_error("sigma_w", sigma_w, problem, "Give a smaller value.")
 
 
@@ -267,7 +267,7 @@ def critical_line(activation: _ActivationLike, q: float) -> tuple[float, float]:
     act = _resolved(_activation(activation), q)
     rest = q - sigma_w**2 * float(_mean_square(act, q))
     if rest < -1e-12 * q:
-        problem = f"is outside the variances that {activation!r} can be critical at"
+        problem = f"is outside the variances at which {activation!r} can be critical"
         raise checks.value_error("q", q, problem, f"Biases of variance {rest:.3g} would be needed.")
     # What rounding leaves of a homogeneous activation's 0 is no bias.
     return sigma_w, math.sqrt(rest) if rest > 1e-12 * q else 0.0
@@ -424,8 +424,8 @@ def _squared_slopes(activation: _ActivationLike, q: float) -> tuple[_Floats, _Fl
         raise checks.value_error("q", q, problem, "Change it, or the activation.")
     squares = slopes**2
     if (squares * weights)[[0, -1]].sum() > 1e-6 * (squares * weights).sum():
-        problem = f"lets {activation!r} grow beyond what 8.5 standard deviations show"
-        raise checks.value_error("q", q, problem, "Give a smaller one.")
+        problem = f"lets {activation!r} grow too fast for integrals over 8.5 standard deviations"
+        raise checks.value_error("q", q, problem, "Give a smaller value.")
     return squares, weights
 
 

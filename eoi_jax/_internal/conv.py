@@ -122,7 +122,7 @@ def check_strides(
         problem = f"has {len(steps)} entries, not {len(window)}"
         raise checks.value_error(name, steps, problem, "Give one an axis.")
     for size, step in zip(window, steps, strict=True):
-        remedy = "A smaller window leaves pixels unseen: enlarge it."
+        remedy = "A window smaller than its stride skips pixels: use a larger window."
         checks.integer(step, low=1, high=size, name=name, remedy=remedy)
     if all(step == 1 for step in steps):
         return None

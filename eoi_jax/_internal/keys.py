@@ -34,7 +34,7 @@ def one_key(key: Any, name: str = "key") -> Any:
     else:
         found = repr(key)
     raise ValueError(
-        f"{name}={found}: one PRNG key, such as jax.random.key(0), is what this takes. "
+        f"{name}={found} is not one PRNG key, such as jax.random.key(0). "
         "Use jax.vmap over an array of keys."
     )
 

@@ -213,8 +213,8 @@ def mask_fits(mask: Any, tree: Any, *, name: str = "mask", tree_name: str = "par
     def check(path: Sequence[Any], leaf_mask: Any, leaf: Any) -> None:
         if np.shape(leaf_mask) not in ((), np.shape(leaf)):
             raise ValueError(
-                f"{name}[{path_name(path)}] has shape {np.shape(leaf_mask)}, but is a scalar True "
-                f"or has the shape {np.shape(leaf)} of the leaf of {tree_name}. "
+                f"{name}[{path_name(path)}] has shape {np.shape(leaf_mask)}, but must be a scalar "
+                f"True or have the shape {np.shape(leaf)} of the leaf of {tree_name}. "
                 "Build it with that shape; the scalar keeps the leaf dense."
             )
 

@@ -237,8 +237,8 @@ def _micro_batch_size(value: Any, batch: Any) -> int:
     leading = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(leading) != 1 or leading == {()}:
         raise ValueError(
-            f"batch has arrays of the leading axes {sorted(leading)}, outside one number of "
-            "examples for all. Bind what is no batch to the loss, or leave micro_batch_size=None."
+            f"batch has arrays with the leading axes {sorted(leading)}, but all need the same "
+            "number of examples. Bind other arguments to the loss, or leave micro_batch_size=None."
         )
     [(examples,)] = leading
     if examples == 0 or examples % size:
