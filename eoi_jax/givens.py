@@ -63,6 +63,13 @@ class Rotations(NamedTuple):
         i: ``(num_rotations,)`` int32, the first coordinate of each plane.
         j: ``(num_rotations,)`` int32, the second coordinate, never equal to ``i``.
         theta: ``(num_rotations,)`` floating, the angles in radians.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax import givens, rotation
+        >>> quarter = givens.Rotations(jnp.array([0]), jnp.array([1]), jnp.array([jnp.pi / 2]))
+        >>> (rotation.as_matrix(quarter, size=2).round(3) + 0).tolist()
+        [[0.0, 1.0], [-1.0, 0.0]]
     """
 
     i: Array
@@ -122,6 +129,9 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
         >>> from eoi_jax import givens
         >>> bool(0 < givens.uniform_angle(jax.random.key(0)) < 6.2832)
         True
+
+    Reference:
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.1.
     """
     words = jax.random.bits(threefry_key(key), (2,), jnp.uint32)
     return _uniform(words, checks.float_dtype(dtype))

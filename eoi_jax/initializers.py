@@ -249,9 +249,9 @@ def conv(
 
     Reference:
         Xiao et al., "Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, Algorithm 2;
-        Nowak et al., ICML 2024, section 4.2; strided orthogonal kernels: Boissin et al., "An
-        Adaptive Orthogonal Convolution Scheme for Efficient and Flexible CNN Architectures",
-        ICML 2025. Spread taps are derived in this library.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.2; for strided
+        orthogonal kernels Boissin et al., "An Adaptive Orthogonal Convolution Scheme for Efficient
+        and Flexible CNN Architectures", ICML 2025. Spread taps are derived in this library.
     """
     checks.density(density)
     checks.number(scale, "scale")
@@ -516,7 +516,8 @@ def sao_conv(
         0.125
 
     Reference:
-        Esguerra et al., IEEE Access 2023.
+        Esguerra et al., "Sparsity-Aware Orthogonal Initialization of Deep Neural Networks",
+        IEEE Access 2023.
     """
     density = block_diagonal.check_density(density)
     activation = block_diagonal.check_activation(activation)

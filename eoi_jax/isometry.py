@@ -129,10 +129,9 @@ def approximate_isometry(
         True
 
     Reference:
-        Lee, Ajanthan, Gould and Torr, "A Signal Propagation Perspective for Pruning Neural
-        Networks at Initialization", ICLR 2020; the steps are those of Nowak et al., "Sparser,
-        Better, Deeper, Stronger: Improving Static Sparse Training with Exact Orthogonal
-        Initialization", ICML 2024.
+        Lee, Ajanthan, Gould and Torr, "A Signal Propagation Perspective for Pruning Neural Networks
+        at Initialization", ICLR 2020; the steps are those of Nowak et al., "Sparser, Better,
+        Deeper, Stronger", ICML 2024.
     """
     kernel = checks.array(kernel, "kernel")
     checks.float_dtype(kernel.dtype, "kernel.dtype")

@@ -150,6 +150,10 @@ def random(key: Array, params: Params, densities: Densities, *, where: Where = i
         >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
         >>> int(random(jax.random.key(0), params, 0.25)["kernel"].sum())
         50
+
+    Reference:
+        Liu et al., "The Unreasonable Effectiveness of Random Pruning: Return of the Most Naive
+        Baseline for Sparse Training", ICLR 2022.
     """
     empty = jax.tree.map(
         lambda kernel, leaf: (
@@ -246,8 +250,7 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
         (25, True)
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024.
     """
     key = threefry_key(key)
     trees.mask_leaves(mask)
@@ -288,6 +291,10 @@ def shuffle(key: Array, mask: Mask, *, layout: LayoutOf | None = None) -> Mask:
         >>> shuffled = shuffle(jax.random.key(0), mask)
         >>> int(shuffled["kernel"].sum()), bool((shuffled["kernel"] == mask["kernel"]).all())
         (10, False)
+
+    Reference:
+        Frankle, Dziugaite, Roy and Carbin, "Pruning Neural Networks at Initialization: Why Are We
+        Missing the Mark?", ICLR 2021.
     """
     key = jax.random.fold_in(threefry_key(key), _SHUFFLE)
     trees.mask_leaves(mask)

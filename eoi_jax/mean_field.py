@@ -87,6 +87,12 @@ class PredictedSpectrum(NamedTuple):
         mass_below: Mass of the density below each grid point, without atoms, ``(n,)``.
         atoms: Increasing singular values of positive mass, ``(k,)``.
         atom_masses: The masses of the atoms, ``(k,)``.
+
+    Example:
+        >>> from eoi_jax import mean_field
+        >>> law = mean_field.predicted_singular_values("identity", 10, 1.0, 1.0)
+        >>> law.atoms.tolist(), float(law.quantile(0.5))
+        ([1.0], 1.0)
     """
 
     grid: _Floats

@@ -123,6 +123,9 @@ def top_n(scores: Array, n: int, m: int, *, axis: int = -2) -> Array:
         >>> scores = jnp.array([[4.0], [1.0], [1.0], [3.0], [0.0], [0.0], [0.0], [5.0]])
         >>> eoi.n_to_m.top_n(scores, 2, 4)[:, 0].astype(int).tolist()
         [1, 0, 0, 1, 1, 0, 0, 1]
+
+    Reference:
+        Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378, 2021.
     """
     m = checks.integer(m, low=2, name="m")
     n = checks.integer(n, low=1, high=m - 1, name="n")

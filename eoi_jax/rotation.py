@@ -83,6 +83,10 @@ def as_matrix(rotations: Rotations, size: int) -> Array:
         >>> rotation.as_matrix(turn, size=2).round(2)
         Array([[ 0.88,  0.48],
                [-0.48,  0.88]], dtype=float32)
+
+    Reference:
+        Golub and Van Loan, "Matrix Computations", fourth edition, Johns Hopkins University Press
+        2013, section 5.1.
     """
     size = checks.integer(size, low=2, name="size")
     rotations = Rotations(*checks.rotations(rotations, size))

@@ -95,8 +95,8 @@ def nonzeros_distribution(
         array([0.   , 0.   , 0.143, 0.   , 0.857])
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024, whose algorithm draws these planes.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, whose algorithm draws these
+        planes.
     """
     remedy = "Use expected_density(size, num_rotations, method='closed_form')."
     size = checks.integer(size, low=1, high=_MAX_SIZE, name="size", remedy=remedy)
@@ -178,9 +178,8 @@ def expected_density(
         2.0
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024, from whose algorithm the chain follows; the
-        closed form is derived in this library.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, from whose algorithm the chain
+        follows; the closed form is derived in this library.
     """
     size = checks.integer(size, low=1, high=_MAX_ANY_SIZE, name="size")
     num_rotations = checks.integer(num_rotations, low=0, name="num_rotations")
@@ -246,9 +245,8 @@ def num_rotations(
         True
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024, whose algorithm stops at the density closest to
-        the target.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, whose algorithm stops at the
+        density closest to the target.
     """
     size = checks.integer(size, low=1, high=_MAX_ANY_SIZE, name="size")
     _check_method(method)
@@ -307,8 +305,7 @@ def min_density(shape: Shape, *, column_axis: int = -1) -> float:
         True
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024.
     """
     dims = checks.shape(shape)
     columns = dims[checks.axis(column_axis, len(dims), name="column_axis")]

@@ -205,6 +205,10 @@ def gradient_norms(
         >>> eoi.blocks.gradient_norms(x, dy, (2, 2))
         Array([[5., 0.],
                [1., 0.]], dtype=float32)
+
+    Reference:
+        Evci, Gale, Menick, Castro and Elsen, "Rigging the Lottery: Making All Tickets Winners",
+        ICML 2020, for the growth by gradients.
     """
     x, dy = checks.array(x, "x"), checks.array(dy, "dy")
     for name, array in (("x", x), ("dy", dy)):

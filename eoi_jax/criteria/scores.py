@@ -39,6 +39,10 @@ def magnitude(params: Params, *, where: Where = masks.is_kernel) -> Scores:
         >>> scores = magnitude({"kernel": jnp.array([[0.5, -2.0]]), "bias": jnp.ones(2)})
         >>> scores["kernel"].tolist(), scores["bias"].tolist()
         ([[0.5, 2.0]], inf)
+
+    Reference:
+        Han, Pool, Tran and Dally, "Learning both Weights and Connections for Efficient Neural
+        Networks", NeurIPS 2015.
     """
     tree = KernelTree.of(params, where)
     return tree.scores([jnp.abs(leaf) for leaf in tree.kernels], "magnitude")
@@ -65,6 +69,10 @@ def random(key: Array, params: Params, *, where: Where = masks.is_kernel) -> Sco
         >>> import jax, jax.numpy as jnp
         >>> random(jax.random.key(0), {"kernel": jnp.ones((3, 2))})["kernel"].shape
         (3, 2)
+
+    Reference:
+        Liu et al., "The Unreasonable Effectiveness of Random Pruning: Return of the Most Naive
+        Baseline for Sparse Training", ICLR 2022.
     """
     tree = KernelTree.of(params, where)
     keys = jax.random.split(threefry_key(key), len(tree.kernels))

@@ -26,6 +26,14 @@ class SparseInit(NamedTuple):
     Attributes:
         params: The parameters, exactly zero outside the mask.
         mask: Which weights may be non-zero; a weight on the mask may still start at zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import eoi_jax as eoi
+        >>> dense = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+        >>> params, mask = eoi.masked(dense, {"kernel": jnp.eye(2, dtype=bool)})
+        >>> params["kernel"].tolist()
+        [[1.0, 0.0], [0.0, 4.0]]
     """
 
     params: Params
@@ -144,8 +152,7 @@ def redraw(
     """Draw new values for every kernel, for each layer of a stack and each matrix separately.
 
     Use it as a control for pruning methods: if a mask does as well with newly drawn weights, the
-    mask matters and not the original weights (Frankle et al., "Pruning Neural Networks at
-    Initialization", ICLR 2021).
+    mask matters and not the original weights.
 
     Args:
         key: A random key.
@@ -170,6 +177,10 @@ def redraw(
         >>> drawn = redraw(jax.random.key(0), params, jax.nn.initializers.orthogonal())
         >>> bool(drawn["kernel"].any()), bool(drawn["bias"].all())
         (True, True)
+
+    Reference:
+        Frankle, Dziugaite, Roy and Carbin, "Pruning Neural Networks at Initialization: Why Are We
+        Missing the Mark?", ICLR 2021.
     """
     key = threefry_key(key)
     treedef: Any

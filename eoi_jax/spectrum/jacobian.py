@@ -32,6 +32,12 @@ class SpectrumSummary(NamedTuple):
         max: Largest value.
         condition_number: ``max / min``; infinite where ``min`` is 0.
         near_one: Fraction of values in [1 − 1e-3, 1 + 1e-3].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eoi_jax import spectrum
+        >>> float(spectrum.summarize(jnp.array([1.0, 3.0])).variance)
+        1.0
     """
 
     mean: Array
@@ -172,8 +178,7 @@ def summarize(values: Array) -> SpectrumSummary:
         (4.0, 0.5)
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024, section 4.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, section 4.
     """
     values = checks.real_array(values, "values")
     if values.size == 0:
@@ -217,8 +222,8 @@ def orthogonality_error(matrix: Array, *, scale: Any = 1.0) -> Array:
         0.0
 
     Reference:
-        Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse Training with
-        Exact Orthogonal Initialization", ICML 2024, for the definition of exact orthogonality.
+        Nowak et al., "Sparser, Better, Deeper, Stronger", ICML 2024, for the definition of exact
+        orthogonality.
     """
     if hasattr(matrix, "to_dense"):
         matrix = matrix.to_dense()
