@@ -1,4 +1,4 @@
-r"""Approximate isometry (AI): values on a given mask that make a matrix as orthogonal as possible.
+r"""Approximated isometry (AI): values on a given mask that make a matrix nearly orthogonal.
 
 Use it for a mask that is given, such as the mask of a pruning method. If the mask may be chosen,
 :func:`eoi_jax.sparse_orthogonal.orthogonal` draws an exactly orthogonal matrix.

@@ -27,12 +27,12 @@ def by_name(
     kernel                                       how it is read
     ============================================ ===============================================
     ``query``, ``key``, ``value`` of shape       attention of Flax (Linen and NNX), where all
-    ``(d, heads, k)`` beside ``out`` of shape    four stand side by side and fit: each one matrix
-    ``(heads, k, d)``, stacked or not            of ``d x heads * k``, or one for each head
+    ``(d, heads, k)`` beside ``out`` of shape    four are in one module and their shapes fit: each
+    ``(heads, k, d)``, stacked or not            is one ``d x heads * k`` matrix, or one for each head
     attribute ``weight`` of two axes             ``(outputs, inputs)``, of Equinox
     ``c_attn/kernel``, three times as long       ``q``, ``k`` and ``v``, a matrix each, of GPT-2;
-    along one axis                               where the outputs stand first, those of
-                                                 ``c_fc`` and ``c_proj`` do so too
+    along one axis                               if the outputs are the first axis here, they are so
+                                                 in ``c_fc`` and ``c_proj`` too
     ``in_proj_weight``                           the same three of PyTorch, outputs first
     any other of 2, or of 4 or more axes         ``(*taps, inputs, outputs)``
     ============================================ ===============================================

@@ -73,8 +73,8 @@ class Start:
 
     method: Method = "eoi"
     """Start: dense (dense), or sparse by masking (base), by masking and rescaling to the mask's
-    fan-in (rescaled), by approximate isometry (ai), by EOI, EIS or SAO, exactly orthogonal with two
-    of four consecutive inputs of each output (2:4), or by layers that store only blocks
+    fan-in (rescaled), by approximated isometry (ai), by EOI, EIS or SAO, exactly orthogonal with
+    two of four consecutive inputs of each output (2:4), or by layers that store only blocks
     (blocks)."""
     criterion: Criterion = "erdos_renyi_kernel"
     """Method that decides the masks, or for EOI and EIS the layer densities; not used by
@@ -101,9 +101,9 @@ class Start:
     """Whether EOI's kernels have the Frobenius norm of masked He weights, for layers before a
     normalization, in place of the singular value ``scale``."""
     ai_steps: int = 10_000
-    """Steps of approximate isometry."""
+    """Steps of approximated isometry."""
     ai_objective: Literal["frobenius", "log_det"] = "frobenius"
-    """Objective of approximate isometry: the published one, or the log-determinant."""
+    """Objective of approximated isometry: the published one, or the log-determinant."""
     batch_size: int = 128
     """Images of a training step, and of the batches that SNIP and GraSP use."""
     seeds: tuple[int, ...] = (1,)

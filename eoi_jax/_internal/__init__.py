@@ -1,1 +1,1 @@
-"""What the public modules share. Nothing here is part of the public face."""
+"""Code shared by the public modules. Nothing here is part of the public API."""

@@ -1,4 +1,4 @@
-"""Arrays as users bring them: made readable for JAX, and which of their entries are zero."""
+"""Arrays of users: convert them for JAX, and find their zeros."""
 
 from __future__ import annotations
 

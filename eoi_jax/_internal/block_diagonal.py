@@ -1,6 +1,6 @@
-"""Block-diagonal orthogonal matrices in random order: what ``sao`` and the SAO initializers share.
+"""Block-diagonal orthogonal matrices in random order, for ``sao`` and the SAO initializers.
 
-A degree is feasible if it divides the size, and for ReLU if it is even besides: see
+A degree is feasible if it divides the size, and for ReLU if it is also even: see
 :func:`eoi_jax.sao.orthogonal`.
 """
 

@@ -1,4 +1,4 @@
-"""Kernels of convolutions made of one matrix: at which taps its entries stand, and how dense."""
+"""Kernels of convolutions made of one matrix: the taps of its entries, and its density."""
 
 from __future__ import annotations
 

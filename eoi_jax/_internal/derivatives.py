@@ -1,7 +1,8 @@
-"""Products with Jacobians, also of functions that have reverse mode only.
+"""Products with Jacobians, also of functions that have only reverse mode.
 
 A ``jax.custom_vjp`` (straight-through signs, fused attention and losses) has no Jacobian-vector
-product. Its vector-Jacobian product is linear, and the transpose of that is the missing one.
+product. Its vector-Jacobian product is linear, and the transpose of this product is the missing
+one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which axes of a kernel are inputs, outputs and matrices: those of JAX's initializers.
+"""Which axes of a kernel are inputs, outputs and batch axes, as in JAX's initializers.
 
-Every kernel is brought into one form, ``(*taps, inputs, outputs)``, and back. The axes that have no
-name are taps, the window of a convolution.
+Every kernel is converted to the axes ``(*taps, inputs, outputs)``, and back. Axes that no argument
+names are taps, the window of a convolution.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writing files: whenever a process stops, the old content or the new one is there, whole."""
+"""Atomic file writes: if a process stops, the file has either the old or the new content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of a parameter tree: what shape each has, and how many of its weights it may keep."""
+"""The layers of a parameter tree: their shapes, and how many weights each may keep."""
 
 from __future__ import annotations
 

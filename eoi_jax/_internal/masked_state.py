@@ -1,4 +1,4 @@
-"""Masked weights and their optimizer state: updates that lead to zero, entries of new weights."""
+"""Masked weights and their optimizer state: zero the weights, and reset their state."""
 
 from __future__ import annotations
 

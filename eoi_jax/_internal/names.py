@@ -1,4 +1,4 @@
-"""What the names that frameworks give to kernels tell of their axes."""
+"""Layouts of kernels from the names that frameworks give them."""
 
 from __future__ import annotations
 

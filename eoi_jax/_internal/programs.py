@@ -1,8 +1,8 @@
-"""Programs around a function of the user that keep nothing alive which the function does not.
+"""Compiled programs around a function of the user, which do not keep the function alive.
 
-A jit with the function among its static arguments holds it, and all that it closes over, for as
-long as the process runs. And the arrays that it closes over, a batch of images perhaps, become
-constants of the compiled program, with which the compiler computes for minutes.
+A jit with the function among its static arguments keeps the function, and everything that it closes
+over, for as long as the process runs. And the arrays that it closes over, such as a batch of
+images, become constants of the compiled program, with which the compiler computes for minutes.
 """
 
 from __future__ import annotations

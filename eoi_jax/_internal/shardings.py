@@ -1,4 +1,4 @@
-"""Shardings: a new array gets that of its parameter, and the array work sees none in its way.
+"""Shardings: give a new array that of its parameter, and compute without explicit axes.
 
 A mesh axis is *explicit* if the types of arrays name it, and *auto* if the compiler alone decides
 what is distributed along it. Along an explicit axis JAX refuses whatever would need a choice: some

@@ -1,4 +1,4 @@
-"""What all spectra share: batches of examples, functions of one example, factorizations."""
+"""Shared by all spectra: batches of examples, functions of one example, factorizations."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ r"""Sparse starts of whole networks: from a parameter tree to parameters and a m
 =================================== ===============================================================
 :func:`masked`                      weights of a dense start on a given mask, the usual baseline
 :func:`rescaled`                    the same weights, rescaled to the mask's fan-in
-:func:`redraw`                      kernels drawn anew from an initializer, for :func:`masked`
+:func:`redraw`                      new kernels drawn from an initializer, for :func:`masked`
 :func:`approximate_isometry`        values on a given mask brought close to orthogonal (AI)
 :func:`exact_orthogonal`            mask and values, exactly orthogonal, from layer densities (EOI)
 :func:`sparsity_aware_orthogonal`   block-diagonal masks of Haar blocks (SAO)

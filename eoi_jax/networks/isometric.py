@@ -28,7 +28,7 @@ def approximate_isometry(
     tolerance: float | None = None,
     layout: LayoutOf | None = None,
 ) -> SparseInit:
-    r"""Bring the values on a mask close to orthogonal, layer by layer: approximate isometry (AI).
+    r"""Bring the values on a mask close to orthogonal, layer by layer: approximated isometry (AI).
 
     The paper minimizes :math:`\sum_l \lVert W_l W_l^\top - \text{scale}^2 I\rVert_F` over the
     unmasked weights, where a convolution counts as the matrix of all its taps and inputs against
