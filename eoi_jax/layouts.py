@@ -28,7 +28,7 @@ def by_name(
     ============================================ ===============================================
     ``query``, ``key``, ``value`` of shape       attention of Flax (Linen and NNX), where all
     ``(d, heads, k)`` beside ``out`` of shape    four are in one module and their shapes fit: each
-    ``(heads, k, d)``, stacked or not            is one ``d x heads * k`` matrix, or one for each head
+    ``(heads, k, d)``, stacked or not            one ``d x heads * k`` matrix, or one for each head
     attribute ``weight`` of two axes             ``(outputs, inputs)``, of Equinox
     ``c_attn/kernel``, three times as long       ``q``, ``k`` and ``v``, a matrix each, of GPT-2;
     along one axis                               if the outputs are the first axis here, they are so
