@@ -98,7 +98,7 @@ class Config:
 
 @dataclasses.dataclass
 class Result:
-    """What one start gave."""
+    """The result of one start."""
 
     start: str
     density: float

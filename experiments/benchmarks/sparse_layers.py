@@ -118,7 +118,7 @@ def _divides(n: int, density: float) -> bool:
 
 
 class Case(NamedTuple):
-    """What all layers of a comparison share."""
+    """The settings shared by all layers of a comparison."""
 
     batch: int
     n: int
@@ -127,7 +127,7 @@ class Case(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What is measured of one layer in one program, and what its shapes say: a row of the CSV.
+    """The measurements and sizes of one layer in one program: a row of the CSV file.
 
     Attributes:
         batch: Examples.
@@ -171,7 +171,7 @@ class Cell(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a product costs: FLOPs, and bytes that pass through memory."""
+    """The cost of a product: FLOPs, and bytes that pass through memory."""
 
     flops: float
     bytes: float

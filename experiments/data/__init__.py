@@ -28,7 +28,7 @@ _Augment: TypeAlias = Callable[[Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Images ``(size, height, width, channels)`` uint8 with labels, and what is done to them.
+    """Images ``(size, height, width, channels)`` uint8 with labels, and how they are transformed.
 
     Attributes:
         name: Name of the set.
@@ -88,9 +88,9 @@ class Dataset:
 
 
 class Text(Dataset):
-    """Texts ``(size, length)`` uint8, with the characters that follow as labels of the same shape.
+    """Texts ``(size, length)`` uint8, with the next characters as labels of the same shape.
 
-    Networks take the characters one-hot. None is changed at random.
+    Networks take the characters one-hot. There is no random augmentation.
     """
 
     @property

@@ -22,7 +22,7 @@ __all__ = ["Blocks", "linear", "matrices", "module", "sizes"]
 
 
 class Blocks(NamedTuple):
-    """What block-sparse layers share.
+    """Settings of block-sparse layers.
 
     Attributes:
         density: Fraction of the blocks of each kernel that are stored.

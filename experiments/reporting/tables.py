@@ -26,7 +26,7 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What the cells of a table show.
+    """A value shown in the cells of a table.
 
     Attributes:
         key: field of the rows.

@@ -27,7 +27,7 @@ _KEY = 110  # beside the purposes of experiments.training.keys, and PPO's
 
 
 class Measures(NamedTuple):
-    """What is measured at one point, of each seed.
+    """The measurements at one point of training, for each seed.
 
     Attributes:
         dormant_actor: Fraction of the actor's hidden units that are dormant.

@@ -19,12 +19,12 @@ __all__ = ["Environment", "Transition", "load"]
 
 
 class Transition(NamedTuple):
-    """What one step of one environment brings.
+    """The result of one step of one environment.
 
     Attributes:
         reward: The reward, float32.
-        terminated: Whether the episode came to its end: nothing would follow.
-        truncated: Whether it was cut at its longest: more would follow.
+        terminated: Whether the episode ended by itself, so that nothing would follow.
+        truncated: Whether it was cut at the time limit, so that more steps would follow.
         final: The observation that the step led to, also where the episode is over.
     """
 

@@ -49,7 +49,7 @@ _ACTIONS, _ORDER, _RESET = range(100, 103)  # beside the purposes of experiments
 
 
 class State(NamedTuple):
-    """All that changes while a seed trains; of several seeds, stacked.
+    """Everything that changes while a seed trains; stacked for several seeds.
 
     Attributes:
         key: Integers of the seed's key, uint32.
@@ -71,7 +71,7 @@ class State(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What some updates add up to, for each seed.
+    """Sums over some updates, for each seed.
 
     Attributes:
         returns: Undiscounted returns of the episodes that were completed.
@@ -89,7 +89,7 @@ class Sums(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss sees of some steps, each with any leading axes.
+    """The inputs of the loss from some steps, with any leading axes.
 
     Attributes:
         observations: Before the steps.

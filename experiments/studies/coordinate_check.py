@@ -79,7 +79,7 @@ class Config:
 
 
 class Found(NamedTuple):
-    """What was measured for one parametrization.
+    """The measurements for one parametrization.
 
     Attributes:
         changes: Root mean square changes of the last hidden layer's preactivations in one step,

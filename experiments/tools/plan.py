@@ -53,7 +53,7 @@ _NUMBERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What :func:`plan` found.
+    """The result of :func:`plan`.
 
     Attributes:
         density: The density that was asked for.

@@ -40,21 +40,21 @@ HBM = {
 
 
 class TooLarge(Exception):
-    """A program that its device has no memory for, with the compiler's words for it."""
+    """Raised if a program needs more memory than its device has, with the compiler's message."""
 
 
 class Program(NamedTuple):
-    """What a compiled program says of one device, in bytes unless noted.
+    """The properties of a compiled program for one device, in bytes unless noted.
 
     Attributes:
-        arguments: Of what it is given.
-        outputs: Of what it returns, without what takes the place of arguments.
-        temporary: Of what it holds meanwhile.
-        code: Of its instructions.
+        arguments: Its arguments.
+        outputs: Its results, without those that take the place of arguments.
+        temporary: Its temporary memory.
+        code: Its instructions.
         collectives: What devices send each other, by kind.
-        flops: Operations on numbers; a loop's count once.
-        traffic: Read and written; a loop's count once.
-        seconds: How long the compiler took.
+        flops: Operations on numbers; those of a loop count once.
+        traffic: Reads and writes; those of a loop count once.
+        seconds: Time of the compiler.
         text: The program, as XLA writes it.
     """
 

@@ -58,7 +58,7 @@ class Saved(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What :func:`inspect` finds of one kernel, or of a stack of them.
+    """The measurements of :func:`inspect` for one kernel, or for a stack of kernels.
 
     Attributes:
         name: Its path, with escapes for what a terminal would obey.

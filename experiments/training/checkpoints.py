@@ -34,11 +34,11 @@ _ABOUT = "checkpoint"  # safetensors writes the entries of its metadata in any o
 
 
 class Checkpoint(NamedTuple):
-    """What one file holds.
+    """The content of one file.
 
     Attributes:
         step: Training steps that were done.
-        record: What the run gave to remember, as JSON has it.
+        record: The record that the run saved, as JSON restores it.
         leaves: The arrays by their paths in the tree, such as ``params/first/kernel``; none of a
             checkpoint of a mesh until it is restored.
     """

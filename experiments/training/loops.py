@@ -45,7 +45,7 @@ the pass that is left out would remove every barrier before operations are fused
 
 
 class Epoch(NamedTuple):
-    """What the steps of one epoch share.
+    """Values shared by the steps of one epoch.
 
     Attributes:
         order: Indices of the images of each step, ``(steps, batch)``; of several seeds

@@ -46,7 +46,7 @@ state holds the mask where ``optax.tree.get(state, "mask")`` finds it. The rate 
 
 
 class State(NamedTuple):
-    """All that changes while a network trains; of several seeds, stacked.
+    """Everything that changes while a network trains; stacked for several seeds.
 
     Attributes:
         key: Integers of the seed's key, uint32.
@@ -62,7 +62,7 @@ class State(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What some steps add up to, for each seed; by default no steps at all.
+    """Sums over some steps, for each seed; by default over no steps.
 
     Attributes:
         loss: Mean cross-entropies of the steps' batches, summed.
