@@ -124,6 +124,9 @@ def uniform_angle(key: Array, dtype: DType = jnp.float32) -> Array:
     Returns:
         A scalar in (0, 2π), in radians.
 
+    Raises:
+        ValueError: If ``key`` is not one PRNG key, or ``dtype`` is not real floating.
+
     Example:
         >>> import jax
         >>> from eoi_jax import givens
@@ -152,6 +155,9 @@ def hadamard_angle(key: Array, dtype: DType = jnp.float32) -> Array:
 
     Returns:
         A scalar, in radians.
+
+    Raises:
+        ValueError: If ``key`` is not one PRNG key, or ``dtype`` is not real floating.
 
     Example:
         >>> import jax, jax.numpy as jnp

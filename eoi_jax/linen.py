@@ -65,6 +65,11 @@ class BlockSparseDense(nn.Module):
         (8, 1, 32, 32)
         >>> layer.apply(variables, jnp.ones((5, 256))).shape
         (5, 256)
+
+    Raises:
+        ValueError: From ``init`` for a block size, density, ``scale`` or dtype that
+            :func:`eoi_jax.blocks.orthogonal` refuses, or ``kernel_axes`` of another length than 4;
+            from ``apply`` if the collection ``pattern`` is missing.
     """
 
     features: int
@@ -157,6 +162,10 @@ class BlockSparseConv(BlockSparseDense):
         >>> images = jnp.ones((5, 9, 9, 32))
         >>> layer.init_with_output(jax.random.key(0), images)[0].shape
         (5, 5, 5, 64)
+
+    Raises:
+        ValueError: As for :class:`BlockSparseDense`, and for strides that are not integers of at
+            least 1, or more of them than the inputs have spatial axes.
     """
 
     strides: Sequence[int] = (1, 1)

@@ -70,6 +70,10 @@ class BlockSparseLinear(nnx.Module):
         >>> layer = BlockSparseLinear(256, 256, density=1 / 8, block_size=32, rngs=nnx.Rngs(0))
         >>> layer.kernel.shape, layer(jnp.ones((5, 256))).shape
         ((8, 1, 32, 32), (5, 256))
+
+    Raises:
+        ValueError: For a block size, density, ``scale`` or dtype that
+            :func:`eoi_jax.blocks.orthogonal` refuses.
     """
 
     def __init__(
@@ -171,6 +175,10 @@ class BlockSparseConv(BlockSparseLinear):
         >>> layer = BlockSparseConv(32, 64, strides=(2, 2), **options)
         >>> layer(jnp.ones((5, 9, 9, 32))).shape
         (5, 5, 5, 64)
+
+    Raises:
+        ValueError: As for :class:`BlockSparseLinear`; in the call, for strides that are not
+            integers of at least 1, or more of them than the inputs have spatial axes.
     """
 
     def __init__(

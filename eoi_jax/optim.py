@@ -62,7 +62,11 @@ class StaticSparseState(NamedTuple):
 
 
 class ScaleByDensityState(NamedTuple):
-    """The state of :func:`scale_by_density`: its factors, an array for each leaf."""
+    """The state of :func:`scale_by_density`.
+
+    Attributes:
+        factors: The factor of each leaf, in a tree of the structure of the parameters.
+    """
 
     factors: Params
 
