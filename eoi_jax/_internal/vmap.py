@@ -37,6 +37,8 @@ def map_on_cpu(function: Callable[..., Array]) -> Callable[..., Array]:
     each step. An accelerator gains more from the batch than that costs; a core is three times
     faster one by one.
     """
+    # Traced once for both.
+    function = jax.jit(function)
     one_by_one = jax.custom_batching.sequential_vmap(function)
     mapped = jax.custom_batching.custom_vmap(function)
 
