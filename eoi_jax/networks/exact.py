@@ -348,7 +348,7 @@ class _CenterRule(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """The kernels of one geometry: they are drawn and placed by one program.
+    """The kernels of one geometry: they are drawn by one program, perhaps with others.
 
     Keys are given as their words, and are of NumPy as all numbers, unless they are traced.
     """
@@ -509,7 +509,7 @@ def _check_reachable(
 
 
 def _law(shape: tuple[int, int], angles: AngleLaw, planes: PlaneLaw, *, permute: bool) -> Any:
-    """Return the law of matrices of a shape, which may lie in the corner of a small one."""
+    """Return the law of matrices that are drawn in a shape, or in its corner."""
     of_size, is_small = planes.of_size(shape[0]), shape == (_SMALL, _SMALL)
     # The segment is the same for all densities, so that they share a program.
     segment = 2 * max(shape[0], 32)
