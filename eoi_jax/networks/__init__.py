@@ -30,10 +30,11 @@ their shards, and every mesh gives the same bits:
 
 A kernel of two axes, ``(inputs, outputs)``, is linear; one of more, ``(*taps, inputs, outputs)``,
 is a convolution. Stacks of layers, as a scan stores them, groups of channels and transposed
-convolutions cannot be told from a shape: ``layout=`` names them, ``(path, leaf) ->
-Layout(batch_axes, groups, transposed)``. Shapes that may mean several things are refused without
-it. Kernels in another order of axes, such as Equinox's ``(outputs, inputs, *taps)`` or the heads of
-attention, are to be brought to this one first.
+convolutions cannot be told from a shape: ``layout=`` describes them, ``(path, leaf) -> Layout``.
+Attention and linear layers of the common frameworks are recognized by their names
+(:func:`eoi_jax.layouts.by_name`). Other shapes that may mean several things are refused without
+``layout=``. Convolutions with taps last, as those of Equinox, have to be brought to this order
+first.
 """
 
 from eoi_jax.networks.base import SparseInit, masked, redraw, rescaled

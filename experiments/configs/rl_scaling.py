@@ -24,7 +24,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -46,7 +46,16 @@ _MEASURES: tuple[tuple[str, str, Literal["linear", "log"]], ...] = (
     ("smallest", "smallest singular value", "log"),
     ("largest", "largest singular value", "log"),
 )
-ORDER = {"variant": ("dense", "Base", "rescaled Base", "EOI", "EOI, matching", "blocks")}
+ENVS = (
+    *("CartPole-v1", "Acrobot-v1"),
+    *("Breakout-MinAtar", "Asterix-MinAtar", "SpaceInvaders-MinAtar"),
+)
+ORDER: Mapping[str, Sequence[Any]] = {
+    "env": ENVS,
+    "width": (64, 128, 256, 512, 1024),
+    "density": (1.0, *sorted(DENSITIES, reverse=True)),
+    "variant": ("dense", "Base", "rescaled Base", "EOI", "EOI, matching", "blocks"),
+}
 
 
 def get_config() -> Ppo:
@@ -68,10 +77,7 @@ def sweep() -> list[Ppo]:
     runs = []
     for each in grids.product(
         get_config(),
-        env=(
-            *("CartPole-v1", "Acrobot-v1"),
-            *("Breakout-MinAtar", "Asterix-MinAtar", "SpaceInvaders-MinAtar"),
-        ),
+        env=ENVS,
         network=("mlp", "simba"),
         width=(64, 128, 256, 512, 1024),
     ):
