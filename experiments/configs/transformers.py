@@ -132,7 +132,7 @@ def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
     # Dense weights take lower rates; those of SμPar are multiplied by 8 where the mask is.
     rates = {
-        "dense": {"learning_rates": (2e-3, 4e-3, 8e-3)},
+        "dense": {"learning_rates": (4e-3, 8e-3, 16e-3)},
         "smupar": {"learning_rates": (1e-3, 2e-3, 4e-3)},
     }
     sparse = [
