@@ -38,6 +38,7 @@ def maxtext_init_fn(key, shape, dtype, in_axis, out_axis):
     )
 
 
+@pytest.mark.slow
 def test_maxtext_calls_with_axes():
     init = namespace_of("MaxText")["sparse_init"](DENSITY)
     assert list(inspect.signature(init).parameters) == list(
@@ -55,6 +56,7 @@ def test_maxtext_calls_with_axes():
 AXLEARN = ["self", "name", "prng_key", "shape", "dtype", "axes"]
 
 
+@pytest.mark.slow
 def test_axlearn_gives_fan_axes():
     found = namespace_of("AXLearn")
     initializer, fan_axes = found["SparseInitializer"], found["FanAxes"]
@@ -88,6 +90,7 @@ def test_haliax_weights_are_drawn_by_the_names_of_their_axes():
             np.testing.assert_array_equal(weight.T if out_first else weight, expected)
 
 
+@pytest.mark.slow
 def test_nnx_shards_at_the_call():
     """One process may have one device: a mesh of one still takes the path of eager sharding."""
     mesh = jax.make_mesh((1, 1), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

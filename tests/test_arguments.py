@@ -57,6 +57,7 @@ def test_a_scale_that_the_dtype_cannot_hold_is_refused(name):
         SCALED[name](1e-60, jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [6e4, -6e4, 0.0])
 def test_a_scale_that_the_dtype_holds_gives_finite_weights(scale):
     for name in ("orthogonal", "sao.orthogonal", "delta_orthogonal"):
@@ -182,6 +183,7 @@ def test_empty_convolutions_are_empty(shape):
     assert kernel.size == 0
 
 
+@pytest.mark.slow
 def test_narrow_floats_are_drawn_and_measured_in_float32():
     x = jnp.ones((1, 3), jnp.float8_e4m3fn)
     ends = spectrum.extreme_singular_values(KEY, lambda x: 2 * x.astype(jnp.float32), x)

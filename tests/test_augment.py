@@ -141,6 +141,7 @@ def test_rotation_takes_the_nearest_pixel_and_black_from_outside(degrees):
     assert wrong <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.__name__)
 def test_policies_are_pure_functions_of_key_and_batch(policy):
     """Under jit and under vmap over keys the same, one key one result, another key another."""

@@ -28,6 +28,7 @@ def starts():
 SPARSE = ("ERK, random mask", "magnitude", "SNIP", "GraSP", "SynFlow", "ERK, EOI", "ERK, AI")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SPARSE)
 def test_every_method_leaves_a_tenth_of_the_weights(starts, method):
     [start] = [start for name, start in starts.items() if name.startswith(method)]
@@ -37,6 +38,7 @@ def test_every_method_leaves_a_tenth_of_the_weights(starts, method):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_a_dense_start_is_orthogonal_and_sao_has_ten_connections(starts):
     dense = starts["dense orthogonal (QR)"]()
     assert eoi.spectrum.orthogonality_error(dense["first"]["kernel"]) < 1e-5
@@ -44,6 +46,7 @@ def test_a_dense_start_is_orthogonal_and_sao_has_ten_connections(starts):
     assert (hidden.sum(1) == 10).all()
 
 
+@pytest.mark.slow
 def test_what_a_method_cannot_do_has_no_time(monkeypatch):
     def refuse():
         raise ValueError("density=0.1 does not suit it.")
@@ -178,6 +181,7 @@ def test_a_training_step_is_the_same_under_the_options_for_cpus():
 LAYERS = {"n": 32, "density": 1 / 4, "blocks": (8, 5)}
 
 
+@pytest.mark.slow
 def test_every_sparse_layer_has_its_density_and_the_product_of_its_matrix():
     networks = sparse_layers._networks(**LAYERS)
     assert list(networks) == ["dense", "masked", "BCOO", "condensed", "block 8"]
@@ -237,6 +241,7 @@ def blocks_of(n):
     return sparse_layers._networks(**(LAYERS | {"n": n}))["block 8"][0].pattern
 
 
+@pytest.mark.slow
 def test_products_alone_are_those_of_the_layer():
     layer = sparse_layers._networks(**LAYERS)["block 8"][0]
     alone = sparse_layers._products_alone(layer.weights, 3)

@@ -54,6 +54,7 @@ def step_of(tx, loss):
     return step
 
 
+@pytest.mark.slow
 def test_training_is_that_of_masked_dense_layers_step_by_step():
     variables = SPARSE.init(KEY, X)
     pattern, params = variables["pattern"], variables["params"]
@@ -76,6 +77,7 @@ def test_training_is_that_of_masked_dense_layers_step_by_step():
     assert np.abs(start["last"]["kernel"] - dense["last"]["kernel"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_only_blocks_are_stored_and_they_start_orthogonal():
     variables = SPARSE.init(KEY, X)
     dense, _ = dense_kernels(variables["params"], variables["pattern"])
@@ -117,6 +119,7 @@ def make(kind, **options):
     return lambda x: layer.apply(variables, x), variables["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_options_are_those_of_a_dense_layer(kind):
     apply, params = make(kind, use_bias=False, param_dtype=jnp.bfloat16, scale=2.0)

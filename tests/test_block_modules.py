@@ -54,6 +54,7 @@ def make_conv(kind, **options):
     return apply, dense_of(variables)[0], variables["params"]["bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_a_convolution_is_that_of_a_center_tap(kind):
     apply, kernel, bias = make_conv(kind, bias_init=nn.initializers.normal(1.0))
@@ -77,6 +78,7 @@ def test_strides_that_make_no_sense_are_refused(kind, strides, named):
         make_conv(kind, strides=strides)[0](IMAGES)
 
 
+@pytest.mark.slow
 def test_an_mlp_of_linen_is_its_two_layers():
     mlp = linen.BlockSparseMlp(16, **BLOCKS, activation=jnp.sin, dropout_rate=0.5)
     variables = mlp.init(KEY, X, deterministic=True)
@@ -150,6 +152,7 @@ def dense_chain(kernels, masks):
     return y, grads * masks
 
 
+@pytest.mark.slow
 def test_scan_and_remat_of_linen_stack_layers_of_different_patterns():
     transformed = nn.scan(
         nn.remat(Step, static_argnums=(2,)),
@@ -189,6 +192,7 @@ def test_scan_and_remat_of_linen_stack_layers_of_different_patterns():
     assert specs["kernel"] == PartitionSpec("layers", *AXES)
 
 
+@pytest.mark.slow
 def test_vmap_of_linen_is_a_loop_over_layers():
     layer = linen.BlockSparseDense(8, **BLOCKS)
     inputs = jnp.stack([X, 2 * X])
@@ -200,6 +204,7 @@ def test_vmap_of_linen_is_a_loop_over_layers():
         np.testing.assert_allclose(found[index], layer.apply(one, inputs[index]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_vmap_and_scan_of_nnx_stack_layers_of_different_patterns():
     @nnx.split_rngs(splits=4)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -284,6 +289,7 @@ class Net(nn.Module):
         return nn.Dense(4, name="head")(nn.LayerNorm()(dense(8, name="last")(x)))
 
 
+@pytest.mark.slow
 def test_trained_dense_layers_become_blocks_and_go_on_training_as_they_would_have():
     sparse = Net(linen.BlockSparseDense, tuple(BLOCKS.items()))
     start = sparse.init({"params": KEY, "dropout": KEY}, X)
@@ -348,6 +354,7 @@ def test_what_cannot_be_converted_is_named():
     assert linen.from_dense(params, dense, block_size=2) == {"params": params, "pattern": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_a_linear_layer_of_nnx_becomes_blocks_and_back(use_bias):
     mask = np.kron([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], np.ones((2, 2))) > 0

@@ -46,6 +46,7 @@ def ragged():
     return blocks.from_dense(jnp.where(mask, jax.random.normal(KEY, mask.shape), 0), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BALANCED)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_draw_is_orthogonal_and_every_row_and_column_has_as_many_blocks(name, seed):
@@ -64,12 +65,14 @@ def test_a_draw_is_orthogonal_and_every_row_and_column_has_as_many_blocks(name, 
     np.testing.assert_allclose(grams, factors * np.eye(size), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_draw_of_float64_is_orthogonal_to_its_rounding(x64):
     for shape in ((24, 24), (24, 48)):
         w = blocks.orthogonal(KEY, shape, 1 / 2, block_size=4, scale=3.0, dtype=jnp.float64)
         assert gram_error(w.to_dense(), 3.0) < 1e-14
 
 
+@pytest.mark.slow
 def test_a_density_between_gives_some_rows_and_columns_one_block_more():
     w = blocks.orthogonal(KEY, (20, 20), 1 / 2, block_size=2)  # 5 of 10 blocks: divides 10
     assert w.values.shape == (2, 5, 2, 10)  # five rows have met
@@ -95,6 +98,7 @@ def test_a_plan_covers_the_matrix_and_is_near_to_the_density(sides, density):
     assert abs(reached - density) <= 0.1 * density
 
 
+@pytest.mark.slow
 def test_patterns_differ_from_key_to_key_and_reach_every_place():
     drawn = jax.vmap(lambda key: draw("square", key))(jax.random.split(KEY, 200))
     masks = np.asarray(drawn.mask())[:, ::4, ::4]
@@ -104,6 +108,7 @@ def test_patterns_differ_from_key_to_key_and_reach_every_place():
     assert len({mask.tobytes() for mask in masks}) == 6
 
 
+@pytest.mark.slow
 def test_a_narrow_draw_is_the_wide_one_rounded():
     narrow = blocks.orthogonal(KEY, (16, 16), 1 / 2, block_size=4, dtype=jnp.bfloat16)
     wide = draw("square", KEY)
@@ -112,6 +117,7 @@ def test_a_narrow_draw_is_the_wide_one_rounded():
     assert (narrow.rows == wide.rows).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [draw("wide", KEY), ragged()], ids=["drawn", "ragged"])
 def test_ways_to_dense_and_back_lose_nothing(w):
     dense = np.asarray(w.to_dense())
@@ -129,6 +135,7 @@ def test_ways_to_dense_and_back_lose_nothing(w):
     assert float(jax.jit(lambda w: w.density)(w)) == pytest.approx(w.density)
 
 
+@pytest.mark.slow
 def test_a_mask_keeps_blocks_of_zeros():
     w = blocks.from_dense(jnp.zeros((2, 4), jnp.float16), 2, mask=np.ones((2, 4), bool))
     assert (w.density, w.dtype, w.values.shape) == (1.0, jnp.float16, (2, 1, 2, 2))
@@ -147,6 +154,7 @@ def test_rows_that_met_are_stored_as_one_block():
     }
 
 
+@pytest.mark.slow
 def test_blocks_of_unequal_sides():
     dense = jnp.zeros((4, 6)).at[0, 1].set(2.0).at[3, 4].set(3.0).at[1, 5].set(4.0)
     w = blocks.from_dense(dense, (2, 3))
@@ -206,6 +214,7 @@ def between():
     return blocks.orthogonal(KEY, (20, 20), 0.25, block_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [draw("wide", KEY), ragged(), between()], ids=["wide", "rag", "+1"])
 def test_products_and_gradients_are_those_of_the_dense_matrix(w):
     x = jax.random.normal(jax.random.key(1), (3, 2, w.shape[0]))
@@ -216,6 +225,7 @@ def test_products_and_gradients_are_those_of_the_dense_matrix(w):
     assert (x[:, :0] @ w).shape == (3, 0, w.shape[1])
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     w = ragged()
     x = jax.random.normal(jax.random.key(1), (3, w.shape[0]))
@@ -234,6 +244,7 @@ def test_second_derivatives():
     np.testing.assert_allclose(forward, pull(w.values)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_vmap_over_inputs_and_over_matrices():
     stack = jax.vmap(lambda key: draw("wide", key))(jax.random.split(KEY, 3))
     x = jax.random.normal(jax.random.key(1), (3, 2, 16))
@@ -254,6 +265,7 @@ def test_vmap_over_inputs_and_over_matrices():
                 np.testing.assert_allclose(found[index], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_narrow_products_are_summed_in_float32():
     """In bfloat16 a sum of ones stays at 256."""
     w = blocks.from_dense(jnp.ones((512, 512), jnp.bfloat16), 256)
@@ -306,6 +318,7 @@ def test_draws_that_cannot_be_are_refused(change, named):
         blocks.orthogonal(KEY, **arguments)
 
 
+@pytest.mark.slow
 def test_a_traced_density_is_refused_and_a_traced_scale_is_not():
     with refuses("density=", "is traced"):
         jax.jit(lambda d: blocks.orthogonal(KEY, (16, 16), d, block_size=4))(0.5)
@@ -315,6 +328,7 @@ def test_a_traced_density_is_refused_and_a_traced_scale_is_not():
     np.testing.assert_allclose(scaled.to_dense(), 3 * draw("square", KEY).to_dense(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_spectra():
     w = draw("wide", KEY)
     assert float(spectrum.orthogonality_error(w)) < 2e-6
@@ -339,6 +353,7 @@ def test_files_keep_blocks_sparse(tmp_path):
     np.testing.assert_array_equal(named.to_dense(), params["layer"]["kernel"].to_dense())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_reflections_give_orthogonal_matrices(x64, size):
     for matrix in haar_by_reflections(KEY, (7, size, size), jnp.float64):

@@ -101,6 +101,7 @@ def check_laws(w, step):
     return before, after, stayed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 @given(seed=st.integers(0, 2**32 - 1), fraction=st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.99]))
 def test_rigl_drops_the_smallest_blocks_and_grows_those_of_the_largest_gradients(
@@ -150,6 +151,7 @@ def test_set_draws_by_its_key():
     assert (pattern(one) != pattern(other)).any()
 
 
+@pytest.mark.slow
 def test_set_grows_every_free_block_as_often():
     """With room everywhere, each of the places that a row lacks is as likely as the others."""
     ring = jnp.eye(4) + jnp.roll(jnp.eye(4), 1, 0)
@@ -162,6 +164,7 @@ def test_set_grows_every_free_block_as_often():
     np.testing.assert_allclose(grown, 0.5, atol=5 * 0.5 / np.sqrt(draws))
 
 
+@pytest.mark.slow
 def test_equal_norms_go_in_order_and_nan_drops_first_and_grows_last():
     mask = np.kron([[1], [1], [1], [0], [0], [0]], np.ones((2, 2)))
     w = blocks.growable(blocks.from_dense(jnp.asarray(mask), 2))
@@ -187,6 +190,7 @@ def test_patterns_and_fractions_do_not_compile_anew():
     assert compiled == []
 
 
+@pytest.mark.slow
 def test_stacks_step_as_their_matrices_do():
     keys = jax.random.split(KEY, 3)
     stack = jax.vmap(lambda key: blocks.orthogonal(key, (12, 12), 1 / 2, block_size=2))(keys)
@@ -201,6 +205,7 @@ def test_stacks_step_as_their_matrices_do():
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["square", "ragged"])
 def test_all_blocks_and_growable_are_the_same_matrix(name):
     w = MATRICES[name]
@@ -216,6 +221,7 @@ def test_all_blocks_and_growable_are_the_same_matrix(name):
     assert blocks.growable(w) is w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["square", "ragged", "tall"])
 def test_gradient_norms_are_those_of_the_dense_gradient(name):
     w = MATRICES[name]
@@ -238,6 +244,7 @@ def test_gradient_norms_are_those_of_the_dense_gradient(name):
     np.testing.assert_allclose(narrow, expected, rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [optax.adam(1e-2), optax.sgd(0.1, momentum=0.9)])
 def test_an_optimizer_forgets_blocks_that_moved(inner):
     w = MATRICES["square"]

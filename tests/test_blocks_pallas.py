@@ -78,6 +78,7 @@ def assert_equal_to_dense(found, w, x, atol):
         np.testing.assert_allclose(one, expected, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "size"), [(32, (SIZE, SIZE)), (37, (16, 48)), (37, (48, 16))])
 @pytest.mark.parametrize("kernel", ["mosaic", "triton"])
 def test_products_and_gradients_are_those_of_the_dense_matrix(
@@ -89,6 +90,7 @@ def test_products_and_gradients_are_those_of_the_dense_matrix(
     assert_equal_to_dense(found, w, x, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["mosaic", "triton"])
 def test_narrow_products_are_summed_in_float32(kernel):
     """In bfloat16 a sum of ones stays at 256."""
@@ -106,6 +108,7 @@ def test_narrow_products_are_summed_in_float32(kernel):
         assert (one == 512).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["mosaic", "triton"])
 @pytest.mark.parametrize("axes", [(None, 0), (0, 0)], ids=["inputs", "both"])
 def test_vmap_over_inputs_and_over_matrices(kernel, axes):
@@ -126,6 +129,7 @@ def test_vmap_over_inputs_and_over_matrices(kernel, axes):
         assert_equal_to_dense(at(index, mapped), *one, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_public_product_takes_all_shapes_of_inputs():
     w = ragged((16, 16))
     x = jax.random.normal(jax.random.key(1), (2, 3, w.shape[0]))
@@ -165,6 +169,7 @@ def test_second_derivatives():
             np.testing.assert_allclose(one, other, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_spectra_need_reverse_mode():
     w = drawn(size=16)
     x = jnp.ones((1, 64))
@@ -187,6 +192,7 @@ def test_products_that_no_kernel_computes_are_refused():
         pallas(x[:, :32], drawn(size=8))
 
 
+@pytest.mark.slow
 def test_the_library_imports_pallas_when_a_kernel_is_called():
     script = "import sys, eoi_jax; sys.exit('jax.experimental.pallas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

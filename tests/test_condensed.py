@@ -26,6 +26,7 @@ def matrix(seed=0, shape=(6, 5)):
     return jnp.asarray(dense, jnp.float32)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 15))
 def test_ways_to_dense_and_back_lose_nothing(seed):
     dense = matrix(seed)
@@ -60,11 +61,13 @@ def test_a_mask_keeps_zeros_and_a_matrix_of_zeros_has_products():
     np.testing.assert_array_equal(EYE @ empty, 0 * EYE)
 
 
+@pytest.mark.slow
 def test_a_matching_draw_is_stored_without_loss():
     dense = eoi.orthogonal(KEY, (16, 16), 1 / 4, planes=eoi.planes.matching)
     np.testing.assert_array_equal(condensed.from_dense(dense).to_dense(), dense)
 
 
+@pytest.mark.slow
 def test_products_and_gradients_are_those_of_the_dense_matrix():
     dense = matrix(1)
     w, x = condensed.from_dense(dense), jax.random.normal(KEY, (2, 3, 6))
@@ -90,6 +93,7 @@ def test_products_and_gradients_are_those_of_the_dense_matrix():
     assert (x[:, :0] @ w).shape == (2, 0, 5)
 
 
+@pytest.mark.slow
 def test_derivatives_of_both_modes_and_orders():
     w, x = condensed.from_dense(matrix(1)), jax.random.normal(KEY, (2, 6))
 

@@ -51,6 +51,7 @@ def test_methods_of_one_table_share_their_learning_rates(name):
             assert len(set(map(frozenset, by_method.values()))) == 1
 
 
+@pytest.mark.slow
 @each
 def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
     """A table that has not run at all is not written: its file is missing. One run is enough."""

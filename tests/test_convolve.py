@@ -24,6 +24,7 @@ def pulled_back(convolve, x, w, options):
     return both(x, w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "options"),
     [

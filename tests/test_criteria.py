@@ -113,6 +113,7 @@ def test_snip_is_backpropagation_by_hand(x64):
         np.testing.assert_allclose(score, np.abs(kernel * grad), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 200.0])
 def test_grasp_is_a_finite_difference_of_gradients_by_hand(x64, temperature):
     params = mlp_params([5, 7, 3])
@@ -150,6 +151,7 @@ def test_grasp_over_micro_batches_is_grasp_of_the_batch():
         chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_memory_of_grasp_does_not_grow_with_the_number_of_micro_batches():
     params = mlp_params([5, 7, 3], dtype=np.float32)
 
@@ -208,6 +210,7 @@ def test_a_chain_out_of_range_is_scored_up_to_one_factor():
             np.testing.assert_allclose(score, flow * expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_synflow_keeps_every_layer_of_a_thousand_alive_in_float32():
     net = Mlp(depth=1000, width=16, num_classes=10, activation=identity)
     image = jnp.ones((1, 8, 8, 1))
@@ -297,6 +300,7 @@ class Normed(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_other_collections_pass_through_untouched():
     x = jnp.asarray(RNG(0).standard_normal((4, 6, 6, 2)), jnp.float32)
     variables = Normed().init(jax.random.key(0), x)
@@ -351,6 +355,7 @@ def nnx_net():
     return lambda params, x: nnx.merge(graph, params, rest)(x), params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [equinox_net, haiku_net, nnx_net])
 def test_any_framework(build):
     apply_fn, params = build()
@@ -372,6 +377,7 @@ def test_any_framework(build):
     assert masks.density(scores) == 41 / 81  # half of 81, rounded up
 
 
+@pytest.mark.slow
 def test_magnitude_random_and_invert():
     params = mlp_params([5, 7, 3], dtype=np.float32)
     params["layer0"]["kernel"] = params["layer0"]["kernel"].astype(jnp.bfloat16)
@@ -503,6 +509,7 @@ def constants(jaxpr):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
 def test_prune_keeps_nothing_and_takes_batches_as_arguments(scorer):
     params = mlp_params([5, 7, 3], dtype=np.float32)

@@ -219,6 +219,7 @@ def test_in_flax_convolutions_norms_are_kept(name, size):
     np.testing.assert_allclose(norms(y), norms(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_transposed_convolutions_norms_are_kept():
     x = jax.random.normal(KEY, (2, 6, 6, 8))
     layer = nn.ConvTranspose(8, (4, 3), kernel_init=delta_orthogonal(transposed=True))

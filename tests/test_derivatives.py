@@ -66,6 +66,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_spectra_are_those_of_the_jacobian_in_reverse_mode(name):
     fn, x = FUNCTIONS[name], jax.random.normal(KEY, (2, 4))
@@ -81,6 +82,7 @@ def test_spectra_are_those_of_the_jacobian_in_reverse_mode(name):
     np.testing.assert_allclose(nodes[:, 0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [3, 4, 6])
 def test_layers_without_forward_mode_have_their_spectra(width):
     x, stack = jax.random.normal(KEY, (2, 4)), jnp.stack([weights(width, width)] * 3)
@@ -101,6 +103,7 @@ def test_layers_without_forward_mode_have_their_spectra(width):
         np.testing.assert_allclose(found[depth - 1], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_modes_give_one_spectrum_and_a_missing_one_is_refused():
     x = jax.random.normal(KEY, (2, 4))
     smooth = lambda x: jnp.tanh(weights(4, 4) @ x)  # noqa: E731
@@ -121,6 +124,7 @@ def test_forward_mode_is_kept_where_no_derivative_passes_the_custom_one():
     assert not has_forward_mode(branches, jnp.ones(4))
 
 
+@pytest.mark.slow
 def test_a_backward_pass_that_is_not_linear_is_refused():
     x = jnp.ones((1, 3))
     with refuses("fn", "custom_vjp", "linear", "mode='reverse'"):
@@ -128,6 +132,7 @@ def test_a_backward_pass_that_is_not_linear_is_refused():
     np.testing.assert_allclose(spectrum.singular_values(clipped, x), 1.0)
 
 
+@pytest.mark.slow
 def test_grasp_scores_a_loss_without_forward_mode():
     params = {"kernel": weights(4, 4)}
     batch = jax.random.normal(KEY, (2, 4))

@@ -215,6 +215,7 @@ def test_a_loop_is_the_scan():
         chex.assert_trees_all_close(jax.device_get(carry), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_serves_all_steps_and_eager_is_jit():
     _, carries = loop("adamw", "set")
     chex.clear_trace_counter()
@@ -255,6 +256,7 @@ def test_a_restored_state_goes_on_to_the_last_bit(name, method):
             chex.assert_trees_all_equal(carry, carries[-1])
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_is_the_loop():
     params = stack([masks.apply(MASK, as_jax(example_params(seed))) for seed in range(2)])
     keys = jax.random.split(jax.random.key(7), 2)
@@ -304,6 +306,7 @@ def one_update(regrow_dropped):
     return run
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
@@ -351,6 +354,7 @@ def test_wide_weights(x64):
     np.testing.assert_array_equal(actual, np.where(kept, weights, 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regrow_dropped", [True, False])
 def test_set_grows_uniformly(regrow_dropped):
     """Single weights and pairs: within 5 standard errors over 4000 keys."""
@@ -411,6 +415,7 @@ def many_updates(method):
     return run
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**31),
@@ -488,6 +493,7 @@ def test_the_value_of_a_schedule_is_limited_by_what_there_is():
         assert int((STACK_MASK & ~state.mask).sum()) == number
 
 
+@pytest.mark.slow
 def test_another_key_or_step_draws_other_weights():
     def run(key):
         return still("set", 2, update_every=1, drop_fraction=0.2, key=key)
@@ -514,6 +520,7 @@ def exchange(tx, params, grads):
     return params, state.mask
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_stack_are_kernels_of_their_own():
     def layout(path, leaf):
         assert leaf.shape == STACK.shape
@@ -533,6 +540,7 @@ def test_the_layers_of_a_stack_are_kernels_of_their_own():
     np.testing.assert_array_equal(mask.sum(axis=(2, 3)), STACK_MASK.sum(axis=(2, 3)))
 
 
+@pytest.mark.slow
 def test_kernels_and_layers_of_equal_masks_draw_apart():
     params = {name: jnp.broadcast_to(jnp.eye(20), (2, 20, 20)) for name in ("a", "b")}
     mask = jax.tree.map(lambda leaf: leaf != 0, params)
@@ -545,6 +553,7 @@ def test_kernels_and_layers_of_equal_masks_draw_apart():
 # Dtypes, inner optimizers, programs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "grad_dtype"), [(jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float16)]
 )
@@ -573,6 +582,7 @@ def test_weights_that_are_dirty_off_the_mask_become_zero():
     chex.assert_trees_all_equal(actual, expected)
 
 
+@pytest.mark.slow
 def test_extra_arguments_reach_the_inner_optimizer():
     def loss(params):
         return sum(jnp.sum((leaf - 1) ** 2) for leaf in jax.tree.leaves(params))
@@ -615,6 +625,7 @@ def test_selection_stands_under_a_condition_and_sorts_nothing(method):
     assert "sort" not in ever
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rigl", "set"])
 def test_no_implicit_promotion_and_no_nan_on_the_way(method):
     with (
@@ -625,6 +636,7 @@ def test_no_implicit_promotion_and_no_nan_on_the_way(method):
         exchange(make("decayed", method, STACK_MASK), STACK, STACK_GRADS)
 
 
+@pytest.mark.slow
 def test_nnx():
     model = nnx.Linear(6, 5, rngs=nnx.Rngs(0))
     mask = masks.random(jax.random.key(0), nnx.state(model, nnx.Param), 0.4)
@@ -645,6 +657,7 @@ def test_nnx():
     np.testing.assert_array_equal(np.asarray(model.kernel[...])[~now], 0.0)
 
 
+@pytest.mark.slow
 def test_exact_orthogonal_kernels_train():
     """EOI is the start: the loss falls, the masks move, the densities stay."""
 

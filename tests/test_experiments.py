@@ -34,6 +34,7 @@ def test_mlp_has_the_layers_it_says():
     assert total == 784 * 128 + 998 * 128 * 128 + 128 * 10 + 999 * 128 + 10
 
 
+@pytest.mark.slow
 def test_a_scanned_mlp_equals_the_loop():
     model = models.Mlp(depth=5, width=16, num_classes=3, kernel_init=eoi.dense(0.3))
     x = jax.random.normal(jax.random.key(1), (4, 5, 5, 1))
@@ -77,6 +78,7 @@ def net_on_digits():
     return config, digits, quickstart.StepFns(config, digits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["EOI", "masked orthogonal", "masked Gaussian"])
 def test_sparse_starts_stay_on_their_mask(name, net_on_digits):
     config, digits, step_fns = net_on_digits
@@ -95,6 +97,7 @@ def test_sparse_starts_stay_on_their_mask(name, net_on_digits):
         assert 0.1 < leaf_mask.mean() < 0.15
 
 
+@pytest.mark.slow
 def test_blocks_train_without_a_mask_as_the_masked_dense_network_does(net_on_digits):
     """The same numbers in the same places, under a mask: the losses are those of the blocks."""
     config, digits, masked_fns = net_on_digits
@@ -179,6 +182,7 @@ for module in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_help_states_the_command():
     names = ("quickstart", "benchmarks")
     command = [sys.executable, "-c", HELPS, *(f"experiments.{name}" for name in names)]

@@ -23,6 +23,7 @@ def write_many(path, letter):
         atomic_write_text(path, letter * 50_000)
 
 
+@pytest.mark.slow
 def test_of_many_writers_one_wins_whole(tmp_path):
     path = tmp_path / "file"
     context = multiprocessing.get_context("spawn")

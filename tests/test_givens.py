@@ -38,6 +38,7 @@ def sequential_supports(i, j, shape):
     return (full if shape[0] >= shape[1] else full.T), np.array(counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_sample_is_a_function_of_key_and_index(impl):
     key, other = jax.random.split(jax.random.key(3, impl=impl))
@@ -96,6 +97,7 @@ def test_no_random_words_give_a_trivial_angle():
         assert math.sin(theta) != 0
 
 
+@pytest.mark.slow
 def test_angle_laws():
     constant = givens.sample(KEY, 10, 20, angles=0.25)
     np.testing.assert_array_equal(constant.theta, np.full(20, 0.25, np.float32))
@@ -112,6 +114,7 @@ def test_from_pairs_keeps_the_planes():
     assert len(np.unique(rotations.theta)) == 3
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.sampled_from([(2, 5), (7, 30), (40, 100)]))
 def test_waves_equal_the_sequential_recursion(seed, sizes):
     size, length = sizes
@@ -123,6 +126,7 @@ def test_waves_equal_the_sequential_recursion(seed, sizes):
         assert len(touched) == len(set(touched.tolist()))
 
 
+@pytest.mark.slow
 def test_waves_of_a_prefix_are_a_prefix_of_the_waves():
     rotations = givens.sample(KEY, 20, 90)
     prefix = jax.tree.map(lambda x: x[:37], rotations)
@@ -130,11 +134,13 @@ def test_waves_of_a_prefix_are_a_prefix_of_the_waves():
     assert givens.waves(givens.sample(KEY, 20, 0), 20).shape == (0,)
 
 
+@pytest.mark.slow
 def test_a_chain_has_as_many_waves_as_rotations():
     chain = givens.from_pairs(KEY, [(t, t + 1) for t in range(70)])
     np.testing.assert_array_equal(givens.waves(chain, 71), np.arange(70))
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from([(2, 2), (40, 40), (9, 33), (70, 5), (1, 12)]),
@@ -146,12 +152,14 @@ def test_support_equals_the_integer_simulation(seed, shape):
     np.testing.assert_array_equal(givens.num_nonzeros(rotations, shape), counts)
 
 
+@pytest.mark.slow
 def test_support_is_where_the_product_is_not_zero():
     rotations = givens.sample(KEY, 60, 90)
     product = rotation.as_matrix(rotations, 60)
     np.testing.assert_array_equal(givens.support(rotations, (60, 60)), product != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 3, 64, 100])
 def test_the_width_of_a_block_changes_nothing(width):
     size, length, count = 30, 100, 61

@@ -37,6 +37,7 @@ def circular_conv(x, kernel, groups=1):
     return np.concatenate(parts, -1)
 
 
+@pytest.mark.slow
 def test_dense_is_orthogonal_with_its_options():
     init = eoi.dense(0.2, scale=2.0, in_axis=1, out_axis=0, permute=True)
     expected = eoi.orthogonal(KEY, (30, 20), 0.2, scale=2.0, permute=True).T
@@ -65,6 +66,7 @@ def test_conv_is_a_sparse_orthogonal_center_tap(seed, shape, density):
     assert jnp.count_nonzero(kernel) <= max(density * kernel.size, min(shape[-2:])) + 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spatial", [(5,), (4,), (3, 3), (4, 5), (2, 3, 4)])
 @pytest.mark.parametrize(("inputs", "outputs"), [(6, 6), (4, 10)])
 def test_circular_convolution_preserves_norms(spatial, inputs, outputs):
@@ -85,6 +87,7 @@ def test_more_inputs_than_outputs_is_a_coisometry():
     assert len(values) == 5 * 5 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["CIRCULAR", "SAME"])
 @pytest.mark.parametrize("size", [(3,), (4,), (3, 3), (2, 4), (3, 2, 3)])
 @pytest.mark.parametrize("groups", [1, 2, 8])
@@ -135,11 +138,13 @@ def test_a_depthwise_kernel_is_its_scale_at_the_center():
     assert set(np.unique(signed)) == {-1.0, 0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_the_center_density_can_be_chosen():
     kernel = eoi.conv(0.125, center_density=0.125)(KEY, (3, 3, 32, 32), jnp.float32)
     assert abs((tap_of(kernel) != 0).mean() - 0.125) <= 0.5 / 32 + 1e-6
 
 
+@pytest.mark.slow
 def test_densities_may_be_traced():
     def draw(density):
         return eoi.conv(density)(KEY, (3, 3, 16, 16), jnp.float32)
@@ -182,6 +187,7 @@ def test_under_linen_scan_every_layer_is_its_own():
     assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 5
 
 
+@pytest.mark.slow
 def test_under_linen_vmap():
     layers = nn.vmap(
         nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, axis_size=3
@@ -191,6 +197,7 @@ def test_under_linen_vmap():
     assert max(gram_error(kernel) for kernel in kernels) <= 1e-5
 
 
+@pytest.mark.slow
 def test_under_nnx():
     layer = nnx.Linear(12, 24, kernel_init=eoi.dense(0.2), rngs=nnx.Rngs(0))
     assert gram_error(layer.kernel[...]) <= 1e-5
@@ -264,6 +271,7 @@ def test_bad_arguments_are_named(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_a_convolution_never_exceeds_the_budget_that_fill_meets():
     for seed in range(12):
         kernel = eoi.conv(0.1)(jax.random.key(seed), (1, 1, 32, 64), jnp.float32)
@@ -291,6 +299,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "groups"), KERNELS, ids=str)
 @pytest.mark.parametrize("taps", TAPS)
 def test_every_choice_of_taps_is_exactly_isometric(taps, shape, groups):
@@ -308,6 +317,7 @@ def test_every_choice_of_taps_is_exactly_isometric(taps, shape, groups):
     np.testing.assert_array_equal(kernel.sum(axis=window), center.sum(axis=window))
 
 
+@pytest.mark.slow
 def test_input_channels_have_taps_of_their_own():
     kernel = np.asarray(eoi.conv(0.3, taps="spread")(jax.random.key(0), (3, 3, 64, 64))) != 0
     used = kernel.any(axis=-1).reshape(9, 64)
@@ -351,6 +361,7 @@ STRIDED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "strides", "grid"), STRIDED, ids=str)
 @pytest.mark.parametrize("taps", TAPS)
 def test_strided_kernels_see_every_pixel(taps, shape, strides, grid):
@@ -363,12 +374,14 @@ def test_strided_kernels_see_every_pixel(taps, shape, strides, grid):
         assert (matrix != 0).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_dilation_changes_nothing():
     kernel = np.asarray(eoi.conv(0.4, taps="spread")(jax.random.key(2), (3, 3, 4)), np.float64)
     values = np.linalg.svd(dense_operator(kernel, (8,), (1,), dilation=3), compute_uv=False)
     np.testing.assert_allclose(values, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", [False, True])
 def test_spread_kernels_have_the_non_zeros_of_the_center_and_fill_to_the_budget(balance):
     shape, density, key = (3, 3, 8, 12), 0.3, jax.random.key(0)
@@ -402,6 +415,7 @@ def output_norms(kernel, fair=True):
     return norms / math.sqrt(kernel.shape[-2] / kernel.shape[-1]) if fair else norms
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from(TAPS[1:]))
 def test_no_filter_of_a_spread_kernel_is_dead(seed, density, taps):
     shape = (3, 3, 3, 16)
@@ -412,6 +426,7 @@ def test_no_filter_of_a_spread_kernel_is_dead(seed, density, taps):
     np.testing.assert_allclose(values, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_balance_is_by_default_where_taps_are_spread_and_the_density_has_a_non_zero_an_output():
     """Of the 432 weights 13 are too few for 16 outputs, and 22 are not."""
     shape, draw = (3, 3, 3, 16), eoi.conv
@@ -431,6 +446,7 @@ def test_balance_is_by_default_where_taps_are_spread_and_the_density_has_a_non_z
         np.testing.assert_allclose(traced(density), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_groups_and_phases_have_fair_shares_of_their_own():
     options = {"taps": "spread", "feature_group_count": 2}
     kernel = eoi.conv(0.2, **options)(KEY, (3, 3, 3, 10))
@@ -440,6 +456,7 @@ def test_groups_and_phases_have_fair_shares_of_their_own():
     assert output_norms(strided, fair=False).min() >= 0.5 * math.sqrt(8 / 11)
 
 
+@pytest.mark.slow
 def test_wide_linear_kernels_are_balanced_on_request():
     balanced = eoi.dense(0.15, balance_outputs=True)(KEY, (8, 40))
     assert output_norms(balanced).min() >= 0.5

@@ -55,6 +55,7 @@ def lines_of(text):
     return {row[0]: row[1:] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_file(tmp_path, capsys):
     params, mask = network()
     path = tmp_path / "net.safetensors"
@@ -186,6 +187,7 @@ def dynamic(mask):
     return eoi.rigl(optax.sgd(0.1), mask, stop_step=10, layout=models.layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "transformation"), [((3,), static), ((3, 5), dynamic)])
 def test_the_last_checkpoint_of_a_run(seeds, transformation, tmp_path, capsys):
     networks = run_of(tmp_path / "run", seeds, transformation)

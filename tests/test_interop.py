@@ -305,6 +305,7 @@ def test_a_restored_run_goes_on_as_if_there_had_been_no_stop(run):
     chex.assert_trees_all_equal(run.resumed, run.whole)
 
 
+@pytest.mark.slow
 def test_the_spectrum_of_the_linear_network_is_flat(run):
     values = eoi.spectrum.singular_values(run.linear, X[:4])
     expected = (1 + EPSILON) ** (-run.norms / 2)
@@ -323,6 +324,7 @@ def outputs_first(tree):
     return jax.tree.map(lambda w: jnp.moveaxis(w, (-1, -2), (0, 1)) if w.ndim > 2 else w, tree)
 
 
+@pytest.mark.slow
 def test_convolutions_of_equinox():
     conv = eqx.nn.Conv1d(4, 6, 3, padding="SAME", padding_mode="CIRCULAR", key=KEY)
     params, static = eqx.partition(conv, eqx.is_inexact_array)
@@ -384,6 +386,7 @@ RECURRENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "number"), RECURRENT.values(), ids=RECURRENT)
 def test_a_network_has_the_density_that_was_asked_for(build, number):
     params = build()

@@ -130,6 +130,7 @@ def stack_of_problems(num: int, shape: tuple[int, int], density: float):
     return np.stack(kernels), np.stack(masks)
 
 
+@pytest.mark.slow
 def test_frobenius_stalls_where_the_mask_is_sparse():
     kernels, masks = stack_of_problems(6, (48, 48), 0.12)
     ranks = structural_rank(masks, batch_axes=1)
@@ -139,6 +140,7 @@ def test_frobenius_stalls_where_the_mask_is_sparse():
     assert (values.mean(axis=1) < 0.995).all()
 
 
+@pytest.mark.slow
 def test_log_det_reaches_the_structural_rank_where_frobenius_does_not():
     kernels, masks = stack_of_problems(8, (24, 24), 0.15)
     ranks = structural_rank(masks, batch_axes=1)
@@ -154,6 +156,7 @@ def test_log_det_reaches_the_structural_rank_where_frobenius_does_not():
     assert np.mean(np.abs(np.asarray(found)[masks]) < 1e-3) > 0.5
 
 
+@pytest.mark.slow
 def test_frobenius_nears_isometry_where_the_mask_is_half_full():
     kernel, mask = problem(0, (100, 100), 0.5)
     values = singular_values(approximate_isometry(kernel, mask))
@@ -181,6 +184,7 @@ def test_log_det_finds_the_only_isometries_of_a_triangle():
     np.testing.assert_allclose(np.abs(found), np.eye(8), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_log_det_stops_at_its_tolerance(x64):
     kernel, mask = problem(6, (20, 30), 0.5)
     kernel = kernel.astype(np.float64)
@@ -254,6 +258,7 @@ def test_values_off_the_mask_are_zero_and_ignored(shape, column_axis, batch_axes
     np.testing.assert_array_equal(found, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_kernel_is_its_columns_by_all_other_axes(objective):
     kernel, mask = problem(10, (3, 2, 4, 5), 0.6)
@@ -415,6 +420,7 @@ def test_static_values_are_checked_while_tracing_and_traced_ones_left_alone():
     assert not np.asarray(traced)[~mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "rate"), [("frobenius", 3.0), ("log_det", 1e4)])
 def test_a_descent_that_diverges_is_no_result(objective, rate):
     start = jax.random.normal(jax.random.key(3), (2, 8, 8)) / 8**0.5

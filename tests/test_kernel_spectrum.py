@@ -96,6 +96,7 @@ def test_single_precision_is_near_double_precision():
     np.testing.assert_allclose(values, descending(expected), rtol=0, atol=2e-6 * expected.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("taps", "inputs", "outputs", "groups"),
     [((3,), 6, 4, 1), ((3, 4), 8, 12, 1), ((3, 3), 4, 8, 2)],
@@ -283,6 +284,7 @@ def test_a_function_may_leave_out_the_grid_of_one_tap():
     chex.assert_shape(values["b/kernel"], (10,))
 
 
+@pytest.mark.slow
 def test_a_start_of_a_whole_network_is_isometric():
     class Network(nn.Module):
         @nn.compact

@@ -70,6 +70,7 @@ def numbers(tree):
     return np.concatenate(leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 def test_vmap_over_keys_is_the_loop(name):
     # rbg draws a whole batch from its first key, and the random bits of a batch are others.
@@ -93,6 +94,7 @@ def test_scan_and_jit_over_keys_are_the_loop(impl):
     np.testing.assert_allclose(jax.jit(draw)(keys[1]), looped[1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_an_old_key_draws_what_the_new_one_draws(impl):
     with jax.default_prng_impl(impl):
@@ -132,6 +134,7 @@ def test_a_threefry_key_is_left_as_it_is():
         assert threefry_key(key) is key
 
 
+@pytest.mark.slow
 def test_a_key_varies_inside_shard_map():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")

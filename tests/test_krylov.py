@@ -115,6 +115,7 @@ def dtype(request):
 # --- complete factorizations ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_as_many_steps_as_the_smaller_side_are_exact_from_any_start(shape, dtype):
     names, _, values, ends, density = results(shape, dtype, 1000)
@@ -197,6 +198,7 @@ def test_quadrature_is_exact_for_twice_as_many_moments_as_steps(shape, num_steps
             assert (np.abs(moment / (start * image).sum(axis=-1) - 1) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_a_largest_value_that_stands_apart_is_found_in_a_few_steps():
     values = np.concatenate([[1.0], np.linspace(0.5, 0.0, 199)])
     matrix = with_singular_values(0, (200, 300), values).astype(np.float32)
@@ -240,6 +242,7 @@ def test_complete_probes_weigh_each_value_equally_on_average(x64):
     assert np.abs(probes * weights[0].mean(axis=0) - 1 / 8).max() < 4 * error
 
 
+@pytest.mark.slow
 def test_the_share_of_zeros_is_found():
     # 30 of 40 values are 0, though the map is wide: the 60 other inputs add none.
     matrix = with_singular_values(0, (40, 100), np.linspace(1, 2, 10)).astype(np.float32)
@@ -293,6 +296,7 @@ def test_convolutional_networks_have_the_ends_of_their_jacobians():
     np.testing.assert_allclose(ends[2:], 0.0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_complete_nodes_are_the_values_of_a_convolutions_jacobian():
     x = normal(0, 2, 6, 6, 2).astype(np.float32)
 
@@ -307,6 +311,7 @@ def test_complete_nodes_are_the_values_of_a_convolutions_jacobian():
     np.testing.assert_allclose(nodes, expected, atol=2e-6 * values.max())
 
 
+@pytest.mark.slow
 def test_a_deep_scanned_sparse_orthogonal_stack_stays_isometric():
     stack = jax.vmap(lambda key: eoi.orthogonal(key, (32, 32), 0.2))(jax.random.split(KEY, 300))
 
@@ -321,6 +326,7 @@ def test_a_deep_scanned_sparse_orthogonal_stack_stays_isometric():
     np.testing.assert_allclose(nodes, 1.0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_examples_one_by_one():
     x = normal(0, 5, 6).astype(np.float32)
     few = functools.partial(spectrum.extreme_singular_values, KEY, tanh_network, num_steps=2)
@@ -333,6 +339,7 @@ def test_a_batch_is_its_examples_one_by_one():
     assert len(np.unique(same.largest)) == 5, "one start for two examples"
 
 
+@pytest.mark.slow
 def test_the_key_decides():
     matrix = normal(0, 40, 30).astype(np.float32)
 
@@ -350,6 +357,7 @@ def test_the_key_decides():
     chex.assert_trees_all_close(jax.vmap(few)(keys), stacked, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_values_scale_with_the_map():
     matrix = normal(0, 9, 6).astype(np.float32)
 
@@ -392,6 +400,7 @@ def test_narrow_types_are_widened_first():
     np.testing.assert_allclose([ends.largest[0], ends.smallest[0]], values[[0, -1]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_widest_type_of_the_function_is_used(x64):
     matrix = normal(0, 5, 4)
     ends = spectrum.extreme_singular_values(KEY, lambda v: matrix @ v, np.ones((1, 4), np.float32))
@@ -400,6 +409,7 @@ def test_the_widest_type_of_the_function_is_used(x64):
     np.testing.assert_allclose([ends.largest[0], ends.smallest[0]], values[[0, -1]], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "num_steps"),
     [
@@ -467,6 +477,7 @@ def largest_array(jaxpr) -> int:
     return max(sizes)
 
 
+@pytest.mark.slow
 def test_examples_may_be_sharded():
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("batch")

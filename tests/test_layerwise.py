@@ -55,6 +55,7 @@ def prefix_values(step_fn, stack, x, embed=None):
 # --- along the layers -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_values_are_those_of_every_prefix(x64):
     stack, x = tanh_stack(np.float64), normal(2, 3, WIDTH).astype(np.float64)
     values = spectrum.layerwise(tanh_layer, stack, x)
@@ -64,6 +65,7 @@ def test_values_are_those_of_every_prefix(x64):
     assert (np.diff(values, axis=-1) <= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [3, WIDTH, 9])
 def test_jacobians_start_at_the_input_of_an_embedding(inputs, x64):
     first = normal(3, inputs, WIDTH).astype(np.float64)
@@ -78,6 +80,7 @@ def test_jacobians_start_at_the_input_of_an_embedding(inputs, x64):
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [(4, 2), (3, 8)])
 def test_states_and_examples_may_have_several_axes(example, x64):
     kernels = normal(0, 3, 3, 2, 2).astype(np.float64)
@@ -117,6 +120,7 @@ def test_the_last_layer_has_the_values_of_the_network():
     np.testing.assert_allclose(values, spectrum.singular_values(network, x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_thousand_exactly_orthogonal_layers_are_isometric_after_each():
     keys = jax.random.split(KEY, 1000)
     draw = jax.jit(jax.vmap(lambda key, density: eoi.orthogonal(key, (16, 16), density), (0, None)))
@@ -178,6 +182,7 @@ def test_every_product_runs_at_the_highest_precision():
     )
 
 
+@pytest.mark.slow
 def test_narrow_types_are_widened_before_the_factorization():
     stack = jnp.stack([jnp.diag(jnp.array([4.0, 0.5, 0.25]))] * 3).astype(jnp.bfloat16)
     x = jnp.ones((1, 5), jnp.bfloat16)
@@ -197,6 +202,7 @@ def test_no_implicit_promotion():
         jax.jit(watch)(jnp.int32(2), stack)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_shown_from_its_layer_and_example_on():
     stack, x = tanh_stack(), normal(2, 3, WIDTH)
     x[1, 0] = np.nan

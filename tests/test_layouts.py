@@ -48,6 +48,7 @@ def matrices(kernel, equation, shape):
     return np.einsum(equation, np.asarray(kernel, np.float64)).reshape(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "layout", "equation", "matrix"), CASES.values(), ids=CASES)
 def test_dense_draws_each_matrix_as_it_would_be_drawn_alone(shape, layout, equation, matrix):
     init = eoi.dense(
@@ -77,6 +78,7 @@ def test_dense_by_default_reads_all_axes_but_the_last_as_inputs():
     np.testing.assert_array_equal(moved.T, expected.reshape(12, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "degree"), [("tanh", 4), ("relu", 4)])
 def test_sao_takes_the_axes_of_dense(activation, degree):
     init = functools.partial(eoi.initializers.sao_dense, degree / D, activation=activation)
@@ -105,6 +107,7 @@ def layout_of(path, leaf):
     return CASES[name.removeprefix("scanned ")][1]._replace(batch_axes=int(scanned))
 
 
+@pytest.mark.slow
 def test_exact_orthogonal_makes_each_matrix_an_isometry_and_counts_exactly(start):
     for name, leaves in start.params.items():
         _, _, equation, matrix = CASES[name.removeprefix("scanned ")]
@@ -160,6 +163,7 @@ def test_exact_orthogonal_draws_what_it_draws_for_the_flattened_kernel(start):
                 )
 
 
+@pytest.mark.slow
 def test_other_starts_read_the_same_axes():
     shape = (D, HEADS, HEAD)
     params = {"a": {"kernel": jnp.zeros(shape)}, "b": {"kernel": jnp.zeros((HEADS, HEAD, D))}}
@@ -252,6 +256,7 @@ ATTENTION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "stacked"), ATTENTION.values(), ids=ATTENTION)
 def test_attention_of_flax_is_known_by_name(build, stacked):
     params = jax.tree.map(jnp.ones_like, build())
@@ -300,6 +305,7 @@ def test_grouped_query_attention_is_known_by_name():
     assert gram_error(start.params["out"]["kernel"].reshape(D, D)) < 1e-5
 
 
+@pytest.mark.slow
 def test_equinox_keeps_outputs_first():
     attention = eqx.nn.MultiheadAttention(HEADS, D, key=KEY)
     wide = eqx.nn.Linear(D, 4 * D, key=KEY)
@@ -352,6 +358,7 @@ BERT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shapes", [GPT2, BERT], ids=["gpt2", "bert"])
 def test_trees_of_hugging_face_are_known_by_name(shapes):
     params = recorded(shapes)

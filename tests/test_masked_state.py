@@ -93,6 +93,7 @@ def poisoned(state, shape):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tx", "shape", "copies"),
     [
@@ -214,6 +215,7 @@ def train(tx, arguments, loss, params):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_functions_see_masked_parameters_and_return_masked_gradients(name):
     mask = {"kernel": jnp.asarray(KEPT), "bias": jnp.array(True)}

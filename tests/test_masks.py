@@ -192,6 +192,7 @@ def test_apply_stops_what_is_not_finite():
     np.testing.assert_array_equal(grad["kernel"][0, 1:], [0.0, 0.0])
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     start=st.floats(0.0, 1.0),
@@ -228,6 +229,7 @@ def test_budgets_are_exact_where_float32_has_no_odd_numbers():
     assert masks.density({"w": mask}) == (size - 3) / size
 
 
+@pytest.mark.slow
 def test_every_set_of_further_weights_is_equally_likely():
     before = np.array([[True, False, False], [False, False, True]])
     draws = 6000
@@ -261,6 +263,7 @@ def test_same_key_same_mask_and_other_key_other_mask():
     assert bool((other["conv"]["kernel"] != first["conv"]["kernel"]).any())
 
 
+@pytest.mark.slow
 def test_fill_under_jit_and_vmap_is_fill():
     mask = example_mask()
     keys = jax.random.split(jax.random.key(2), 3)
@@ -344,6 +347,7 @@ TREES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", TREES)
 @given(
     seed=st.integers(0, 2**31),
@@ -398,6 +402,7 @@ def example_scores():
     )
 
 
+@pytest.mark.slow
 def test_top_k_under_jit_and_vmap_is_top_k():
     scores = example_scores()
     eager = masks.top_k(scores, 0.25)
@@ -432,6 +437,7 @@ def test_infinite_scores_have_their_place():
         assert np.flatnonzero(mask["w"]).tolist() == expected
 
 
+@pytest.mark.slow
 def test_random_and_shuffled_masks_are_uniform_under_vmap():
     """Each set of 2 among 6 entries, within five standard errors; and vmap over keys = loop."""
     draws = 6000
@@ -667,6 +673,7 @@ def test_a_kernel_of_subnormal_numbers_has_support(scale):
     assert int(np.count_nonzero(start.params["kernel"])) == 3
 
 
+@pytest.mark.slow
 def test_selection_runs_without_jit():
     mask = {"kernel": jnp.eye(10, dtype=bool)}
     with jax.disable_jit():

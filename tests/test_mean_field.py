@@ -254,6 +254,7 @@ def test_smooth_functions_of_jax_have_the_gain_of_their_gradient(name, q):
     assert mean_field.critical_gain(function, q) == pytest.approx(declared, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_function_without_a_derivative_has_the_laws_of_its_name():
     for name in ("relu", "hard_tanh"):
         function = getattr(jax.nn, name)
@@ -508,6 +509,7 @@ def test_spectrum_concentrates_as_signals_shrink():
 # --- random networks --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "q", "depth", "bound"),
     [
@@ -526,6 +528,7 @@ def test_random_matrices_have_the_predicted_singular_values(name, q, depth, boun
     assert wasserstein(values, spectrum) < bound
 
 
+@pytest.mark.slow
 def test_tanh_network_has_the_predicted_singular_values():
     size, depth = 400, 20
     sigma_w, sigma_b = mean_field.critical_line("tanh", 0.0259)

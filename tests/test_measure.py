@@ -13,6 +13,7 @@ def measured(function, settings, folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_linear_network_from_eoi_has_singular_values_of_one(tmp_path):
     linear = config.Spectrum(activation="identity", data="made", depth=3, width=20)
     [row] = measured(measure.spectrum, linear, tmp_path)
@@ -28,6 +29,7 @@ def test_parameters_are_counted(tmp_path):
     assert measured(measure.counts, config.Counts(model="mlp7"), tmp_path) == [counts]
 
 
+@pytest.mark.slow
 def test_times_are_those_of_every_method(tmp_path):
     times = config.Times(size=16, densities=(0.25,), repeats=1)
     rows = measured(measure.times, times, tmp_path)
@@ -35,6 +37,7 @@ def test_times_are_those_of_every_method(tmp_path):
     assert {row["density"] for row in rows} == {0.25}
 
 
+@pytest.mark.slow
 def test_a_kernel_is_drawn_at_its_center_and_unmasked_everywhere(tmp_path):
     rows = measured(measure.kernel, config.Kernel(channels=16), tmp_path)
     assert [row["tap"] for row in rows if row["nonzeros"]] == [[1, 1]]

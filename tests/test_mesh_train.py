@@ -81,6 +81,7 @@ def test_a_mesh_is_no_part_of_a_run(tmp_path):
         Runtime(heartbeat=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [None, "data=1"])
 @pytest.mark.parametrize("after", [None, "data=1"])
 def test_a_run_goes_on_with_and_without_a_mesh(before, after, whole, tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ def scalars(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if np.ndim(leaf) == 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("annotation", LINEN)
@@ -131,6 +132,7 @@ MASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKS)
 def test_every_mask_goes_back_into_every_function(name):
     params = params_of("partitioned")

@@ -446,6 +446,7 @@ def test_no_network_means_something_else_by_a_name(name):
             assert models.layout(path, leaf) == expected
 
 
+@pytest.mark.slow
 def test_networks_that_are_fast_in_a_loop_compute_the_same():
     """On CPUs convolutions without residuals get other gradients, and those with them no loop."""
     adapt = {name: spec.in_cpu_loop for name, spec in models.SPECS.items() if spec.in_cpu_loop}
@@ -555,6 +556,7 @@ def matrices(kernel, layout):
     return np.moveaxis(split, 2, 1).reshape(-1, tap.shape[1], split.shape[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer", "count"),
     [("deit_s", "hidden/attention/query", 2 * 6), ("efficientnet_b0", "block2_1/depthwise", 48)],

@@ -215,6 +215,7 @@ TRAINED = ("resnet32", "vgg16", "efficientnet_b0")
 EVALUATED = ("mlp7", "cnn1000", "resnet32", "resnet50", "deit_s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "train"), [(name, False) for name in EVALUATED] + [(name, True) for name in TRAINED]
 )

@@ -40,6 +40,7 @@ def test_a_draw_has_n_of_every_m_inputs_and_is_orthogonal(name, seed):
     assert gram_error(w) < 2e-6
 
 
+@pytest.mark.slow
 def test_a_draw_of_float64_is_orthogonal_to_its_rounding(x64):
     for name in ("2:4", "1:4, tall"):
         shape, n, m = PATTERNS[name]

@@ -57,6 +57,7 @@ def matrices(params):
     yield from params["stack"]["kernel"]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(count=st.integers(NEED, SIZE), seed=st.integers(0, 2**31 - 1))
 def test_the_count_is_exact_and_every_layer_orthogonal(count, seed):
@@ -92,6 +93,7 @@ def test_only_kernels_change():
         assert drawn.mask[name][leaf].shape == ()
 
 
+@pytest.mark.slow
 def test_convolutions_live_on_their_center_tap():
     params = {"kernel": jnp.zeros((3, 5, 16, 16))}
     for density, center in ((0.02, None), (0.3, None), (0.3, 0.2)):
@@ -136,6 +138,7 @@ def test_scale_and_narrow_dtypes():
     chex.assert_trees_all_equal(drawn.mask, wide.mask)
 
 
+@pytest.mark.slow
 def test_keys_jit_and_vmap():
     params = {name: PARAMS[name] for name in ("depthwise", "stack")}
     draw = jax.jit(lambda key: start(0.3, key, params))
@@ -220,6 +223,7 @@ def test_densities_that_do_not_fit_are_refused():
         networks.exact_orthogonal(KEY, jax.eval_shape(lambda: PARAMS), 0.5, layout=layout)
 
 
+@pytest.mark.slow
 def test_the_densities_of_any_method():
     model = models.Mlp(depth=5, width=16, num_classes=10)
     images = jax.random.normal(KEY, (8, 4, 4, 1))
@@ -254,6 +258,7 @@ def test_trees_of_nnx_and_equinox():
     assert max(gram_error(layer.weight) for layer in drawn.params.layers) < 1e-5
 
 
+@pytest.mark.slow
 def test_redraw_draws_each_layer_of_a_stack_by_itself():
     drawn = networks.redraw(KEY, PARAMS, nn.initializers.orthogonal(), layout=layout)
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn, PARAMS)
@@ -289,6 +294,7 @@ def test_a_mask_of_the_same_key_does_not_know_the_redrawn_weights():
     assert abs(float(drawn[mask].mean())) * 2000**0.5 < 4
 
 
+@pytest.mark.slow
 def test_approximate_isometry_of_a_network_is_that_of_each_matrix(x64):
     """In float64: 200 steps of a fixed length make of float32's rounding another matrix."""
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), PARAMS)
@@ -320,6 +326,7 @@ def test_approximate_isometry_of_a_network_is_that_of_each_matrix(x64):
     np.testing.assert_allclose(norms, 1, atol=0.1 * 2 * 1.2)
 
 
+@pytest.mark.slow
 def test_sparsity_aware_orthogonal_networks():
     params = {
         "first": {"kernel": jnp.zeros((3, 3, 3, 16)), "bias": jnp.ones(16)},
@@ -395,6 +402,7 @@ def test_a_deep_sparse_network_learns_from_eoi_and_not_from_a_masked_start():
     assert losses["masked"].min() > 0.9 * chance
 
 
+@pytest.mark.slow
 def test_approximated_isometry_loses_singular_values_where_eoi_keeps_them():
     """The paper's descent at density 0.1, all its 10 000 steps, against one draw of EOI."""
     params = {"kernel": jax.random.normal(KEY, (100, 100)) / 10}
@@ -464,6 +472,7 @@ def test_transposed_convolutions_have_their_own_center():
     np.testing.assert_allclose(np.linalg.norm(y), np.linalg.norm(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_where_permute_and_angles_reach_the_layers():
     params = {"a": {"kernel": jnp.zeros((12, 40))}, "b": {"kernel": jnp.ones((12, 40))}}
     only_a = networks.exact_orthogonal(
@@ -504,6 +513,7 @@ def test_other_densities_of_the_same_shapes_compile_nothing():
     assert compiled == []
 
 
+@pytest.mark.slow
 def test_matrices_of_small_layers_are_drawn_by_one_program():
     traced = []
 
@@ -518,6 +528,7 @@ def test_matrices_of_small_layers_are_drawn_by_one_program():
     assert len(traced) == first > 0
 
 
+@pytest.mark.slow
 def test_matrices_of_several_larger_shapes_share_a_program_and_change_no_bit():
     traced = []
 
@@ -540,6 +551,7 @@ def test_matrices_of_several_larger_shapes_share_a_program_and_change_no_bit():
     assert len(traced) > first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [
@@ -564,6 +576,7 @@ def test_a_law_of_angles_goes_with_the_table_that_it_closes_over(draw):
     assert [reference() for reference in references] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_start_is_committed_to_devices_only_where_its_parameters_are():
     params = {"kernel": jnp.ones((6, 6)), "bias": jnp.ones(6)}
     for committed in (False, True):
@@ -617,6 +630,7 @@ def layers_of(name, kernel):
     return list(kernel) if name == "stack" else [kernel]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taps", ["spread", "spread_both"])
 def test_spread_taps_are_isometric_and_keep_every_count(taps):
     key = jax.random.key(0)
@@ -755,6 +769,7 @@ def shares(kernel, groups=1):
     return norms / math.sqrt(min(kernel.shape[-2] * groups / kernel.shape[-1], 1))
 
 
+@pytest.mark.slow
 def test_filters_are_balanced_where_taps_are_spread_and_the_budget_allows_it():
     draw = functools.partial(
         networks.exact_orthogonal, KEY, BALANCE_LAYERS, BALANCE_DENSITIES, layout=conv_layout
@@ -805,6 +820,7 @@ def test_what_balance_refuses_in_networks():
         )
 
 
+@pytest.mark.slow
 def test_tiny_filters_blow_up_under_batch_normalization_and_balanced_ones_do_not():
     """Ten steps of the first layer of 19, on pictures of noise, with the paper's optimizer."""
     images = jax.random.normal(jax.random.key(0), (64, 8, 8, 3))
@@ -882,6 +898,7 @@ STRIDES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taps", ["center", "spread", "spread_both"])
 def test_strided_layers_of_a_network_are_isometric_from_all_pixels(taps):
     """Wide, square, narrow, grouped and stacked; and every count is the budget."""

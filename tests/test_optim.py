@@ -208,6 +208,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_masked_weights_are_zero_after_every_step(name):
     params, _ = history(name)
     for path in KERNELS:
@@ -319,6 +320,7 @@ def test_one_trace_serves_all_masks_and_a_loop_is_the_scan(name):
     chex.assert_trees_all_close(state, at(expected_states, -1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_eager_is_jit(name):
     tx = optim.static_sparse(OPTIMIZERS[name].make(), MASK)
@@ -330,6 +332,7 @@ def test_eager_is_jit(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_vmap_over_runs_is_the_loop(name):
     params = stack([as_jax(example_params(seed)) for seed in range(2)])
@@ -403,6 +406,7 @@ def test_a_step_that_the_inner_optimizer_refuses_still_zeroes():
     assert bool(state.inner_state.last_finite)
 
 
+@pytest.mark.slow
 def test_extra_arguments_reach_the_inner_optimizer():
     """A line search gets its value function, Polyak's step its value."""
 
@@ -511,6 +515,7 @@ def check_trained(mask, before, after):
 MUON = optax.contrib.muon(0.1)
 
 
+@pytest.mark.slow
 def test_linen_train_state():
     class Layer(nn.Module):
         @nn.compact
@@ -609,6 +614,7 @@ def test_equinox():
     check_trained(mask, params, new)
 
 
+@pytest.mark.slow
 def test_haiku():
     net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([4, 4], activation=jnp.tanh)(x)))
     params = net.init(jax.random.key(0), X)
@@ -708,6 +714,7 @@ def three_steps(tx, params):
     return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_FUNCTIONS)
 def test_a_function_of_the_parameters_is_the_mask_that_it_makes(name):
     make, params = WITH_FUNCTIONS[name], masks.apply(MASK, PARAMS)
@@ -831,6 +838,7 @@ def test_a_power_that_is_no_number_is_refused(power):
         optim.scale_by_density(MASK, power)
 
 
+@pytest.mark.slow
 def test_one_learning_rate_suits_all_densities():
     """Coordinate check: how far five steps of Adam move the outputs of a wide ReLU network.
 

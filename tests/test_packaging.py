@@ -91,6 +91,7 @@ def closure(names):
     return found.values()
 
 
+@pytest.mark.slow
 def test_the_first_block_of_the_readme_runs_without_extras(wheel, metadata, tmp_path):
     # The environment shares the files of this one: of the requirements, and nothing else.
     venv.create(tmp_path / "environment")

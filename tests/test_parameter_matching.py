@@ -11,6 +11,7 @@ def size_by_hand(depth, width):
     return 784 * width + (depth - 2) * width**2 + 10 * width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
 def test_no_other_width_is_closer(density):
     sparse = Train(density=density)

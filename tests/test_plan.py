@@ -309,6 +309,7 @@ def test_rotations(shape, groups, count, expected):
     assert Layer("a", shape, groups, 1, (count, count, count)).rotations == 3 * expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.3, 0.05])
 def test_rotations_are_of_the_matrix_that_is_drawn(density):
     """A draw ends within 1/(2N) of its target, and one rotation more adds 1/(2N) at the most."""
@@ -323,6 +324,7 @@ def test_rotations_are_of_the_matrix_that_is_drawn(density):
     assert (kernel != 0).sum() <= count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "groups"), [((5, 7), 1), ((3, 3, 8, 4), 1), ((3, 3, 1, 8), 8)])
 def test_the_minimum_is_what_the_initializer_can_draw(shape, groups):
     """The smallest density is drawn with exactly so many weights; below it there is an error."""
@@ -422,6 +424,7 @@ def test_names_of_budgets():
 # ------------------------------------------------------------------ the command line
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process():
     command = [sys.executable, "-m", "experiments", "plan", "--model", "resnet32"]
     command += ["--density", "0.1", "--budget", "erdos-renyi-kernel"]

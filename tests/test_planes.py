@@ -20,6 +20,7 @@ def test_planes_are_those_of_the_pattern(size):
     assert found == {(i, j) for i in range(size) for j in range(i + 1, min(i + 9, size))}
 
 
+@pytest.mark.slow
 def test_a_band_stays_near_the_diagonal():
     """After r rotations of a coordinate nothing is farther away than 8 r."""
     distance = {}
@@ -31,6 +32,7 @@ def test_a_band_stays_near_the_diagonal():
     assert distance["banded"] < 16 < distance["butterfly"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["banded", "butterfly"])
 def test_networks_have_exact_counts_and_orthogonal_kernels(name):
     guided = config.Spectrum(data="made", depth=4, width=20, density=0.2, planes=name)

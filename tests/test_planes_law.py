@@ -27,6 +27,7 @@ def blocks(size, number):
     return np.kron(np.eye(number), np.ones((size // number,) * 2)).astype(bool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 8, 9, 50, 4097])
 def test_each_round_is_a_perfect_matching(size):
     pairs, rounds = size // 2, 6
@@ -40,6 +41,7 @@ def test_each_round_is_a_perfect_matching(size):
         assert len({tuple(sorted(map(tuple, r.reshape(-1, 2).tolist()))) for r in both}) == rounds
 
 
+@pytest.mark.slow
 def test_matchings_are_uniform():
     """All three matchings of four coordinates, and all three coordinates that sit out of three."""
     draw = jax.vmap(lambda key: givens.sample(key, 4, 2, planes=matching))
@@ -56,6 +58,7 @@ def test_matchings_are_uniform():
     assert (abs(np.stack([counts, alone]) - number / 3) < spread).all()
 
 
+@pytest.mark.slow
 def test_rotations_depend_on_the_key_and_the_index_alone():
     whole = givens.sample(KEY, 9, 40, planes=matching)
     for first, number in [(0, 7), (3, 1), (5, 20), (4, 0), (39, 1)]:
@@ -69,6 +72,7 @@ def test_rotations_depend_on_the_key_and_the_index_alone():
     np.testing.assert_array_equal(whole.theta, givens.sample(KEY, 9, 40).theta)
 
 
+@pytest.mark.slow
 def test_a_traced_size_and_its_capacity_change_nothing():
     @functools.partial(jax.jit, static_argnames="capacity")
     def draw(size, first, capacity):
@@ -81,6 +85,7 @@ def test_a_traced_size_and_its_capacity_change_nothing():
             np.testing.assert_array_equal(got, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64), (33, 33), (20, 70), (70, 20)])
 def test_orthogonal_at_the_density_asked_for(shape):
     draw = jax.jit(lambda density: eoi.orthogonal(KEY, shape, density, planes=matching))
@@ -93,6 +98,7 @@ def test_orthogonal_at_the_density_asked_for(shape):
     np.testing.assert_array_equal(eager != 0, draw(0.2) != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 40), (41, 33)])
 def test_rounds_applied_at_once_are_those_of_the_loop(shape):
     """Ended within them, after them, and before the first rotation."""
@@ -107,6 +113,7 @@ def test_rounds_applied_at_once_are_those_of_the_loop(shape):
         np.testing.assert_allclose(at_once, looped, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_is_the_loop():
     keys = jax.random.split(KEY, 3)
     draw = functools.partial(eoi.orthogonal, shape=(21, 16), density=0.3, planes=matching)
@@ -115,6 +122,7 @@ def test_a_batch_is_the_loop():
         np.testing.assert_allclose(batched, draw(key), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_rows_and_columns_of_full_rounds_are_balanced(rounds):
     size = 256
@@ -130,6 +138,7 @@ def test_rows_and_columns_of_full_rounds_are_balanced(rounds):
     assert one_hot.sum(axis=1).min() == 1  # those of independent planes are not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 5, 8, 17, 40])
 def test_theory_is_the_mean_of_simulations(size):
     """Over keys, at every number of rotations: full rounds and parts of rounds."""
@@ -145,6 +154,7 @@ def test_theory_is_the_mean_of_simulations(size):
     assert (abs(mean - expected) <= 4 * error + 1e-9).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 6, 9])
 def test_the_distribution_is_that_of_simulations(size):
     """Of the first vector, at every number of rotations of three rounds."""
@@ -192,6 +202,7 @@ def test_no_other_number_of_rotations_is_closer(size):
         assert distance[0] <= min(distance) + 1e-9
 
 
+@pytest.mark.slow
 def test_hadamard_angles_make_non_zeros_of_one_size():
     angles = jax.vmap(givens.hadamard_angle)(jax.random.split(KEY, 400))
     degrees, counts = np.unique(np.round(np.degrees(angles)), return_counts=True)
@@ -207,6 +218,7 @@ def test_hadamard_angles_make_non_zeros_of_one_size():
     assert set(abs(multiples).round().ravel().tolist()) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [independent, matching])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_hadamard_angles_cancel_is_an_exact_zero(law, dtype):
@@ -220,6 +232,7 @@ def test_what_hadamard_angles_cancel_is_an_exact_zero(law, dtype):
         assert abs((entries > 0).mean() - 0.5) < 0.02
 
 
+@pytest.mark.slow
 def test_networks_of_matchings():
     shapes = {"a": (40, 30), "b": (3, 3, 8, 16), "c": (3, 2)}
     params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
@@ -235,6 +248,7 @@ def test_networks_of_matchings():
     assert (same.mask["a"]["kernel"] != start.mask["a"]["kernel"]).any()
 
 
+@pytest.mark.slow
 def test_initializers_take_the_law():
     kernel = eoi.dense(0.2, planes=matching)(KEY, (32, 32))
     np.testing.assert_array_equal(kernel, eoi.orthogonal(KEY, (32, 32), 0.2, planes=matching))
@@ -243,6 +257,7 @@ def test_initializers_take_the_law():
     assert (np.count_nonzero(kernel[1, 1], axis=1) >= 2).all()
 
 
+@pytest.mark.slow
 def test_planes_within_a_pattern_are_uniform_over_its_pairs():
     pattern = np.zeros((7, 7), bool)
     allowed = [(0, 1), (5, 2), (2, 3), (6, 0), (3, 6)]
@@ -273,6 +288,7 @@ def test_patterns_of_the_same_planes_are_one_law():
 
 
 # Tall, wide, and blocks of which some meet no column.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "shape", "most"),
     [
@@ -313,6 +329,7 @@ def test_a_line_of_coordinates_is_filled_too(size, columns):
     assert gram_error(matrix) < 1e-5
 
 
+@pytest.mark.slow
 def test_networks_within_patterns():
     shapes = {"a": (80, 30), "b": (3, 3, 8, 16), "c": (16, 80), "d": (1, 1)}
     params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}

@@ -190,6 +190,7 @@ def test_environments_without_gymnax_say_what_to_install(monkeypatch):
         environments.load.__wrapped__("CartPole-v1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "simba"])
 def test_starts_are_sparse_between_first_and_last_layer_alone(network):
     config = dataclasses.replace(TINY, network=network, depth=2, method="rescaled")
@@ -210,6 +211,7 @@ def test_starts_are_sparse_between_first_and_last_layer_alone(network):
     assert count(whole)[0] == count(whole)[1] == count(start)[1] > count(start)[0]
 
 
+@pytest.mark.slow
 def test_the_hidden_jacobian_of_linear_layers_is_the_product_of_their_gains():
     """Two orthogonal layers of gain √2: all singular values 2, of EOI and of blocks."""
     for fields in ({}, BLOCKS):
@@ -334,6 +336,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(finished, tmp_path, mon
             assert (folder / file).read_bytes() == (finished / file).read_bytes()
 
 
+@pytest.mark.slow
 @needs_gymnax
 def test_a_seed_alone_equals_itself_among_others(finished, tmp_path):
     """Up to rounding: products of several seeds' matrices are taken in another order."""

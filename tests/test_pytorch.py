@@ -45,6 +45,7 @@ def network_of(name, seed=0):
     return model, variables, mask, rng.normal(size=(4, *shape)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_the_logits_are_the_same(name, tmp_path):
     model, variables, mask, images = network_of(name)
@@ -114,6 +115,7 @@ def test_layers_one_by_one(tmp_path):
     assert all(value.is_contiguous() for value in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_training_keeps_the_mask(momentum, tmp_path):
     """As ``static_sparse`` trains: SGD with momentum and decay, against three steps by hand."""
@@ -191,6 +193,7 @@ def written(tmp_path_factory):
     return path.read_bytes(), load_file(path), header
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_file_is_verified(written, tmp_path):
     """A changed bit is refused, or changed the way in which the same is written."""
     content, path = written[0], tmp_path / "net"

@@ -25,6 +25,7 @@ def test_the_front_page_has_blocks_and_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

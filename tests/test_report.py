@@ -586,6 +586,7 @@ def test_an_edited_table_is_found(place):
     assert stale(text, results) == ["made"]
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_pages_are_those_of_the_csv_files():
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md")))
     assert len(report.places(text)) >= 10

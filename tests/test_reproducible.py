@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import eoi_jax as eoi
 
@@ -28,6 +29,7 @@ def test_rotations():
     assert late.i.tolist() == [1, 0, 6, 7]
 
 
+@pytest.mark.slow
 def test_matchings():
     rotations = eoi.givens.sample(KEY, 8, 8, planes=eoi.planes.matching)
     assert rotations.i.tolist() == [4, 2, 6, 3, 1, 0, 6, 3]
@@ -47,6 +49,7 @@ def test_planes_within_a_pattern():
     assert rotations.j.tolist() == [5, 1, 2, 1]
 
 
+@pytest.mark.slow
 def test_orthogonal_matrices():
     matrix = [[1, 0, 0], [0, 0.523628, 0.789994], [0, 0.674692, -0.613114], [0, -0.520197, 0]]
     np.testing.assert_allclose(eoi.orthogonal(KEY, (4, 3), 0.6), matrix, atol=1e-6)
@@ -62,6 +65,7 @@ def test_blocks():
     np.testing.assert_allclose(w.values[0, 0], first, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_networks():
     start = eoi.exact_orthogonal(KEY, TWO, 0.5)
     first = [[-0.654257, -0.562322, 0, -0.505709], [0, 0.668686, 0, -0.743545], [0, 0, 1, 0]]
@@ -90,6 +94,7 @@ def test_masks():
     assert rows(shuffled["b"]["kernel"]) == ["0111", "1001", "1000"]
 
 
+@pytest.mark.slow
 def test_masks_of_sparse_evolutionary_training():
     """The step that is drawn for is the number of calls before."""
     params = {"kernel": jnp.diag(jnp.arange(1.0, 5.0))}

@@ -23,6 +23,7 @@ def float64_product(rotations, size):
     return product
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.sampled_from([(2, 1), (9, 40), (33, 70)]))
 def test_waves_give_the_sequential_product(seed, sizes):
     size, length = sizes
@@ -45,6 +46,7 @@ def test_rotate_multiplies_the_vectors_along_the_axis(axis):
     chex.assert_equal_shape([turned, x])
 
 
+@pytest.mark.slow
 def test_rotating_preserves_norms_and_composes():
     x = jax.random.normal(KEY, (5, 30))
     rotations = givens.sample(KEY, 30, 200)
@@ -63,6 +65,7 @@ def test_no_rotation_is_the_identity():
     np.testing.assert_array_equal(rotation.rotate(x, givens.sample(KEY, 6, 0)), x)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_agree_with_the_loop():
     keys = jax.random.split(KEY, 3)
     x = jax.random.normal(KEY, (3, 4, 12))
@@ -75,6 +78,7 @@ def test_jit_and_vmap_agree_with_the_loop():
     np.testing.assert_allclose(jax.jit(jax.vmap(turn))(keys, x), looped, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_dtypes_are_cast_last(dtype):
     x = jax.random.normal(KEY, (4, 20), dtype)

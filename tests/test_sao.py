@@ -47,6 +47,7 @@ def check_blocks(w, degree):
         assert block.all(), "a part that is not complete"
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.sampled_from(CASES))
 def test_it_is_orthogonal_in_blocks_of_the_degree(seed, case):
     w = sao.orthogonal(jax.random.key(seed), *case, scale=1.5)
@@ -126,6 +127,7 @@ def test_the_permutations_are_uniform():
         assert np.abs(scores).max() <= 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_one_key_one_matrix(activation):
     def draw(key):
@@ -145,6 +147,7 @@ def test_one_key_one_matrix(activation):
     np.testing.assert_array_equal(draw(old), looped[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_the_scale_may_be_traced_and_differentiated(activation):
     def draw(scale):
@@ -184,6 +187,7 @@ def test_the_matrix_for_relu_is_linear_and_isometric_on_pairs(seed, case):
     )
 
 
+@pytest.mark.slow
 def test_a_deep_relu_network_is_an_isometry():
     layers = jax.vmap(lambda key: sao.orthogonal(key, 32, 8, activation="relu"))(
         jax.random.split(KEY, 60)
@@ -331,6 +335,7 @@ def test_bad_arguments_are_named(call, named):
         call()
 
 
+@pytest.mark.slow
 def test_no_connection_is_lost_to_rounding(monkeypatch):
     """Blocks with exact zeros, as rounding may make them, keep their support and orthogonality."""
 

@@ -172,6 +172,7 @@ def test_the_order_in_memory_does_not_matter(tmp_path):
     assert np.array_equal(eoi.load(tmp_path / "net").params["kernel"], kernel)
 
 
+@pytest.mark.slow
 @given(
     shape=st.lists(st.integers(0, 9), min_size=1, max_size=4),
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
@@ -674,6 +675,7 @@ def test_files_cut_short_or_of_another_kind(written, tmp_path):
 # ------------------------------------------------------------------ digests
 
 
+@pytest.mark.slow
 def test_every_bit_of_the_file_is_verified(written, tmp_path):
     """A changed bit is refused, or changed the way in which the same is written."""
     content, path = written[2], tmp_path / "net"
@@ -975,6 +977,7 @@ for axis_types in ((AxisType.Explicit,) * 2, (AxisType.Auto,) * 2):
 """
 
 
+@pytest.mark.slow
 def test_sharded_arrays_are_saved_as_on_one_device_and_keep_their_sharding(tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -79,6 +79,7 @@ def draw_kernels(name, params):
     return getattr(eoi.networks, name)(over_meshes.KEY, params, options[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exact_orthogonal", "sparsity_aware_orthogonal", "redraw"])
 def test_of_a_kernel_its_shape_is_enough(name):
     params = over_meshes.network()
@@ -91,6 +92,7 @@ def test_of_a_kernel_its_shape_is_enough(name):
         draw_kernels(name, jax.eval_shape(over_meshes.network))
 
 
+@pytest.mark.slow
 def test_padded_layers_unmask_what_layers_unmask():
     keys = jax.random.split(over_meshes.KEY, 3)
     mask = jax.random.bernoulli(over_meshes.KEY, 0.2, (3, 7, 30))

@@ -62,6 +62,7 @@ def test_exactly_orthogonal_at_the_density_asked_for(seed, shape, position, scal
     assert abs(density_of(w) - density) <= 0.5 / size + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4096, 4096), (1024, 3000)])
 @pytest.mark.parametrize("density", [0.01, 0.5])
 def test_exact_at_large_sizes(shape, density):
@@ -72,6 +73,7 @@ def test_exact_at_large_sizes(shape, density):
     assert abs(density_of(w) - density) <= 0.5 / max(shape) + 1e-6
 
 
+@pytest.mark.slow
 def test_the_ends_of_the_range():
     one_hot = orthogonal(KEY, (12, 40), 1 / 40)
     np.testing.assert_array_equal(one_hot, np.eye(12, 40))
@@ -79,6 +81,7 @@ def test_the_ends_of_the_range():
     np.testing.assert_array_equal(orthogonal(KEY, (1, 1), 1.0), [[1.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 40), (15, 50), (50, 15)])
 @pytest.mark.parametrize("density", [0.1, 0.37])
 def test_support_is_that_of_the_stopped_sequence(shape, density):
@@ -100,6 +103,7 @@ def test_support_is_that_of_the_stopped_sequence(shape, density):
     assert abs(counts[stop] - target) == np.abs(counts - target).min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("traced", [False, True])
 def test_of_two_counts_equally_near_the_later_is_kept(traced):
     """The first rotation of a 2 x 2 identity takes it from 2 non-zeros to 4; the target is 3."""
@@ -110,6 +114,7 @@ def test_of_two_counts_equally_near_the_later_is_kept(traced):
     assert np.count_nonzero((jax.jit(below) if traced else below)(0.75)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "density"), [((20, 20), 0.3), ((10, 30), 0.2), ((30, 10), 0.2)])
 def test_law_equals_the_paper_law(shape, density):
     """Means of statistics of many matrices, ours against NumPy's, within 4.5 standard errors."""
@@ -145,6 +150,7 @@ def test_law_equals_the_paper_law(shape, density):
         assert deviation < 4.5, f"{name}: {deviation:.1f} standard errors apart"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 16), (16, 1), (24, 40), (40, 24)])
 def test_one_key_is_one_matrix(shape):
     """Eager, jitted, vmapped, looped, with static and traced density."""
@@ -168,6 +174,7 @@ def test_one_key_is_one_matrix(shape):
     np.testing.assert_array_equal(again, eager[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_every_kind_of_key(impl):
     keys = jax.random.split(jax.random.key(2, impl=impl), 2)
@@ -183,6 +190,7 @@ def test_old_style_keys():
     np.testing.assert_array_equal(old, orthogonal(jax.random.key(3), (20, 20), 0.2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("density", "at_most"), [(0.15, False), (0.9, False), (0.15, True)])
 def test_the_length_of_a_segment_changes_nothing(density, at_most):
     def draw(segment):
@@ -202,6 +210,7 @@ def drawn_by(stopping, shape):
     return jax.jit(jax.vmap(lambda key, density: draw(key, density=density), (0, None)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.02, 1 / 3, 1.0])
 @pytest.mark.parametrize("shape", [(30, 30), (20, 50)])
 def test_at_most_stops_before_the_rotation_that_exceeds_the_budget(shape, density):
@@ -232,6 +241,7 @@ def drawn_padded(keys, *numbers, padded):
     return drawing.draw_padded(keys, *(jnp.asarray(n, jnp.int32) for n in numbers), law, "float32")
 
 
+@pytest.mark.slow
 def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
     budgets = jnp.array([16, 30, 100, 128, 256, 15, 257])
     keys = jax.random.split(KEY, 7)
@@ -243,6 +253,7 @@ def test_every_matrix_of_a_batch_keeps_to_a_budget_of_its_own():
     assert np.isnan(batch).any((1, 2)).tolist() == [False] * 5 + [True] * 2
 
 
+@pytest.mark.slow
 def test_at_most_has_the_budget_of_fill_where_float32_would_not():
     """0.1000499999 of 10 000 is 1000, and 1001 if the density is rounded to float32."""
     keys = jax.random.split(KEY, 100)
@@ -272,6 +283,7 @@ def test_a_traced_density_out_of_range_gives_nan():
         assert jnp.isnan(draw(bad)).any(), bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_dtypes_are_float32_cast_last(dtype):
     w = orthogonal(KEY, (64, 64), 0.2, scale=1.5, dtype=dtype)
@@ -279,6 +291,7 @@ def test_narrow_dtypes_are_float32_cast_last(dtype):
     np.testing.assert_array_equal(w, orthogonal(KEY, (64, 64), 0.2, scale=1.5).astype(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_float64_is_float64_throughout():
     for shape in ((100, 100), (30, 80)):
@@ -288,6 +301,7 @@ def test_float64_is_float64_throughout():
         assert abs(density_of(w) - 0.3) <= 0.5 / max(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column_axis", [0, 1, 2, 3, -1, -4])
 def test_axes_follow_jax(column_axis):
     shape = (3, 4, 5, 6)
@@ -304,6 +318,7 @@ def test_an_empty_shape_gives_an_empty_array(shape):
     chex.assert_shape(orthogonal(KEY, shape, 0.5), shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
 def test_permuting_keeps_the_laws_and_unties_the_diagonal(shape):
     keys = jax.random.split(KEY, 400)
@@ -319,6 +334,7 @@ def test_permuting_keeps_the_laws_and_unties_the_diagonal(shape):
     np.testing.assert_array_equal(ws[0], draw(keys[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrees", [1, 45, 80])
 @pytest.mark.parametrize("shape", [(60, 60), (20, 50)])
 def test_constant_angles_are_counted_on_the_floats(degrees, shape):
@@ -327,12 +343,14 @@ def test_constant_angles_are_counted_on_the_floats(degrees, shape):
     assert abs(density_of(w) - 0.2) <= 0.5 / max(shape) + 1e-6
 
 
+@pytest.mark.slow
 def test_an_angle_law_of_ones_own():
     w = orthogonal(KEY, (40, 40), 0.3, angles=lambda key, dtype: jax.random.normal(key, (), dtype))
     assert gram_error(w) <= 1e-5
     assert abs(density_of(w) - 0.3) <= 0.5 / 40 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 40), (20, 50)])
 def test_a_law_that_is_declared_continuous_draws_the_same_matrix(shape):
     """Whether supports are counted on integers is said by the law, and changes no matrix of one."""
@@ -346,6 +364,7 @@ def test_a_law_that_is_declared_continuous_draws_the_same_matrix(shape):
     np.testing.assert_allclose(on_integers, on_floats, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_angle_law_that_reaches_no_density_gives_nan():
     w = orthogonal(KEY, (8, 8), 0.5, angles=lambda key, dtype: jnp.zeros((), dtype))
     assert jnp.isnan(w).all()
@@ -356,6 +375,7 @@ def test_shapes_without_arrays():
     assert (out.shape, out.dtype) == ((300, 200), jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_one_program_lowers_for_every_platform():
     draw = jax.jit(lambda key, density: orthogonal(key, (24, 40), density))
     exported = jax.export.export(draw, platforms=("cpu", "cuda", "tpu"))(KEY, jnp.float32(0.25))
@@ -429,6 +449,7 @@ def test_what_accelerators_run_gives_the_same_matrix(monkeypatch):
         np.testing.assert_allclose(found, right, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_scale_may_be_differentiated():
     def total(scale):
         return orthogonal(KEY, (20, 20), 0.2, scale=scale).sum()
@@ -443,6 +464,7 @@ def test_the_largest_shapes_can_be_traced():
         assert out.shape == shape
 
 
+@pytest.mark.slow
 def test_a_constant_angle_may_be_an_array():
     w = orthogonal(KEY, (20, 20), 0.2, angles=jnp.float32(0.5))
     np.testing.assert_allclose(w, orthogonal(KEY, (20, 20), 0.2, angles=0.5), atol=1e-6)
@@ -461,6 +483,7 @@ def balanced_draw(shape, law):
     return jax.jit(functools.partial(orthogonal, shape=shape, planes=law, balance_outputs=True))
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from([(3, 16), (16, 17)]),
@@ -484,11 +507,13 @@ def test_the_balanced_start_is_the_identity_side_by_side():
     np.testing.assert_allclose(w, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_balance_changes_nothing_where_columns_are_orthonormal():
     draw = functools.partial(orthogonal, KEY, (40, 15), 0.1)
     np.testing.assert_array_equal(draw(balance_outputs=True), draw())
 
 
+@pytest.mark.slow
 def test_whether_to_balance_may_be_traced():
     draw = functools.partial(orthogonal, KEY, (6, 20))
     traced = jax.jit(lambda density, balance: draw(density, balance_outputs=balance))
@@ -500,6 +525,7 @@ def test_whether_to_balance_may_be_traced():
         draw(0.1, balance_outputs=True)
 
 
+@pytest.mark.slow
 def test_a_batch_of_balanced_matrices_is_the_loop():
     keys = jax.random.split(KEY, 3)
     draw = functools.partial(orthogonal, shape=(6, 20), density=0.3, balance_outputs=True)
@@ -507,6 +533,7 @@ def test_a_batch_of_balanced_matrices_is_the_loop():
     np.testing.assert_allclose(batch, jnp.stack([draw(key) for key in keys]), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("angles", [givens.hadamard_angle, 0.7], ids=["hadamard", "constant"])
 def test_balance_holds_for_laws_that_are_counted_on_the_floats(angles):
     w = orthogonal(KEY, (7, 40), 0.5, angles=angles, balance_outputs=True)
@@ -515,6 +542,7 @@ def test_balance_holds_for_laws_that_are_counted_on_the_floats(angles):
     assert abs(density_of(w) - 0.5) <= 0.5 / 40 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_bound_scales_with_the_matrix(scale):
     w = orthogonal(KEY, (7, 40), 0.5, scale=scale, balance_outputs=True)
@@ -522,6 +550,7 @@ def test_the_bound_scales_with_the_matrix(scale):
     np.testing.assert_allclose(w / scale, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rounding_to_bfloat16_keeps_the_bound():
     draw = functools.partial(orthogonal, shape=(3, 16), density=0.9, balance_outputs=True)
     ws = jax.vmap(functools.partial(draw, dtype=jnp.bfloat16))(jax.random.split(KEY, 100))

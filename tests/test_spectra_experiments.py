@@ -17,6 +17,7 @@ from experiments import config, models, runs
 from experiments.studies import coordinate_check, measure, spectra, universality
 
 
+@pytest.mark.slow
 def test_the_chain_is_the_jacobian_of_its_network(x64):
     keys = jax.random.split(jax.random.key(0), 3)
     weights = jax.random.normal(keys[0], (5, 6, 6)) / 6**0.5
@@ -51,6 +52,7 @@ def test_distances_are_zero_for_the_law_itself_and_known_for_a_shift():
     assert universality.compare(values + 0.25, moments, gain, law)[0] == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_free_slopes_of_any_law_have_the_moments_of_their_product(x64):
     """Diagonals between Haar matrices are free of each other: only their own moments count."""
     width, depth = 300, 6
@@ -95,6 +97,7 @@ def test_wide_dense_orthogonal_networks_have_the_predicted_spectrum(case):
     assert distance < (2e-5 if case.activation == "identity" else 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["center", "spread"])
 def test_convolutions_as_matrices_are_orthogonal_and_see_as_many_units(kind, x64):
     """Four channels on 4 x 4 pixels, at a density of 1/32: two non-zeros a row on average."""
@@ -173,6 +176,7 @@ def test_a_spectrum_that_is_not_finite_is_no_result(tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_steps_change_a_network_alike_over_densities_with_smupar_only(tmp_path):
     settings = coordinate_check.Config(quick=True, output=str(tmp_path / "check.png"))
     found = coordinate_check.run(settings, Console(quiet=True))

@@ -69,6 +69,7 @@ def test_scalar_examples_and_scalar_outputs_are_one_by_one():
     np.testing.assert_array_equal(jacobian, [[[2.0]], [[6.0]]])
 
 
+@pytest.mark.slow
 def test_jacobian_is_the_central_difference_quotient(x64):
     fn, x, step = tanh_network(np.float64), normal(3, 4, 6).astype(np.float64), 1e-6
     jacobian = spectrum.jacobian(fn, x)
@@ -81,6 +82,7 @@ def test_jacobian_is_the_central_difference_quotient(x64):
     np.testing.assert_allclose(spectrum.singular_values(fn, x), values, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_forward_mode_is_reverse_mode():
     fn, x = tanh_network(), normal(3, 5, 6)
     forward = spectrum.jacobian(fn, x, mode="forward")
@@ -107,6 +109,7 @@ def test_auto_mode_takes_the_smaller_number_of_passes():
     np.testing.assert_array_equal(more, np.broadcast_to(4 * np.tile(np.eye(4), (2, 1)), (2, 8, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [3, 100])
 def test_batch_size_changes_nothing(batch_size):
     fn, x = tanh_network(), normal(3, 7, 6)
@@ -221,6 +224,7 @@ def test_a_deep_scanned_orthogonal_stack_stays_isometric():
     np.testing.assert_allclose(values, 1.0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_jacobians_that_are_not_finite_are_counted(bad):
     x = normal(0, 5, 3)
@@ -247,6 +251,7 @@ def test_jacobian_shows_what_is_not_finite():
 # --- summaries --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     hnp.arrays(
         np.float32, st.sampled_from([(1,), (6,), (3, 4)]), elements=st.floats(0, 4, width=16)

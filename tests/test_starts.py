@@ -45,6 +45,7 @@ def make(config, dataset, seed=1, **options):
 # ------------------------------------------------------------------ what the methods share
 
 
+@pytest.mark.slow
 def test_the_methods_of_a_seed_share_dense_weights_and_mask(dataset):
     dense = make(dataclasses.replace(FOUR, method="dense", density=1.0), dataset)
     base = make(FOUR, dataset)
@@ -145,6 +146,7 @@ def test_what_reaches_the_library(dataset, monkeypatch):
     assert {name for name, density in densities.items() if density} == {"cnn1000"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "center"), [("eoi", "density"), ("eis", None)])
 def test_the_center_of_the_plain_convolutional_network(method, center, monkeypatch):
     """Only EOI takes the layer's density at the center tap; EIS has a rule for all taps."""
@@ -164,6 +166,7 @@ def test_the_center_of_the_plain_convolutional_network(method, center, monkeypat
 HALF = Train(data="made", model="mlp7_wide", depth=4, width=8, density=0.5, scale=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"method": "2:4"}, {"method": "blocks", "block_size": 2}])
 def test_starts_that_decide_by_themselves_which_weights_there_are(fields, dataset):
     config = dataclasses.replace(HALF, **fields)
@@ -265,6 +268,7 @@ def normalized(config, num_classes):
     return Normalized(num_classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 def test_synflow_by_hand(norm, dataset, monkeypatch):
     """A hundred rounds in float64; tanh counts as the identity, normalization as a factor."""

@@ -44,12 +44,14 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_no_implicit_promotion(name):
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         CALLS[name]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["orthogonal", "options", "conv", "static_sparse", "blocks"])
 def test_no_nan_on_the_way(name):
     with jax.debug_nans(True):

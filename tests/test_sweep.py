@@ -261,6 +261,7 @@ def test_descriptions_of_different_kinds():
 # ------------------------------------------------------------------------------ clusters
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the cluster leaves its logs open
 def test_jobs_are_runs(calls, folder, monkeypatch):
     """Submitit's cluster "debug" runs jobs in this process when their results are asked for."""

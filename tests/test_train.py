@@ -121,6 +121,7 @@ def made():
     return split
 
 
+@pytest.mark.slow
 def test_steps_by_hand(made):
     """SGD with Nesterov momentum and decay, its rate divided at steps 7 and 10."""
     step_fns, arrays, state = begin(ONE)
@@ -178,6 +179,7 @@ def test_the_order_of_the_images():
     assert not np.array_equal(order(3, 0), order(4, 0))
 
 
+@pytest.mark.slow
 def test_seeds_at_once_are_the_seeds_one_by_one(monkeypatch):
     """While SET exchanges weights, at steps 4 and 8 and no more after three quarters."""
     monkeypatch.setattr(steps, "DROP_AND_GROW_EVERY", 4)
@@ -212,6 +214,7 @@ class Normalized(nn.Module):
         return nn.Dense(self.num_classes, name="last")(x)
 
 
+@pytest.mark.slow
 def test_statistics_of_batches_are_kept_and_used(monkeypatch, made):
     build = functools.lru_cache(lambda config, num_classes: Normalized(num_classes))
     monkeypatch.setattr(network, "build", build)
@@ -247,6 +250,7 @@ def test_functions_are_shared():
         train.compiled(dataclasses.replace(ONE, batch_size=577), None)
 
 
+@pytest.mark.slow
 def test_blocks_train_as_the_masked_dense_network_does():
     """From the same weights in the same places, with the mask that the blocks are."""
     one = dataclasses.replace(BLOCKS, seeds=(3,))
@@ -358,6 +362,7 @@ def test_the_clock_counts_training_alone_and_goes_on(tmp_path, monkeypatch):
         assert seconds() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [DYNAMIC, BLOCKS], ids=["set", "blocks"])
 def test_a_run_goes_on_with_mask_momentum_and_count(config, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "DROP_AND_GROW_EVERY", 4)

@@ -29,6 +29,7 @@ def characters_of(split):
     return "".join(chr(code + 31) if code else "\n" for code in split.images.ravel())
 
 
+@pytest.mark.slow
 def test_no_character_sees_those_after_it():
     model, variables = built("gpt")
     codes = np.array(data.load("topics").train.images[:1])
@@ -42,6 +43,7 @@ def test_no_character_sees_those_after_it():
     assert (before[:, 40:] != after[:, 40:]).any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_every_patch_sees_all():
     _, variables = built("vit")
     model = models.create("vit", **SIZES)
@@ -51,6 +53,7 @@ def test_every_patch_sees_all():
     assert (models.transformer.blocks_alone(model, variables, tokens) != changed).any(-1).all()
 
 
+@pytest.mark.slow
 def test_a_network_is_its_embedding_blocks_and_last_layer():
     """Without normalization, in float64 by hand but for the blocks."""
     model, variables = built("gpt_plain")
@@ -72,6 +75,7 @@ def test_plain_networks_have_no_normalization_and_small_branches(name):
         np.testing.assert_allclose(plain["hidden"][branch], 0.5)  # 1 / sqrt(2 * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts", [{}, {"attention": True}, {"attention": True, "perceptrons": False}]
 )
@@ -127,6 +131,7 @@ def test_no_paragraph_is_in_two_splits():
     assert not train.intersection(tested)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_text_is_the_mean_over_its_characters():
     labels = jnp.array([[0, 2], [1, 1]])
     logits = jax.random.normal(jax.random.key(0), (2, 2, 3))
