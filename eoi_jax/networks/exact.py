@@ -481,7 +481,8 @@ def _keys(key: Array, kernels: Sequence[layouts.Kernel | None]) -> dict[int, tup
 def _descendants(key: Array, paths: Array) -> Array:
     """Follow paths of numbers from a key to one of its children and on; a number of -1 stays.
 
-    The children are those of :func:`jax.random.split`, which are the same for any number of them.
+    With JAX's default ``jax_threefry_partitionable``, the children are those of
+    :func:`jax.random.split`, which are the same for any number of them.
     """
 
     def to_children(keys: Array, numbers: Array) -> tuple[Array, None]:

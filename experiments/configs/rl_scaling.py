@@ -50,9 +50,10 @@ ENVS = (
     *("CartPole-v1", "Acrobot-v1"),
     *("Breakout-MinAtar", "Asterix-MinAtar", "SpaceInvaders-MinAtar"),
 )
+WIDTHS = (64, 128, 256, 512, 1024)
 ORDER: Mapping[str, Sequence[Any]] = {
     "env": ENVS,
-    "width": (64, 128, 256, 512, 1024),
+    "width": WIDTHS,
     "density": (1.0, *sorted(DENSITIES, reverse=True)),
     "variant": ("dense", "Base", "rescaled Base", "EOI", "EOI, matching", "blocks"),
 }
@@ -79,7 +80,7 @@ def sweep() -> list[Ppo]:
         get_config(),
         env=ENVS,
         network=("mlp", "simba"),
-        width=(64, 128, 256, 512, 1024),
+        width=WIDTHS,
     ):
         moving = dataclasses.replace(each, planes="independent")
         starts = ("base", "rescaled", "eoi", "matching")
