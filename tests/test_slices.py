@@ -23,7 +23,10 @@ from experiments.tools.programs import Program, TooLarge
 from experiments.training import meshes
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is missing: pip install '.[tpu-aot]'",
+)
 
 
 def mesh():
@@ -207,14 +210,23 @@ def test_the_benchmark_refuses_what_it_cannot_divide(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "slice_"), [(1, "2x2"), (4, "2x2"), (8, "2x4"), (16, "4x4"), (256, "16x16")]
+    ("number", "slice_"), [(1, "1x1"), (4, "2x2"), (8, "2x4"), (16, "4x4"), (256, "16x16")]
 )
 def test_slices_are_as_square_as_their_number_allows(number, slice_, monkeypatch):
     monkeypatch.setattr(programs, "tpu_devices", lambda topology: [topology] * 256)
     assert sharding._devices("v5e", number) == [f"v5e:{slice_}"] * number
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="the TPU compiler is missing: pip install '.[tpu-aot]'")
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "number"), [("v5e:1x1", 1), ("v4:1x1x1", 2), ("v3:1x1", 2), ("v5e:2x4", 8)]
+)
+def test_a_single_chip_is_part_of_the_smallest_slice(topology, number):
+    """One of v3 and v4 is two devices."""
+    assert len(programs.tpu_devices(topology)) == number
+
+
+@needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:3x7x", "v9z:2x2", "v5e", ""])
 def test_unknown_slices_are_refused(topology):
     with refuses("topology", repr(topology), "v5e:16x16"):

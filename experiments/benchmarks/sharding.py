@@ -172,10 +172,8 @@ def _sent(program: Program) -> str:
 def _devices(tpu: str | None, number: int) -> Sequence[Any]:
     """Return so many of the CPU's devices, of which JAX is asked for eight, or a slice of TPUs."""
     if tpu is not None:
-        # The smallest slice has four chips, of which one may be used alone.
         rows = max(side for side in range(1, math.isqrt(number) + 1) if number % side == 0)
-        shape = "2x2" if number == 1 else f"{rows}x{number // rows}"
-        return programs.tpu_devices(f"{tpu}:{shape}")[:number]
+        return programs.tpu_devices(f"{tpu}:{rows}x{number // rows}")[:number]
     with contextlib.suppress(RuntimeError):  # where JAX has made its devices already
         jax.config.update("jax_num_cpu_devices", 8)
     devices = jax.devices("cpu")

@@ -56,7 +56,7 @@ def get_config() -> Train:
         batch_size=32,
         epochs=40,
         optimizer="adamw",
-        learning_rates=(8e-3, 16e-3, 32e-3),
+        learning_rates=(16e-3, 32e-3, 64e-3),
     )
 
 
@@ -130,11 +130,12 @@ def _parts(part: str) -> dict[str, Any]:
 
 def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
-    # Dense weights take lower rates; those of SμPar are multiplied by 8 where the mask is.
-    rates = {
-        "dense": {"learning_rates": (4e-3, 8e-3, 16e-3)},
-        "smupar": {"learning_rates": (1e-3, 2e-3, 4e-3)},
-    }
+    # Normalized networks take lower rates, and so do dense weights; those of SμPar are multiplied
+    # by 8 where the mask is.
+    factor = 1.0 if base.model.endswith("plain") else 0.5
+    base = dataclasses.replace(base, learning_rates=_times(factor, base.learning_rates))
+    quarter = {"learning_rates": _times(0.25, base.learning_rates)}
+    rates = {"dense": quarter, "smupar": quarter}
     sparse = [
         run
         for part, names in STARTS.items()
@@ -142,6 +143,10 @@ def _starts(base: Train) -> list[Train]:
     ]
     dense = grids.starts_of(dataclasses.replace(base, **_parts(BOTH)), ("dense",), **rates)
     return dense + sparse
+
+
+def _times(factor: float, rates: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(factor * rate for rate in rates)
 
 
 def _part(row: Row) -> str:

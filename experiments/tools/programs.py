@@ -78,7 +78,7 @@ def tpu_devices(topology: str) -> list[Any]:
     """Describe the devices of a slice of TPUs, which need not be there.
 
     Args:
-        topology: Version and shape: ``"v5e:16x16"``, ``"v4:4x4x8"``.
+        topology: Version and shape: ``"v5e:16x16"``, ``"v4:4x4x8"``; ``"v5e:1x1"`` is one chip.
 
     Returns:
         Its devices, for which programs can be compiled and not run.
@@ -95,10 +95,14 @@ def tpu_devices(topology: str) -> list[Any]:
     # processes may describe one at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    version, _, shape = topology.partition(":")
+    is_single = set(shape.split("x")) == {"1"}
+    # The smallest slice has four chips, of which one may be used alone.
+    name = f"{version}:2x2{shape[3:]}" if is_single else topology
     try:
-        if topology:  # or libtpu would choose one
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-            return list(found.devices)
+        if name:  # or libtpu would choose one
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+            return [one for one in found if not is_single or one.coords == found[0].coords]
         reason = "it is empty"
     except RuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
