@@ -101,7 +101,8 @@ def tpu_devices(topology: str) -> list[Any]:
     name = f"{version}:2x2{shape[3:]}" if is_single else topology
     try:
         if name:  # or libtpu would choose one
-            found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+            described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+            found: list[Any] = list(described.devices)
             return [one for one in found if not is_single or one.coords == found[0].coords]
         reason = "it is empty"
     except RuntimeError as error:
