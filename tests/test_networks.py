@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eoi_jax import budgets, criteria, givens, masks, networks, orthogonal, sao, spectrum
+from eoi_jax._internal import selection
 from eoi_jax.optim import static_sparse
 from eoi_jax.typing import Layout
 from experiments import models
@@ -549,6 +550,26 @@ def test_matrices_of_several_larger_shapes_share_a_program_and_change_no_bit():
     jitted = jax.jit(functools.partial(draw, KEY, (90, 80), (9, 70)))()
     chex.assert_trees_all_equal(drawn, jitted)
     assert len(traced) > first
+
+
+@pytest.mark.slow
+def test_masks_of_several_sizes_share_a_program_and_change_no_bit(monkeypatch):
+    shapes, unmask = [], selection.unmask_flat
+
+    def unmask_flat(keys, mask, *numbers):
+        shapes.append(mask.shape)
+        return unmask(keys, mask, *numbers)
+
+    monkeypatch.setattr(selection, "unmask_flat", unmask_flat)
+
+    def draw():
+        params = [{"kernel": jnp.zeros(shape)} for shape in ((20, 10), (150, 130), (10, 20))]
+        return networks.exact_orthogonal(KEY, params, 0.4)
+
+    drawn = draw()
+    assert shapes == [(1, 2**16)] * 3
+    chex.assert_trees_all_equal(drawn, jax.jit(draw)())  # where no mask is padded
+    assert len(shapes) == 3
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -39,8 +41,8 @@ _SMALL = 64
 # So many weights are drawn by one program at most, or one kernel: a batch is held as a whole.
 _TOGETHER = 2**24
 _TOGETHER_IN_SHARDS = 2**20
-# So many zeros are added at most to matrices of one shape that share the program of another. They
-# cost 20 ms at most, and a program costs seconds.
+# So many zeros are added at most to matrices of one shape, or to masks of one size, that share the
+# program of another. They cost 20 ms at most in matrices, 0.1 s in masks; a program costs seconds.
 _PADDING = 2**22
 
 _ScaleOf: TypeAlias = Callable[[tuple[Any, ...], tuple[int, ...], float], float]
@@ -226,6 +228,7 @@ def exact_orthogonal(
         _check_reachable(group, kernels, planes)
     if planes is independent and not permute:
         groups = _padded(groups)
+    padded = _padded_sizes(groups)
     masks = [jnp.array(True) for _ in leaves]
     for group, matrices in zip(groups, _draw(groups, angles, planes, permute), strict=True):
         form = _Form(
@@ -242,7 +245,7 @@ def exact_orthogonal(
         elif checks.is_traced(matrices.stack) or group.out is not None:
             made = _placed_into_shards(group, matrices, form)
         else:
-            made = _placed_by_leaf(group, matrices, form)
+            made = _placed_by_leaf(group, matrices, form, padded[group.geometry.size])
         for index, kernel, mask in zip(group.indices, *made, strict=True):
             leaves[index], masks[index] = kernel, mask
     mask_tree = treedef.unflatten(masks)
@@ -446,6 +449,22 @@ def _padded(groups: Sequence[_Group]) -> list[_Group]:
         for index in indices:
             found[index] = found[index]._replace(shape=program[0])
     return found
+
+
+def _padded_sizes(groups: Sequence[_Group]) -> dict[int, int]:
+    """Choose for each size of a layer one of a few to which its mask is padded.
+
+    Layers of a smaller size are padded to that of larger ones where this adds few entries.
+    """
+    padded = {group.geometry.size: selection.padded_size(group.geometry.size) for group in groups}
+    numbers: collections.Counter[int] = collections.Counter()
+    for group in groups:
+        numbers[padded[group.geometry.size]] += len(group.counts)
+    for size, larger in itertools.pairwise(sorted(numbers)):
+        if numbers[size] * (larger - size) <= _PADDING:
+            numbers[larger] += numbers[size]
+            padded = {key: larger if it == size else it for key, it in padded.items()}
+    return padded
 
 
 def _concatenated(arrays: Sequence[Any]) -> Any:
@@ -656,7 +675,7 @@ def _leaves_and_masks(
 
 
 def _placed_by_leaf(
-    group: _Group, matrices: _Matrices, form: _Form
+    group: _Group, matrices: _Matrices, form: _Form, padded: int
 ) -> tuple[list[Array], list[Array]]:
     """Make the leaves of a group and their masks one by one, by programs that most of them share.
 
@@ -665,7 +684,6 @@ def _placed_by_leaf(
     """
     leaves, masks = [], []
     size, groups = group.geometry.size, group.geometry.groups
-    padded = selection.padded_size(size)
     counts, first = group.counts.astype(np.int32), 0
     for view, dtype in zip(form.views, form.dtypes, strict=True):
         of_leaf = form._replace(views=(view,), dtypes=(dtype,))
