@@ -32,7 +32,8 @@ def by_name(
     attribute ``weight`` of two axes             ``(outputs, inputs)``, of Equinox
     ``c_attn/kernel``, three times as long       ``q``, ``k`` and ``v``, a matrix each, of GPT-2;
     along one axis                               if the outputs are the first axis here, they are so
-                                                 in ``c_fc`` and ``c_proj`` too
+                                                 in ``c_fc`` and ``c_proj`` too, and in ``c_attn``
+                                                 beside ``q_attn``, which is ``k`` and ``v``
     ``in_proj_weight``                           the same three of PyTorch, outputs first
     any other of 2, or of 4 or more axes         ``(*taps, inputs, outputs)``
     ============================================ ===============================================
@@ -52,7 +53,8 @@ def by_name(
         ``(path, leaf) -> Layout``, for ``layout=`` of the functions over trees. A layout function
         of your own may call it for the kernels that it does not handle. It raises ``ValueError``
         for a kernel whose name and shape may mean several things: a kernel of three axes that is
-        not attention, a depthwise convolution, or a convolution of Equinox.
+        not attention, a ``c_attn`` of other widths, a depthwise convolution, or a convolution of
+        Equinox.
 
     Raises:
         ValueError: If ``batch_axes`` is no number.

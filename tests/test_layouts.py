@@ -341,6 +341,8 @@ GPT2 = {
     "h/0/attn/c_attn/kernel": (3 * D, D),
     "h/0/attn/c_attn/bias": (3 * D,),
     "h/0/attn/c_proj/kernel": (D, D),
+    "h/0/crossattention/c_attn/kernel": (2 * D, D),
+    "h/0/crossattention/q_attn/kernel": (D, D),
     "h/0/mlp/c_fc/kernel": (4 * D, D),
     "h/0/mlp/c_proj/kernel": (D, 4 * D),
     "wte/embedding": (100, D),
@@ -373,6 +375,8 @@ def test_trees_of_hugging_face_are_known_by_name(shapes):
         assert found["mlp"]["c_proj"]["kernel"] == Layout(in_axis=1, out_axis=0)
         fused = start.params["h"]["0"]["attn"]["c_attn"]["kernel"]
         assert max(map(gram_error, fused.reshape(3, D, D))) < 1e-5
+        fused = start.params["h"]["0"]["crossattention"]["c_attn"]["kernel"]  # of keys and values
+        assert max(map(gram_error, fused.reshape(2, D, D))) < 1e-5
 
 
 def test_fused_kernels_are_three_isometries():
@@ -401,6 +405,9 @@ def test_kernels_that_no_name_explains_are_refused():
         ):
             with refuses("/kernel]", str(shape), "in_axis=0, out_axis=(1, 2)", "batch_axes=1"):
                 function(params)
+    grouped_query = {"c_attn": {"kernel": jnp.zeros((D, D + 2 * HEAD))}}
+    with refuses("c_attn/kernel", str((D, D + 2 * HEAD)), "drawn apart", "Layout()"):
+        eoi.exact_orthogonal(KEY, grouped_query, DENSITY)
     # Of a stack the rest is one: a layout of the user's own needs only what names do not tell.
     params = {"layers": {"mlp": {"kernel": jnp.zeros((2, 8, 8))}}, "head": {"kernel": jnp.eye(8)}}
     layout = eoi.layouts.by_name(params, batch_axes=lambda path: int(path[0].key == "layers"))

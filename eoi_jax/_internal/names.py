@@ -75,8 +75,12 @@ def by_name(
         for of_module in modules.values():
             for module in _GPT2:
                 name, shape = of_module.get(module, ("", ()))
-                if len(shape) >= 2 and name not in found:
+                if len(shape) < 2 or name in found:
+                    continue
+                if module != "c_attn":
                     found[name] = _OUTPUTS_FIRST._replace(batch_axes=len(shape) - 2)
+                elif "q_attn" in of_module and shape[-2] == 2 * shape[-1]:  # of cross-attention
+                    found[name] = _OUTPUTS_FIRST._replace(batch_axes=len(shape) - 2, groups=2)
     for of_module in modules.values():
         if all(module in of_module for module in _ATTENTION):
             found |= _attention([of_module[module] for module in _ATTENTION], per_head)
@@ -113,7 +117,9 @@ def _unambiguous(path: Any, shape: tuple[int, ...], stacked: int) -> None:
         return
     *taps, inputs, outputs = shape[stacked:]
     readings = ""
-    if len(taps) == 1:
+    if not taps and "c_attn" in _parts(path):
+        readings = "q, k and v of unequal widths, to be drawn apart, or one matrix"
+    elif len(taps) == 1:
         readings = "a stack of layers, a 1-D convolution or attention"
     elif _is_attribute(path, "weight") and taps:
         readings = "a kernel (outputs, inputs, *taps), as Equinox stores it, or (*taps, ...)"
