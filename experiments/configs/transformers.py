@@ -130,12 +130,13 @@ def _parts(part: str) -> dict[str, Any]:
 
 def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
-    # Normalized networks take lower rates, and so do dense weights; those of SμPar are multiplied
-    # by 8 where the mask is.
-    factor = 1.0 if base.model.endswith("plain") else 0.5
-    base = dataclasses.replace(base, learning_rates=_times(factor, base.learning_rates))
-    quarter = {"learning_rates": _times(0.25, base.learning_rates)}
-    rates = {"dense": quarter, "smupar": quarter}
+    # Dense weights take lower rates, with normalization still lower ones; those of SμPar are
+    # multiplied by 8 where the mask is.
+    factor = 0.25 if base.model.endswith("plain") else 0.125
+    rates = {
+        "dense": {"learning_rates": _times(factor, base.learning_rates)},
+        "smupar": {"learning_rates": _times(0.25, base.learning_rates)},
+    }
     sparse = [
         run
         for part, names in STARTS.items()
