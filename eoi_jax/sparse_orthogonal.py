@@ -211,22 +211,24 @@ def _lengths(shape: tuple[int, int], density: Any, planes: PlaneLaw) -> tuple[in
     """Choose the rotations of a segment, and the rounds of matchings applied before the first.
 
     It changes the speed and not the matrix. A segment has 1 to 4 rotations per coordinate, so that
-    few programs are compiled. A static density gets one segment that nearly always suffices; for a
-    traced one the four rotations per coordinate reach a density of about 0.4. How many rotations a
-    pattern takes has no theory.
+    few programs are compiled, and fewer than 4 in matrices of more than 16384 coordinates, since
+    each rotation takes half a kilobyte of a TPU. A static density gets one segment that nearly
+    always suffices; for a traced one the four rotations per coordinate reach a density of about
+    0.4. How many rotations a pattern takes has no theory.
     """
     size = shape[0]
     unit = max(size, 32)
+    most = min(max(2**16 // unit, 1), 4)
     needed = None
     if planes.size is not None:
-        segment = 2 * unit
+        segment = min(2, most) * unit
     elif checks.is_traced(density):
-        segment = 4 * unit
+        segment = most * unit
     else:
         needed = _expected_rotations(size, float(density), planes)
         needed += size // 4 if needed else 0
     rounds = drawing.rounds_at_once(shape, planes, needed)
     if needed is not None:
         left = max(needed - rounds * (size // 2), 1)
-        segment = min(-(-left // unit), 4) * unit
+        segment = min(-(-left // unit), most) * unit
     return min(segment, drawing.MAX_SEGMENT), rounds
