@@ -32,13 +32,15 @@ PARTS: Mapping[str, Mapping[str, bool]] = {
 }
 # Those in which the comparison is closest first: a sweep may be stopped.
 STARTS: Mapping[str, tuple[str, ...]] = {
-    BOTH: ("eoi", "rescaled", "smupar", "base"),
+    BOTH: ("eoi", "rescaled", "smupar", "base", "he"),
     PERCEPTRONS: ("eoi", "rescaled", "smupar"),
     ATTENTION: ("eoi", "rescaled", "smupar"),
 }
 ORDER = {
+    "model": ("gpt_plain", "gpt", "vit_plain", "vit"),
+    "depth": (6, 48),
     "part": ("none", PERCEPTRONS, ATTENTION, BOTH),
-    "variant": ("dense", "Base", "rescaled Base", "SμPar", "EOI"),
+    "variant": ("dense", "Base", "rescaled Base", "SμPar", "EOI", "EOI, He norm"),
 }
 
 

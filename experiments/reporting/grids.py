@@ -57,6 +57,7 @@ STARTS: Mapping[str, Mapping[str, Any]] = {
     "eoi": {"method": "eoi"},
     "matching": {"method": "eoi", "planes": "matching"},
     "hadamard": {"method": "eoi", "planes": "matching", "angles": "hadamard"},
+    "he": {"method": "eoi", "he_norm": True},
     "spread": {"method": "eoi", "taps": "spread"},
     "spread_matching": {"method": "eoi", "taps": "spread", "planes": "matching"},
     "spread_he": {"method": "eoi", "taps": "spread", "he_norm": True},
