@@ -9,7 +9,7 @@ three learning rates of AdamW.
 Command: python -m experiments sweep transformers --scale small --data-dir DIR
 Hardware: two CPU cores. Time: a run of 6 blocks three minutes on one core, of 48 blocks six; three
 runs a start.
-Expected: with 6 blocks, EOI level with Base at equal norms, and behind it at its own.
+Expected: with 6 blocks, EOI level with rescaled Base, and Base, whose weights are smaller, ahead.
 """
 
 from __future__ import annotations
