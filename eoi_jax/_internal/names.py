@@ -77,10 +77,9 @@ def by_name(
                 name, shape = of_module.get(module, ("", ()))
                 if len(shape) < 2 or name in found:
                     continue
-                if module != "c_attn":
-                    found[name] = _OUTPUTS_FIRST._replace(batch_axes=len(shape) - 2)
-                elif "q_attn" in of_module and shape[-2] == 2 * shape[-1]:  # of cross-attention
-                    found[name] = _OUTPUTS_FIRST._replace(batch_axes=len(shape) - 2, groups=2)
+                groups = 2 if module == "c_attn" else 1  # keys and values of cross-attention
+                if groups == 1 or ("q_attn" in of_module and shape[-2] == 2 * shape[-1]):
+                    found[name] = _OUTPUTS_FIRST._replace(batch_axes=len(shape) - 2, groups=groups)
     for of_module in modules.values():
         if all(module in of_module for module in _ATTENTION):
             found |= _attention([of_module[module] for module in _ATTENTION], per_head)
