@@ -48,7 +48,10 @@ def pytest_collection_finish():
 
 
 def pytest_collection_modifyitems(items):
-    """Run the modules that need optimized programs before the others."""
+    """Run the modules that need optimized programs before the others; doctests count as slow."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("slow")
     items.sort(key=is_unoptimized)
 
 

@@ -69,6 +69,7 @@ def test_axlearn_gives_fan_axes():
         np.testing.assert_array_equal(layer.reshape(32, 32), expected)
 
 
+@pytest.mark.slow
 def test_axlearn_has_the_recorded_signature():
     param_init = pytest.importorskip("axlearn.common.param_init", exc_type=ImportError)
     assert list(inspect.signature(param_init.Initializer.initialize).parameters) == AXLEARN

@@ -47,6 +47,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FUNCTIONS)
 def test_the_other_byte_order_has_the_same_results(what):
     function, arguments = FUNCTIONS[what]

@@ -258,6 +258,7 @@ def test_products_alone_are_those_of_the_layer():
     assert wide * outputs == 32
 
 
+@pytest.mark.slow
 def test_programs_that_need_too_much_memory_are_not_run():
     networks = {"dense": sparse_layers._networks(**LAYERS)["dense"]}
     grid = sparse_layers.SparseLayers(memory=1e-9)

@@ -91,6 +91,7 @@ def test_only_blocks_are_stored_and_they_start_orthogonal():
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
 
 
+@pytest.mark.slow
 def test_nnx_trains_with_its_own_optimizer_as_the_masked_dense_matrix_does():
     layer = BlockSparseLinear(12, 16, **BLOCKS, rngs=nnx.Rngs(0))
     matrix = layer.matrix()
@@ -139,6 +140,7 @@ def test_options_are_those_of_a_dense_layer(kind):
         make(kind, implementation="cuda")[0](X)
 
 
+@pytest.mark.slow
 def test_linen_wants_the_pattern():
     variables = SPARSE.init(KEY, X)
     with refuses("variables['pattern']", "first"):

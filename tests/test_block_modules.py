@@ -68,6 +68,7 @@ def test_a_convolution_is_that_of_a_center_tap(kind):
     assert expected.shape == (2, 3, 2, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 @pytest.mark.parametrize(
     ("strides", "named"),
@@ -97,6 +98,7 @@ def test_an_mlp_of_linen_is_its_two_layers():
     np.testing.assert_allclose(found, dropped @ second["kernel"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_mlp_of_nnx_is_its_two_layers():
     mlp = eoi_nnx.BlockSparseMlp(
         8, 16, **BLOCKS, activation=jnp.sin, dropout_rate=0.5, rngs=nnx.Rngs(0)
@@ -238,6 +240,7 @@ def test_vmap_and_scan_of_nnx_stack_layers_of_different_patterns():
         eoi_nnx.to_dense(stack)
 
 
+@pytest.mark.slow
 def test_axes_of_linen_kernels_are_partitioned():
     names = {"kernel_axes": AXES, "bias_init": nn.with_partitioning(nn.zeros_init(), ("model",))}
     layer = linen.BlockSparseDense(8, **BLOCKS, **names)

@@ -142,6 +142,7 @@ def test_a_mask_keeps_blocks_of_zeros():
     assert np.asarray(w.mask()).all()
 
 
+@pytest.mark.slow
 def test_rows_that_met_are_stored_as_one_block():
     shapes = {name: draw(name, KEY).values.shape for name in BALANCED}
     assert shapes == {
@@ -360,6 +361,7 @@ def test_reflections_give_orthogonal_matrices(x64, size):
         assert gram_error(matrix) < 1e-14
 
 
+@pytest.mark.slow
 def test_reflections_give_the_moments_of_the_haar_measure():
     """Moments of entries and pairs of entries of O(3), each to five standard errors."""
     n, draws = 3, 20_000

@@ -128,6 +128,7 @@ def test_rigl_drops_the_smallest_blocks_and_grows_those_of_the_largest_gradients
         assert gone.max(initial=0) <= left.min(initial=np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["square", "between", "ragged"])
 def test_set_grows_every_place_in_turn_and_the_laws_hold_for_ever(name):
     w, seen = MATRICES[name], pattern(MATRICES[name])
@@ -176,6 +177,7 @@ def test_equal_norms_go_in_order_and_nan_drops_first_and_grows_last():
     assert new.rows.tolist() == [[0, 1, 5]]
 
 
+@pytest.mark.slow
 def test_patterns_and_fractions_do_not_compile_anew():
     w, key = MATRICES["square"], jax.random.key(0)
     program = jax.jit(blocks.set_step)
@@ -271,6 +273,7 @@ def test_an_optimizer_forgets_blocks_that_moved(inner):
     assert float(np.asarray(kept).mean()) == 0.5
 
 
+@pytest.mark.slow
 def test_a_layer_of_nnx_moves_its_blocks_and_its_optimizer_forgets_them():
     layer = BlockSparseLinear(32, 32, density=1 / 4, block_size=2, rngs=nnx.Rngs(0))
     layer.set_matrix(blocks.growable(layer.matrix()))

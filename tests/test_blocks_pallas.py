@@ -143,6 +143,7 @@ def test_the_public_product_takes_all_shapes_of_inputs():
     assert mixed.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     """Hessian-vector products, forward over reverse and reverse over reverse, by both arguments."""
     w = ragged((16, 16))
@@ -179,6 +180,7 @@ def test_spectra_need_reverse_mode():
         spectrum.extreme_singular_values(KEY, lambda x: pallas(x, w), x, num_steps=2)
 
 
+@pytest.mark.slow
 def test_products_that_no_kernel_computes_are_refused():
     w = drawn(size=16)
     x = jnp.ones((2, 64))

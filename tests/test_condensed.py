@@ -39,6 +39,7 @@ def test_ways_to_dense_and_back_lose_nothing(seed):
     assert (w.values[w.rows == 6] == 0).all()
 
 
+@pytest.mark.slow
 def test_stacks():
     w = condensed.from_dense(matrix())
     stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), w)

@@ -25,6 +25,7 @@ def test_it_states_command_hardware_time_and_expectation(name):
         assert word in doc
 
 
+@pytest.mark.slow
 @each
 def test_its_grids_hold_configs_of_one_experiment(name):
     module = sweep.find(name)

@@ -53,6 +53,7 @@ def test_value_and_gradients_are_those_of_jax(x64, window, options):
     chex.assert_trees_all_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_these_gradients_are_in_use_within_a_layer_of_flax():
     layer = nn.Conv(3, (3, 3), padding="CIRCULAR", conv_general_dilated=valid_convolution)
     plain = nn.Conv(3, (3, 3), padding="CIRCULAR")

@@ -139,6 +139,7 @@ def test_grasp_is_a_finite_difference_of_gradients_by_hand(x64, temperature):
     assert flow[1] < flow[0]
 
 
+@pytest.mark.slow
 def test_grasp_over_micro_batches_is_grasp_of_the_batch():
     params = mlp_params([5, 7, 3], dtype=np.float32)
     x, labels = batch(dtype=np.float32)
@@ -166,6 +167,7 @@ def test_the_memory_of_grasp_does_not_grow_with_the_number_of_micro_batches():
     assert temporary_bytes(4096, 4096) > 10 * temporary_bytes(4096, 16)
 
 
+@pytest.mark.slow
 def test_synflow_is_the_chain_by_hand(x64):
     params = mlp_params([6, 9, 8, 3])
     scores = criteria.synflow(
@@ -177,6 +179,7 @@ def test_synflow_is_the_chain_by_hand(x64):
         np.testing.assert_allclose(score, flow * expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_hundred_rounds_of_synflow_are_those_of_a_loop(x64):
     params = mlp_params([6, 9, 8, 3])
     mask = criteria.prune(
@@ -246,6 +249,7 @@ def residual_params(dtype):
     return {"kernel": np.abs(RNG(0).standard_normal((50, 8, 8))).astype(dtype) * 2}
 
 
+@pytest.mark.slow
 def test_a_residual_network_needs_float64(x64):
     x = np.ones((1, 8))
     with refuses("apply_fn", "chain", "jax_enable_x64"):
@@ -282,6 +286,7 @@ def test_networks_that_are_not_homogeneous_are_refused(apply_fn):
         criteria.synflow(apply_fn, params, x)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_refused_while_tracing_is_nan_and_refused_by_prune():
     params = mlp_params([6, 9, 3], dtype=np.float32)
 
@@ -418,6 +423,7 @@ def fading(params):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(st.floats(0.01, 1.0), st.sampled_from([1, 3]))
 def test_prune_is_exact_and_nested(density, step):

@@ -50,6 +50,7 @@ def test_the_oracle_is_the_spectrum_of_the_convolution():
     )
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("shape", SHAPES)
 def test_all_singular_values_of_the_circular_convolution_are_one(name, shape):

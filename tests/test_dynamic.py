@@ -98,6 +98,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_masked_weights_are_zero_and_counts_are_constant(name):
     params, states = history(name)
     assert states.step.tolist() == list(range(STEPS + 1))
@@ -240,6 +241,7 @@ def by_arrays(state):
     return jax.tree.unflatten(treedef, [np.array(np.asarray(leaf)) for leaf in leaves])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [("adamw", "rigl"), ("adamw", "set"), ("muon", "set"), ("schedule_free_adamw", "set")],
@@ -455,6 +457,7 @@ def moved(mask_of_step):
     return (mask_of_step[:-1] & ~mask_of_step[1:]).sum(axis=1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rigl", "set"])
 def test_when_and_how_many(method):
     for stop_step, expected in (
@@ -477,6 +480,7 @@ def test_a_schedule_gets_the_step():
     assert len(set(expected)) > 5
 
 
+@pytest.mark.slow
 def test_the_value_of_a_schedule_is_limited_by_what_there_is():
     active = int(STACK_MASK.sum())
     for fraction, number in ((2.0, min(active, STACK.size - active)), (-1.0, 0)):
@@ -575,6 +579,7 @@ def test_narrow_weights_stay_exact(dtype, grad_dtype):
             np.testing.assert_array_equal(get(params, KERNEL), np.where(kept, get(old, KERNEL), 0))
 
 
+@pytest.mark.slow
 def test_weights_that_are_dirty_off_the_mask_become_zero():
     dirty = as_jax(example_params())
     actual = exchange(make("adamw", "rigl"), dirty, at(GRADS, 0))

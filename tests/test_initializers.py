@@ -78,6 +78,7 @@ def test_circular_convolution_preserves_norms(spatial, inputs, outputs):
     )  # at every pixel, and so in all
 
 
+@pytest.mark.slow
 def test_more_inputs_than_outputs_is_a_coisometry():
     kernel = eoi.conv(0.3)(KEY, (3, 3, 10, 4), jnp.float32)
     basis = np.eye(5 * 5 * 10).reshape(-1, 5, 5, 10)
@@ -114,6 +115,7 @@ def test_flax_conv_preserves_norms_per_group(padding, size, groups):
         assert (left != right).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(3,), (4,), (2, 5)])
 @pytest.mark.parametrize("transpose_kernel", [False, True])
 def test_flax_conv_transpose_preserves_norms(size, transpose_kernel):
@@ -178,6 +180,7 @@ class Stack(nn.Module):
         return layer(self, x, None)[0]
 
 
+@pytest.mark.slow
 def test_under_linen_scan_every_layer_is_its_own():
     params = jax.jit(Stack().init)(KEY, jnp.ones((1, 16)))["params"]
     (kernels,) = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 3]
@@ -221,6 +224,7 @@ def test_shapes_without_arrays():
     assert shapes["params"]["layers_0"]["kernel"].shape == (3, 3, 8, 8)
 
 
+@pytest.mark.slow
 def test_out_sharding():
     explicit = jax.sharding.AxisType.Explicit
     mesh = jax.make_mesh((1,), ("x",), axis_types=(explicit,))
@@ -279,6 +283,7 @@ def test_a_convolution_never_exceeds_the_budget_that_fill_meets():
         assert mask["kernel"].sum() == 205
 
 
+@pytest.mark.slow
 def test_a_dense_convolution_of_one_tap_is_dense():
     kernel = eoi.conv(1.0)(jax.random.key(0), (1, 1, 6, 6))
     assert np.all(np.asarray(kernel) != 0)
@@ -473,6 +478,7 @@ def test_balance_is_a_truth_value_and_not_for_patterns(init):
         init(0.3, balance_outputs=True, planes=band)
 
 
+@pytest.mark.slow
 def test_spread_kernels_of_planes_in_a_pattern_stay_inside_it():
     """What balances outputs would start outside: by default such planes do without."""
     blocks = eoi.planes.within(lambda size: np.kron(np.eye(2), np.ones((size // 2,) * 2)) > 0)

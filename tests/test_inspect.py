@@ -98,6 +98,7 @@ def test_a_file(tmp_path, capsys):
     assert "grid of side 5" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_shapes_that_may_mean_several_things(tmp_path, capsys):
     """Without a layout a stack may be a convolution: no number rather than a wrong one."""
     params, mask = network()
@@ -205,6 +206,7 @@ def test_the_last_checkpoint_of_a_run(seeds, transformation, tmp_path, capsys):
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_mask_that_does_not_hold(tmp_path, capsys):
     def spoil(params):
         kernel = params["first"]["kernel"]
@@ -222,6 +224,7 @@ def test_a_mask_that_does_not_hold(tmp_path, capsys):
     assert "not zero in params/first/kernel." in out
 
 
+@pytest.mark.slow
 def test_training_saves_what_it_has_trained(tmp_path, monkeypatch, capsys):
     folder, path = tmp_path / "run", tmp_path / "net.safetensors"
     [(params, mask), _] = run_of(folder, (3, 5), static)

@@ -279,6 +279,7 @@ def run(request, tmp_path_factory):
     return FRAMEWORKS[request.param](tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 def test_kernels_start_orthogonal(run):
     pairs = zip(jax.tree.leaves(run.mask), jax.tree.leaves(run.params), strict=True)
     kernels = [np.asarray(leaf, np.float64) for mask, leaf in pairs if mask.ndim]
@@ -399,6 +400,7 @@ def test_a_network_has_the_density_that_was_asked_for(build, number):
     assert sum(int((leaf != 0).sum()) for leaf in matrices) == sum(m.size // 4 for m in matrices)
 
 
+@pytest.mark.slow
 def test_recurrent_kernels_of_equinox_start_orthogonal():
     params = RECURRENT["equinox-lstm"][0]()
     start = eoi.exact_orthogonal(KEY, params, 0.3)
@@ -427,6 +429,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("maker", "name"),
     [*((maker, "lora") for maker in MAKERS), *(("support", name) for name in DENSE)],

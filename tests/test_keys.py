@@ -105,6 +105,7 @@ def test_an_old_key_draws_what_the_new_one_draws(impl):
             assert np.array_equal(numbers(DRAWS[name](np.asarray(old))), numbers(DRAWS[name](new)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_steps_and_leaves_draw_apart(impl):
     """With unsafe_rbg, whose fold_in commutes, (step, leaf) and (leaf, step) would coincide."""

@@ -132,6 +132,7 @@ def test_as_many_steps_as_the_smaller_side_are_exact_from_any_start(shape, dtype
         assert error <= 2 * tolerance, (name, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_weights_are_the_shares_of_the_start_along_singular_vectors(shape, x64):
     names, matrices, _, _, density = results(shape, "float64", 1000)
@@ -146,6 +147,7 @@ def test_weights_are_the_shares_of_the_start_along_singular_vectors(shape, x64):
 # --- fewer steps ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "num_steps"), FEWER_STEPS)
 def test_estimates_are_bounds_and_a_value_is_within_the_residual(shape, num_steps, dtype):
     names, _, values, ends, density = results(shape, dtype, num_steps)
@@ -231,6 +233,7 @@ def test_moments_are_unbiased_with_the_stated_standard_error(x64):
         np.testing.assert_allclose(samples.std() / np.sqrt(probes), error, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_complete_probes_weigh_each_value_equally_on_average(x64):
     values, probes = np.arange(1.0, 9.0), 500
     nodes, weights = spectrum.spectral_density(
@@ -376,6 +379,7 @@ def test_values_scale_with_the_map():
         np.testing.assert_allclose(few, np.array(ends(matrix, 2)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_numbers_are_one_by_one_maps():
     ends = spectrum.extreme_singular_values(KEY, jnp.square, np.array([1.0, -3.0], np.float32))
     np.testing.assert_allclose(ends.largest, [2.0, 6.0], rtol=1e-6)
@@ -391,6 +395,7 @@ def test_functions_that_ignore_their_argument_are_zero_maps(fn):
     np.testing.assert_array_equal(np.array(ends), 0.0)
 
 
+@pytest.mark.slow
 def test_narrow_types_are_widened_first():
     matrix = jnp.asarray(with_singular_values(0, (4, 9), [1.0, 0.5, 0.25, 0.125]), jnp.bfloat16)
     x = jnp.ones((1, 9), jnp.bfloat16)
@@ -429,6 +434,7 @@ def test_jacobians_that_are_not_finite_give_nan_for_their_example(function, num_
         assert np.isfinite(leaf[::3]).all()
 
 
+@pytest.mark.slow
 def test_values_beyond_the_dtype_are_nan():
     ends = spectrum.extreme_singular_values(
         KEY, lambda v: 2e38 * (jnp.sum(v) + v), jnp.ones((1, 30)), num_steps=3

@@ -98,6 +98,7 @@ def test_states_and_examples_may_have_several_axes(example, x64):
     np.testing.assert_allclose(values, prefix_values(step, kernels, x, embed), rtol=0, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "layers"),
     [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (5, [5]), (9, [5])],
@@ -139,6 +140,7 @@ def test_it_shows_the_layer_where_isometry_is_lost():
     np.testing.assert_allclose(values[3:], 0.5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_batch_size_changes_nothing(batch_size):
     stack, x = tanh_stack(), normal(2, 7, WIDTH)
@@ -271,6 +273,7 @@ def assert_same(found, expected):
     chex.assert_trees_all_close(found[:4], expected[:4], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_it_measures_on_schedule_and_compiles_once():
     chex.clear_trace_counter()
     watch = spectrum.monitor(chex.assert_max_traces(isometry, n=1), every=3)

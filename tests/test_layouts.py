@@ -71,6 +71,7 @@ def test_dense_draws_each_matrix_as_it_would_be_drawn_alone(shape, layout, equat
     assert jax_init(KEY, shape).shape == shape
 
 
+@pytest.mark.slow
 def test_dense_by_default_reads_all_axes_but_the_last_as_inputs():
     expected = eoi.orthogonal(KEY, (3, 4, 20), 0.2)
     np.testing.assert_array_equal(eoi.dense(0.2)(KEY, (3, 4, 20)), expected)
@@ -133,6 +134,7 @@ def test_exact_orthogonal_makes_each_matrix_an_isometry_and_counts_exactly(start
     assert values["scanned fused/kernel"].shape == (2, 3 * D)
 
 
+@pytest.mark.slow
 def test_exact_orthogonal_draws_what_it_draws_for_the_flattened_kernel(start):
     """Leaves keep their places in the tree, and so their keys."""
     flat = {}
@@ -193,6 +195,7 @@ def test_other_starts_read_the_same_axes():
     assert max(gram_error(sao.params["a"]["kernel"][:, head]) for head in range(HEADS)) < 1e-5
 
 
+@pytest.mark.slow
 def test_rescaling_by_unit_counts_along_the_inputs():
     params = {"a": jnp.ones((D, HEADS, HEAD)), "b": jnp.ones((24, D))}
     params = {name: {"kernel": value} for name, value in params.items()}
@@ -288,6 +291,7 @@ def test_attention_of_flax_is_known_by_name(build, stacked):
     assert max(float(jnp.max(error)) for error in errors.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_an_initializer_draws_attention_of_flax_as_whole_isometries():
     params = linen_params(kernel_init=eoi.dense(DENSITY))
     for name in ("query", "key", "value", "out"):
@@ -379,6 +383,7 @@ def test_trees_of_hugging_face_are_known_by_name(shapes):
         assert max(map(gram_error, fused.reshape(2, D, D))) < 1e-5
 
 
+@pytest.mark.slow
 def test_fused_kernels_are_three_isometries():
     params = {
         "inputs": {"c_attn": {"kernel": jnp.ones((D, 3 * D))}},

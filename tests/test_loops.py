@@ -28,6 +28,7 @@ def trained(step_fns, config, stops):
     return state, all_sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "dynamic"),
     [

@@ -114,6 +114,7 @@ def test_is_kernel(path, leaf, expected):
     assert masks.is_kernel(path, leaf) is expected
 
 
+@pytest.mark.slow
 def test_support_selects_the_kernels_of_each_framework(framework):
     params, kernels = framework
     mask = masks.support(params)
@@ -245,6 +246,7 @@ def test_every_set_of_further_weights_is_equally_likely():
     assert np.abs(counts - draws * p).max() < 5 * np.sqrt(draws * p * (1 - p))
 
 
+@pytest.mark.slow
 def test_leaves_and_slices_draw_independently():
     mask = {"a": jnp.zeros((40, 10), bool), "b": jnp.zeros((40, 10), bool)}
     filled = masks.fill(jax.random.key(0), mask, 0.5)
@@ -287,6 +289,7 @@ def test_fill_under_jit_and_vmap_is_fill():
         )
 
 
+@pytest.mark.slow
 def test_densities_per_leaf_and_per_slice():
     mask = jax.tree.map(lambda m: jnp.zeros_like(m) if m.ndim else m, example_mask())
     per_layer = np.array([0.1, 0.5, 0.0, 1.0])
@@ -418,6 +421,7 @@ def test_top_k_under_jit_and_vmap_is_top_k():
         )
 
 
+@pytest.mark.slow
 def test_top_k_takes_densities_per_leaf_and_per_slice():
     scores = example_scores()
     wanted = {"conv": {"bias": 1.0, "kernel": 0.2}, "stack": np.array([0.0, 0.5, 1.0]), "empty": 1}
@@ -461,6 +465,7 @@ def test_random_and_shuffled_masks_are_uniform_under_vmap():
         assert np.abs(counts - draws * p).max() < 5 * np.sqrt(draws * p * (1 - p))
 
 
+@pytest.mark.slow
 def test_shuffle_keeps_counts_by_kernel_or_by_layer():
     mask = {
         "stack": jnp.zeros((3, 2, 6), bool).at[0].set(True),

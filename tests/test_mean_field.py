@@ -245,6 +245,7 @@ def test_a_kink_is_found_wherever_it_is(kink, jump, q):
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softplus", "mish", "silu", "gelu"])
 @pytest.mark.parametrize("q", [0.0, 1.0, 1e4])
 def test_smooth_functions_of_jax_have_the_gain_of_their_gradient(name, q):

@@ -83,6 +83,7 @@ def test_the_workflow_of_linen(annotation, optimizer, kind):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_workflow_of_nnx(optimizer):
     def annotated(init, *names):
@@ -152,6 +153,7 @@ def test_every_mask_goes_back_into_every_function(name):
     jax.tree.map(np.testing.assert_array_equal, eoi.masks.apply(boxed, params), start.params)
 
 
+@pytest.mark.slow
 def test_a_tree_that_differs_by_more_than_boxes_is_refused():
     params = params_of("partitioned")
     mask = eoi.masks.support(params)

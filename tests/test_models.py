@@ -194,6 +194,7 @@ def test_counts_and_shapes(name):
     assert ("batch_stats" in variables) == (name in NORMED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.NAMES)
 def test_classes_only_change_the_last_layer(name):
     logits, few, many = None, None, None

@@ -29,6 +29,7 @@ def counts(support, m):
     return support.reshape(inputs // m, m, outputs).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATTERNS)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_draw_has_n_of_every_m_inputs_and_is_orthogonal(name, seed):
@@ -48,6 +49,7 @@ def test_a_draw_of_float64_is_orthogonal_to_its_rounding(x64):
         assert gram_error(w, 3.0) < 1e-14
 
 
+@pytest.mark.slow
 def test_places_and_values_have_no_preference():
     """Each entry is there in half of the draws, with mean 0: to five standard errors."""
     draw = jax.vmap(lambda key: n_to_m.orthogonal(key, (8, 8), 2, 4))
@@ -61,6 +63,7 @@ def test_places_and_values_have_no_preference():
     assert 0 < (support[:, :4, 0] == support[:, :4, 1]).all(1).mean() < 1
 
 
+@pytest.mark.slow
 def test_supports_differ_and_connect_all_inputs():
     """A block-diagonal matrix has two supports, and two components that never meet."""
     support = np.asarray(n_to_m.orthogonal(KEY, (64, 64), 2, 4)) != 0

@@ -70,6 +70,7 @@ def test_the_count_is_exact_and_every_layer_orthogonal(count, seed):
     assert not any(np.any(leaf["kernel"]) for leaf in off.values())
 
 
+@pytest.mark.slow
 def test_feasible_layers_get_their_budget_and_matrices_stay_just_below():
     densities = budgets.uniform(PARAMS, 0.3, layout=layout)
     drawn = start(densities)
@@ -112,6 +113,7 @@ def test_convolutions_live_on_their_center_tap():
         assert outside.any()
 
 
+@pytest.mark.slow
 def test_eis_unmasks_all_taps_of_the_connections():
     params = {
         "conv": {"kernel": jnp.zeros((3, 3, 16, 32))},
@@ -248,6 +250,7 @@ def test_the_densities_of_any_method():
     chex.assert_trees_all_equal(base.params, masks.apply(scored, params))
 
 
+@pytest.mark.slow
 def test_trees_of_nnx_and_equinox():
     state = nnx.state(nnx.Linear(12, 20, rngs=nnx.Rngs(0)), nnx.Param)
     drawn = networks.exact_orthogonal(KEY, state, 0.25)
@@ -444,6 +447,7 @@ def test_equinox_convolutions_are_refused():
         networks.exact_orthogonal(KEY, arrays, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_groups_are_isometries_of_their_own(batch):
     """Through the real convolution, so that the order of the channels counts."""
@@ -491,6 +495,7 @@ def test_where_permute_and_angles_reach_the_layers():
     assert np.abs(small.diagonal()).min() > 0.99 > np.abs(kernel.diagonal()).min()
 
 
+@pytest.mark.slow
 def test_the_mask_is_the_support_before_the_cast():
     params = {"kernel": jnp.zeros((64, 64), jnp.float16)}
     drawn = networks.exact_orthogonal(KEY, params, 0.9, angles=1e-3, scale=1e-3)
@@ -505,6 +510,7 @@ def test_the_density_of_each_layer_at_its_center():
     assert 0.25 - 1 / 16 < np.count_nonzero(drawn.params["kernel"][1, 2]) / 256 <= 0.25
 
 
+@pytest.mark.slow
 def test_other_densities_of_the_same_shapes_compile_nothing():
     params = {"kernel": jnp.zeros((12, 20)), "large": {"kernel": jnp.zeros((12, 70))}}
     networks.exact_orthogonal(KEY, params, 0.1)
@@ -622,6 +628,7 @@ def test_a_donated_start_leaves_the_others():
     assert params["bias"].tolist() == [1.0] * 4
 
 
+@pytest.mark.slow
 def test_narrow_kernels_of_every_start():
     params = {"linear": {"kernel": jnp.zeros((16, 10), jnp.bfloat16)}}
     params["square"] = {"kernel": jnp.zeros((16, 16), jnp.bfloat16)}
@@ -677,6 +684,7 @@ def test_spread_taps_are_isometric_and_keep_every_count(taps):
     assert moved == 4
 
 
+@pytest.mark.slow
 def test_he_scales_have_the_norm_of_masked_he_weights():
     densities = {"conv": 0.2, "grouped": 0.5, "linear": 0.4, "stack": np.array([0.2, 0.4])}
     tree = {
@@ -729,6 +737,7 @@ def test_taps_and_scales_out_of_range_are_refused(options, named):
         networks.exact_orthogonal(jax.random.key(0), CONV, 0.3, layout=conv_layout, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["layer", "unit"])
 def test_rescaled_weights_keep_the_second_moment_of_dense_ones(per):
     """Over its fan-in: of each layer as a whole, or of each unit."""

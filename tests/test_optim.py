@@ -355,6 +355,7 @@ def test_vmap_over_runs_is_the_loop(name):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state_dtype", [None, jnp.float32])
 def test_schedule_free_evaluates_at_zero(state_dtype):
     inner = optax.contrib.schedule_free_sgd(0.1, state_dtype=state_dtype)
@@ -559,6 +560,7 @@ class NnxNet(nnx.Module):
         return self.rest[0](nnx.tanh(self.norm(self.first(x))))
 
 
+@pytest.mark.slow
 def test_nnx_optimizer():
     model = NnxNet(nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
@@ -596,6 +598,7 @@ def test_nnx_state_without_its_optimizer():
     chex.assert_trees_all_equal(optax.tree.get(state, "mask"), mask)
 
 
+@pytest.mark.slow
 def test_equinox():
     model = eqx.nn.MLP(3, 4, 4, 2, key=jax.random.key(0))
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -751,6 +754,7 @@ def test_a_function_makes_masks_where_the_optimizer_comes_first():
     chex.assert_trees_all_equal(masks.apply(state.mask, params), params)
 
 
+@pytest.mark.slow
 def test_a_module_with_a_call_is_a_mask_and_no_function():
     model = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)

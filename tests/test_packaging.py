@@ -57,6 +57,7 @@ def requirements(metadata):
     return {r.name for r in parsed if not r.marker or r.marker.evaluate({"extra": ""})}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_library_alone(names):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"eoi_jax"}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "eoi_jax").rglob("*.py")}

@@ -28,6 +28,7 @@ def test_depth_is_solved_at_the_width_of_the_sparse_network():
     assert abs(size_by_hand(121, 128) / (0.125 * size_by_hand(1000, 128)) - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_what_is_off_by_more_than_a_percent_is_refused():
     with refuses("width", "width=10", "1.2%", "density=0.5"):
         parameter_matching.dense_of_equal_size(

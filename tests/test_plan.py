@@ -60,6 +60,7 @@ def one_argument(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["test"])
 
 
+@pytest.mark.slow
 @each_kind
 def test_totals_are_exact(name, budget):
     known = {"mlp7": 129_400, "mlp1000": 16_452_864, "resnet32": 464_432}
@@ -214,6 +215,7 @@ class _Block(nn.Module):
         return nn.relu(nn.Dense(6, name="mix")(x)), None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*models.NAMES, "assorted"])
 def test_flops_are_those_of_the_program(name):
     """The operations are counted once more, in the program that JAX traces."""

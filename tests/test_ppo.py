@@ -152,6 +152,7 @@ def test_scores_that_are_not_finite_are_not_hidden():
 # Environments and networks
 
 
+@pytest.mark.slow
 @needs_gymnax
 def test_an_episode_that_is_cut_is_told_from_one_that_ends():
     env = environments.load("CartPole-v1")
@@ -223,6 +224,7 @@ def test_the_hidden_jacobian_of_linear_layers_is_the_product_of_their_gains():
         np.testing.assert_allclose(values, 2.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_units_without_activation_are_dormant():
     model = networks.build(TINY, 3)
     variables = starts.make(TINY, model, 5, 1).variables
@@ -271,6 +273,7 @@ def kernels(folder):
     }
 
 
+@pytest.mark.slow
 @needs_gymnax
 @pytest.mark.parametrize("dynamic", ["static", pytest.param("rigl", marks=pytest.mark.slow)])
 def test_masks_hold_in_actor_and_critic(dynamic, finished, tmp_path):

@@ -36,6 +36,7 @@ def single(seed, rate):
     return dataclasses.replace(TWO, seeds=(seed,), learning_rates=(), learning_rate=rate)
 
 
+@pytest.mark.slow
 def test_the_first_seed_tries_all_and_the_others_take_the_best(root):
     tried = [single(3, rate) for rate in TWO.learning_rates]
     assert [runs.is_done(runs.folder_of(config, root)) for config in tried] == [True, True, False]

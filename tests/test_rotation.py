@@ -89,6 +89,7 @@ def test_narrow_dtypes_are_cast_last(dtype):
     np.testing.assert_array_equal(turned, wide.astype(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_float64_is_float64_throughout():
     rotations = givens.sample(KEY, 30, 300, dtype=jnp.float64)
@@ -96,6 +97,7 @@ def test_float64_is_float64_throughout():
     np.testing.assert_allclose(turned, float64_product(rotations, 30), atol=1e-13)
 
 
+@pytest.mark.slow
 def test_gained_counts_follow_the_floats():
     # The same plane turned forth and back: (0, 1) by θ, then (1, 0) by θ, is the identity.
     forth_and_back = givens.from_pairs(KEY, [(0, 1), (1, 0), (1, 2)], angles=0.7)

@@ -57,6 +57,7 @@ def test_it_is_orthogonal_in_blocks_of_the_degree(seed, case):
     check_blocks(w, case[1])
 
 
+@pytest.mark.slow
 def test_float64(x64):
     case = (64, 8)
     w = sao.orthogonal(KEY, *case, dtype=jnp.float64)
@@ -89,6 +90,7 @@ def test_a_block_of_two_is_a_uniform_rotation_or_reflection():
         assert abs(np.sin(harmonic * angles).mean()) <= bound
 
 
+@pytest.mark.slow
 def test_blocks_are_haar():
     """Entries of a Haar matrix have the moments 0, 1/d, 0, 3/(d(d+2)): within 4 errors."""
     size, degree, draws = 12, 4, 1500
@@ -162,6 +164,7 @@ def pair(u):
     return np.concatenate([np.maximum(u, 0), np.maximum(-u, 0)], -1)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 1), st.sampled_from(RELU_CASES))
 def test_the_matrix_for_relu_is_linear_and_isometric_on_pairs(seed, case):
     size, degree = case
@@ -226,6 +229,7 @@ def test_the_degree_of_a_density_or_the_nearest_ones(size, wanted, activation):
     assert named == set(below[-1:] + above[:1])
 
 
+@pytest.mark.slow
 def test_dense_and_conv_draw_the_matrix():
     matrix = sao.orthogonal(KEY, 32, 8, scale=1.5)
     np.testing.assert_array_equal(sao_dense(0.25, scale=1.5)(KEY, (32, 32), jnp.float32), matrix)
@@ -269,6 +273,7 @@ def test_a_transposed_convolution_keeps_norms():
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_under_nnx_vmap_and_sharding():
     @nnx.split_rngs(splits=3)
     @nnx.vmap(in_axes=0, out_axes=0)

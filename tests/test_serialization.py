@@ -788,6 +788,7 @@ def test_a_hundred_keys_are_saved_and_loaded(tmp_path):
     assert same(eoi.load(tmp_path / "net").params, params)
 
 
+@pytest.mark.slow
 def test_many_names_take_little_time(tmp_path):
     """Each differs from the next in its last key only, the worst for the check of clashes."""
     beginning = "/".join(["layer"] * 98)

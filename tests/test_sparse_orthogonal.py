@@ -185,6 +185,7 @@ def test_every_kind_of_key(impl):
     assert (looped[0] != looped[1]).any()
 
 
+@pytest.mark.slow
 def test_old_style_keys():
     old = orthogonal(jax.random.PRNGKey(3), (20, 20), 0.2)
     np.testing.assert_array_equal(old, orthogonal(jax.random.key(3), (20, 20), 0.2))
@@ -267,6 +268,7 @@ def test_an_unknown_stopping_rule_is_refused():
         orthogonal(KEY, (4, 4), 0.5, stopping="below")
 
 
+@pytest.mark.slow
 def test_a_new_density_compiles_nothing():
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -277,6 +279,7 @@ def test_a_new_density_compiles_nothing():
         assert abs(density_of(draw(KEY, density)) - density) <= 0.5 / 40 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_traced_density_out_of_range_gives_nan():
     draw = jax.jit(lambda density: orthogonal(KEY, (20, 20), density))
     for bad in (0.0, -0.5, 0.01, 1.5, math.nan, math.inf):
@@ -386,6 +389,7 @@ def test_one_program_lowers_for_every_platform():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1024, 2048])
 def test_temporary_memory_is_below_three_outputs(size):
     draw = jax.jit(lambda key: orthogonal(key, (size, size), 0.1))
@@ -499,6 +503,7 @@ def test_balanced_columns_have_half_of_their_fair_share_or_more(seed, shape, pos
     assert abs(density_of(w) - density) <= 0.5 / m + 1e-6
 
 
+@pytest.mark.slow
 def test_the_balanced_start_is_the_identity_side_by_side():
     """Two columns for each of the first two rows, and one for the third."""
     w = orthogonal(KEY, (3, 5), 1 / 3, balance_outputs=True)
@@ -558,6 +563,7 @@ def test_rounding_to_bfloat16_keeps_the_bound():
     assert norms.min() >= 0.5 * math.sqrt(3 / 16)
 
 
+@pytest.mark.slow
 def test_squeezed_angles_are_uniform_among_those_that_keep_the_floor():
     """And no angle moves where all of them keep it, as for orthogonal rows of one norm."""
     generator = np.random.default_rng(0)

@@ -169,6 +169,7 @@ def test_base_loses_its_singular_values_as_far_as_known():
         assert means.std(ddof=1) < 0.4 * means.mean()
 
 
+@pytest.mark.slow
 def test_a_spectrum_that_is_not_finite_is_no_result(tmp_path):
     diverging = config.Spectrum(activation="identity", data="made", depth=3, width=20, scale=1e30)
     with refuses("scale", "1e+30", "seed 1", error=FloatingPointError):

@@ -199,6 +199,7 @@ def test_values_differ_among_examples():
     np.testing.assert_allclose(values, expected, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_compiled_is_eager():
     fn, x = tanh_network(), normal(3, 5, 6)
     eager = spectrum.singular_values(fn, x)
@@ -214,6 +215,7 @@ def test_narrow_types_are_widened_before_the_factorization():
     np.testing.assert_allclose(values[0], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_deep_scanned_orthogonal_stack_stays_isometric():
     stack = np.linalg.qr(np.random.default_rng(0).normal(size=(200, 32, 32)))[0].astype(np.float32)
 
@@ -345,6 +347,7 @@ def test_leading_axes_are_a_batch():
     np.testing.assert_allclose(jax.vmap(spectrum.orthogonality_error)(matrices), errors, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_error_is_computed_in_float32_or_wider(x64):
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
     assert spectrum.orthogonality_error(q).dtype == jnp.float64
@@ -431,6 +434,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", OF_ONE_EXAMPLE)
 @pytest.mark.parametrize("measure", MEASURES)
 def test_an_example_in_place_of_a_batch_is_named_with_the_error_of_the_function(measure, fn):

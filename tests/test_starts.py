@@ -72,6 +72,7 @@ def test_the_methods_of_a_seed_share_dense_weights_and_mask(dataset):
         assert starts.count(start) == (120, 400)
 
 
+@pytest.mark.slow
 def test_another_seed_draws_all_of_it_anew(dataset):
     one, other = make(FOUR, dataset), make(FOUR, dataset, seed=2)
     for name, mask in kernels(one.mask).items():
@@ -98,6 +99,7 @@ def test_networks_by_their_fields(dataset):
     assert network.build(dataclasses.replace(TWO, method="eoi"), 10) is network.build(TWO, 10)
 
 
+@pytest.mark.slow
 def test_orthogonal_convolutions_are_deltas_by_group():
     shapes = {"plain": (3, 3, 4, 6), "depthwise": (3, 3, 1, 5)}
     params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
@@ -236,6 +238,7 @@ def kept(scores, density):
     return [score >= least for score in scores]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("criterion", "score"), [("snip", snip), ("grasp", grasp)])
 def test_scores_by_hand(criterion, score, dataset):
     config = dataclasses.replace(TWO, criterion=criterion, batch_size=64)

@@ -153,6 +153,7 @@ def test_steps_by_hand(made):
         assert float(accuracy) == pytest.approx(hand.right(x, y).mean(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_dispatches_change_no_bit():
     ends = []
     for bounds in ((0, 11), (0, 3, 4, 11)):

@@ -65,6 +65,7 @@ def test_a_network_is_its_embedding_blocks_and_last_layer():
     np.testing.assert_allclose(model.apply(variables, text), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "vit"])
 def test_plain_networks_have_no_normalization_and_small_branches(name):
     normed, plain = (built(each)[1]["params"] for each in (name, f"{name}_plain"))
@@ -156,6 +157,7 @@ def test_a_step_of_adamw_is_that_of_optax_under_the_mask():
     )
 
 
+@pytest.mark.slow
 def test_the_spectrum_of_a_transformer_is_that_of_its_blocks():
     """Branches without weight leave the identity, whose singular values are all one."""
     config = Train(model="gpt", data="topics", method="dense", density=1.0, **SIZES)
