@@ -132,18 +132,20 @@ def _parts(part: str) -> dict[str, Any]:
 
 def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
-    # Dense weights take lower rates, with normalization still lower ones; those of SμPar are
-    # multiplied by 8 where the mask is.
+    # Dense weights take lower rates, with normalization still lower ones, and where attention alone
+    # is sparse most weights are dense. The rates of SμPar are multiplied by 8 where the mask is.
     factor = 0.25 if base.model.endswith("plain") else 0.125
     rates = {
         "dense": {"learning_rates": _times(factor, base.learning_rates)},
         "smupar": {"learning_rates": _times(0.25, base.learning_rates)},
     }
-    sparse = [
-        run
-        for part, names in STARTS.items()
-        for run in grids.starts_of(dataclasses.replace(base, **_parts(part)), names, **rates)
-    ]
+    sparse = []
+    for part, names in STARTS.items():
+        of_part = dataclasses.replace(base, **_parts(part))
+        if part == ATTENTION:
+            halved = _times(0.5, base.learning_rates)
+            of_part = dataclasses.replace(of_part, learning_rates=halved)
+        sparse += grids.starts_of(of_part, names, **rates)
     dense = grids.starts_of(dataclasses.replace(base, **_parts(BOTH)), ("dense",), **rates)
     return dense + sparse
 
