@@ -132,8 +132,8 @@ def _parts(part: str) -> dict[str, Any]:
 
 def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
-    # Dense weights take lower rates, with normalization still lower ones, and where attention alone
-    # is sparse most weights are dense. The rates of SμPar are multiplied by 8 where the mask is.
+    # Dense weights take lower rates, with normalization still lower ones. Networks with one sparse
+    # part are between. SμPar multiplies its rates by 8 where the mask is.
     factor = 0.25 if base.model.endswith("plain") else 0.125
     rates = {
         "dense": {"learning_rates": _times(factor, base.learning_rates)},
@@ -142,7 +142,7 @@ def _starts(base: Train) -> list[Train]:
     sparse = []
     for part, names in STARTS.items():
         of_part = dataclasses.replace(base, **_parts(part))
-        if part == ATTENTION:
+        if part != BOTH:
             halved = _times(0.5, base.learning_rates)
             of_part = dataclasses.replace(of_part, learning_rates=halved)
         sparse += grids.starts_of(of_part, names, **rates)
