@@ -65,20 +65,25 @@ def get_config() -> Train:
 def sweep() -> list[Train]:
     """Return all starts of both networks, 6 and 48 blocks deep, with five seeds."""
     base = dataclasses.replace(get_config(), seeds=(1, 2, 3, 4, 5))
-    vision = dataclasses.replace(base, data="cifar10", batch_size=128)
+    vision = _of_images(base)
     text = grids.product(base, depth=(6, 48), model=("gpt_plain", "gpt"))
     images = grids.product(vision, depth=(6, 48), model=("vit_plain", "vit"))
     return [run for each in (*text, *images) for run in _starts(each)]
 
 
 def small() -> list[Train]:
-    """Return four epochs of one seed; at 48 blocks, and on images, one."""
+    """Return four epochs of one seed; at 48 blocks one, and on images half of one."""
     base = dataclasses.replace(get_config(), epochs=4)
     text = grids.product(base, depth=(6,), model=("gpt_plain", "gpt"))
     deep = grids.product(base, epochs=(1,), depth=(48,), model=("gpt_plain", "gpt"))
-    vision = dataclasses.replace(base, epochs=1, data="cifar10", batch_size=128)
+    vision = _of_images(dataclasses.replace(base, epochs=0.5))
     images = grids.product(vision, model=("vit_plain", "vit"))
     return [run for each in (*text, *deep, *images) for run in _starts(each)]
+
+
+def _of_images(base: Train) -> Train:
+    rates = (4e-3, 8e-3, 16e-3)
+    return dataclasses.replace(base, data="cifar10", batch_size=128, learning_rates=rates)
 
 
 def quick() -> list[Train]:
@@ -132,9 +137,9 @@ def _parts(part: str) -> dict[str, Any]:
 
 def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
-    # Dense weights take lower rates, with normalization still lower ones. Networks with one sparse
-    # part are between. SμPar multiplies its rates by 8 where the mask is.
-    factor = 0.25 if base.model.endswith("plain") else 0.125
+    # Dense weights take lower rates, in language models with normalization still lower ones.
+    # Networks with one sparse part are between. SμPar multiplies its rates by 8 where the mask is.
+    factor = {"gpt_plain": 0.25, "gpt": 0.125}.get(base.model, 0.5)
     rates = {
         "dense": {"learning_rates": _times(factor, base.learning_rates)},
         "smupar": {"learning_rates": _times(0.25, base.learning_rates)},
