@@ -60,12 +60,13 @@ def uniform(
         density: The fraction of the weights of all kernels together, in (0, 1].
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``: a stack with ``batch_axes=1``, a kernel of a scan over
-            layers, counts as that many layers. Without it each kernel is one layer.
+            layers, counts as that many layers. By default :func:`eoi_jax.layouts.by_name`, which
+            knows stacked attention of Flax; any other kernel is one layer.
 
     Returns:
         A tree of the structure of ``params``: a float for a kernel, a float64 NumPy array ``(L,)``
         for a stack of ``L`` layers, and 1.0 for a leaf that stays dense. A layer whose share is
-        below one half weight may get 0.
+        below one weight may get 0.
 
     Raises:
         ValueError: If the density leaves no weight at all or is out of range or traced, if
@@ -90,21 +91,22 @@ def erdos_renyi(
 
     The number of weights of a linear layer is proportional to its number of channels.
     :math:`d_l = \min(1, \varepsilon (n_{in} + n_{out}) / (n_{in} n_{out}))`, where
-    :math:`n_{in}` and :math:`n_{out}` are the last two axes of the kernel: channels, in the layout
-    of Flax and Haiku. For kernels stored as ``(out, in, height, width)`` use
-    :func:`erdos_renyi_kernel`, which reads the axes in any order.
+    :math:`n_{in}` and :math:`n_{out}` are the inputs and outputs that the layout names, by default
+    mostly the last two axes: channels, in Flax and Haiku. For kernels stored as
+    ``(out, in, height, width)`` use :func:`erdos_renyi_kernel`, which reads the axes in any order.
 
     Args:
         params: A pytree of arrays or of :class:`jax.ShapeDtypeStruct`.
         density: The fraction of the weights of all kernels together, in (0, 1].
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``: a stack with ``batch_axes=1``, a kernel of a scan over
-            layers, counts as that many layers. Without it each kernel is one layer.
+            layers, counts as that many layers. By default :func:`eoi_jax.layouts.by_name`, which
+            knows stacked attention of Flax; any other kernel is one layer.
 
     Returns:
         A tree of the structure of ``params``: a float for a kernel, a float64 NumPy array ``(L,)``
         for a stack of ``L`` layers, and 1.0 for a leaf that stays dense. A layer whose share is
-        below one half weight may get 0.
+        below one weight may get 0.
 
     Raises:
         ValueError: If the density leaves no weight at all or is out of range or traced, if
@@ -142,12 +144,13 @@ def erdos_renyi_kernel(
         density: The fraction of the weights of all kernels together, in (0, 1].
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``: a stack with ``batch_axes=1``, a kernel of a scan over
-            layers, counts as that many layers. Without it each kernel is one layer.
+            layers, counts as that many layers. By default :func:`eoi_jax.layouts.by_name`, which
+            knows stacked attention of Flax; any other kernel is one layer.
 
     Returns:
         A tree of the structure of ``params``: a float for a kernel, a float64 NumPy array ``(L,)``
         for a stack of ``L`` layers, and 1.0 for a leaf that stays dense. A layer whose share is
-        below one half weight may get 0.
+        below one weight may get 0.
 
     Raises:
         ValueError: If the density leaves no weight at all or is out of range or traced, if

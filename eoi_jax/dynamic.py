@@ -336,8 +336,11 @@ def _dynamic_sparse(
 
     def init(params: Params) -> DynamicSparseState:
         static_state = static.init(params)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            trees.layout(options.layout, path, leaf)
+        leaf_masks = jax.tree.leaves(static_state.mask)
+        paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+        for (path, leaf), leaf_mask in zip(paths_and_leaves, leaf_masks, strict=True):
+            if np.ndim(leaf_mask) > 0:
+                trees.layout(options.layout, path, leaf)
         # A copy: a donated state must not take the user's key along.
         key_copy = None if key_data is None else jnp.array(key_data, copy=True)
         return DynamicSparseState(jnp.zeros((), jnp.int32), key_copy, *static_state)

@@ -35,7 +35,9 @@ def by_name(
                                                  in ``c_fc`` and ``c_proj`` too, and in ``c_attn``
                                                  beside ``q_attn``, which is ``k`` and ``v``
     ``in_proj_weight``                           the same three of PyTorch, outputs first
-    any other of 2, or of 4 or more axes         ``(*taps, inputs, outputs)``
+    ``weight_ih``, ``weight_hh``, ``weight_hr``, ``(outputs, inputs)``, of PyTorch, and of Equinox's
+    ``q_proj_weight`` and the like               recurrent layers
+    any other of 2 or of 4 axes                  ``(*taps, inputs, outputs)``
     ============================================ ===============================================
 
     Attention with fewer heads of keys and values than of queries is read in the same way, each
@@ -53,8 +55,8 @@ def by_name(
         ``(path, leaf) -> Layout``, for ``layout=`` of the functions over trees. A layout function
         of your own may call it for the kernels that it does not handle. It raises ``ValueError``
         for a kernel whose name and shape may mean several things: a kernel of three axes that is
-        not attention, a ``c_attn`` of other widths, a depthwise convolution, or a convolution of
-        Equinox.
+        not attention, one of five or more, a ``c_attn`` of other widths, a depthwise convolution,
+        or a convolution of Equinox.
 
     Raises:
         ValueError: If ``batch_axes`` is no number.

@@ -234,8 +234,8 @@ def fill(key: Array, mask: Mask, densities: Densities) -> Mask:
 
     Returns:
         A mask of the same structure. The count is exact for a density that is static when the
-        function is traced; a traced density is multiplied in its own precision, which is exact
-        for :func:`densities` of up to about four million unmasked weights a leaf.
+        function is traced; a traced density is multiplied in float32, or wider if it is, which is
+        exact for :func:`densities` of up to about four million unmasked weights a leaf.
 
     Raises:
         ValueError: If a density is out of range or of the wrong shape, or if a kernel has more
@@ -368,9 +368,12 @@ def densities(mask: Mask, *, layout: LayoutOf | None = None) -> Densities:
     trees.mask_leaves(mask)
 
     def leaf_density(path: Any, leaf: Any) -> Any:
-        if np.ndim(leaf) == 0 or leaf.size == 0:
+        if np.ndim(leaf) == 0:
             return np.ones(())
-        axes = range(trees.layout(layout, path, leaf).batch_axes, leaf.ndim)
+        stacked = trees.layout(layout, path, leaf).batch_axes
+        if leaf.size == 0:
+            return np.ones(leaf.shape[:stacked])
+        axes = range(stacked, leaf.ndim)
         if checks.is_traced(leaf):
             return jnp.mean(leaf, axis=tuple(axes), dtype=jnp.float32)
         return np.asarray(np.mean(np.asarray(leaf), axis=tuple(axes), dtype=np.float64))
@@ -401,8 +404,9 @@ def overlap(mask: Mask, other: Mask) -> float | Array:
         >>> overlap({"w": jnp.array([True, True, False])}, {"w": jnp.array([False, True, True])})
         0.3333333333333333
     """
-    for tree, like in ((other, mask), (mask, other)):  # both ways, so the shapes are equal
-        trees.mask_fits(tree, like, name="other", tree_name="mask")
+    # Both ways, so the shapes are equal.
+    trees.mask_fits(other, mask, name="other", tree_name="mask")
+    trees.mask_fits(mask, other, name="mask", tree_name="other")
     pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(other), strict=True)
     kernels = [(left, right) for left, right in pairs if np.ndim(left) > 0]
     both = [selection.count(left & right) for left, right in kernels]
@@ -499,7 +503,7 @@ def adopt(
             )
         if found.ndim == 0 or not kernel:
             return jnp.array(True)
-        if order == "torch":
+        if order == "torch" and found.ndim > 1:
             found = np.moveaxis(found, (1, 0), (-2, -1))
         return shardings.like(jnp.asarray(found), leaf)
 

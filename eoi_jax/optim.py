@@ -306,10 +306,13 @@ def scale_by_density(
     ) -> tuple[optax.Updates, ScaleByDensityState]:
         del params
         factors = trees.boxed_as(state.factors, updates)
-        scaled = jax.tree.map(
-            lambda update, factor: update * factor.astype(jnp.result_type(update)), updates, factors
-        )
-        return scaled, state
+
+        def scale(update: Any, factor: Array) -> Any:
+            if jnp.result_type(update) == jax.dtypes.float0:  # the gradient of integers
+                return update
+            return update * factor.astype(jnp.result_type(update))
+
+        return jax.tree.map(scale, updates, factors), state
 
     return optax.GradientTransformation(init, update)
 

@@ -103,7 +103,7 @@ def orthogonal(
         stopping: ``"closest"``, the paper's rule, may end above the target. ``"at_most"`` never
             exceeds the count of :func:`eoi_jax.masks.fill`, the target count rounded half up, so
             that further weights can be unmasked up to exactly this count (a traced density is
-            multiplied in its own precision).
+            multiplied in float32, or wider if it is).
         planes: Law of the planes: :data:`eoi_jax.planes.independent`, the paper's;
             :data:`eoi_jax.planes.matching`, which gives all rows and columns about equally many
             non-zeros; or :func:`eoi_jax.planes.within` a pattern, which may bound the density.

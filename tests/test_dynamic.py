@@ -732,11 +732,18 @@ def test_what_is_not_one_key_is_refused(key, named):
         make("sgd", "set", key=key)
 
 
+def test_a_layout_is_asked_of_sparse_leaves_alone():
+    params = {"kernel": jnp.ones((2, 4, 4)), "steps": jnp.ones(())}
+    mask = {"kernel": jnp.ones((2, 4, 4), bool), "steps": jnp.array(True)}
+    tx = dynamic.rigl(optax.sgd(0.1), mask, layout=lambda path, leaf: typing.Layout(batch_axes=1))
+    assert tx.init(params).mask["kernel"].all()
+
+
 def test_what_does_not_fit_the_parameters_is_refused_at_init():
     with refuses("mask", "params"):
         make("sgd", "rigl").init({"kernel": jnp.ones((2, 2))})
     tx = make("sgd", "rigl", layout=lambda path, leaf: typing.Layout(batch_axes=3))
-    with refuses("layout(dense/bias).batch_axes=3"):
+    with refuses("layout(dense/kernel).batch_axes=3"):
         tx.init(START)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import gram_error, refuses
-from jax.tree_util import GetAttrKey
+from jax.tree_util import DictKey, GetAttrKey
 
 import eoi_jax as eoi
 from eoi_jax.typing import Layout
@@ -393,6 +393,59 @@ def test_fused_kernels_are_three_isometries():
     inputs, torch = start["inputs"]["c_attn"]["kernel"], start["torch"]["self_attn.in_proj_weight"]
     for part in (*jnp.split(inputs, 3, axis=1), *jnp.split(torch, 3, axis=0)):
         assert gram_error(part) < 1e-5
+
+
+@pytest.mark.slow
+def test_other_starts_draw_fused_kernels_apart():
+    params = {"c_attn": {"kernel": jnp.zeros((D, 3 * D))}}
+    sao = eoi.sparsity_aware_orthogonal(KEY, params, DENSITY).params
+    redrawn = eoi.networks.redraw(KEY, params, jax.nn.initializers.orthogonal())
+    shapes = []
+    eoi.networks.redraw(
+        KEY, params, lambda _, shape, dtype: shapes.append(shape) or jnp.ones(shape)
+    )
+    for drawn in (sao, redrawn):
+        parts = jnp.split(drawn["c_attn"]["kernel"], 3, axis=1)
+        assert max(map(gram_error, parts)) < 1e-5
+        assert not jnp.allclose(parts[0], parts[1])
+    assert set(shapes) == {(D, D)}
+
+
+def test_gpt2_tells_its_axes_also_beside_kernels_of_pytorch():
+    gpt2 = {"c_attn": {"kernel": jnp.ones((8, 24))}, "c_fc": {"kernel": jnp.ones((8, 32))}}
+    both = {"a": gpt2, "b": {"self_attn.in_proj_weight": jnp.ones((24, 8))}}
+    path = (DictKey("a"), DictKey("c_fc"), DictKey("kernel"))
+    assert eoi.layouts.by_name(both)(path, gpt2["c_fc"]["kernel"]) == Layout()
+
+
+def test_recurrent_kernels_have_outputs_first():
+    cell = eqx.filter(eqx.nn.GRUCell(8, 16, key=KEY), eqx.is_inexact_array)
+    state_dict = {"rnn.weight_hh_l0": jnp.ones((48, 16)), "attention.q_proj_weight": jnp.eye(8)}
+    for tree in (cell, state_dict):
+        layout = eoi.layouts.by_name(tree)
+        kernels = [
+            layout(path, leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            if leaf.ndim == 2
+        ]
+        assert kernels == [Layout(in_axis=1, out_axis=0)] * 2
+    ones = jax.tree.map(jnp.ones_like, cell)
+    weight = eoi.rescaled(ones, eoi.masks.random(KEY, ones, 0.9), per="unit").params.weight_ih
+    np.testing.assert_allclose(np.linalg.norm(weight, axis=1), 8**0.5, rtol=1e-5)
+
+
+def test_starts_refuse_what_may_be_a_stack():
+    stack, deep = {"kernel": jnp.zeros((9, 64, 64))}, {"kernel": jnp.zeros((4, 3, 3, 8, 8))}
+    normal = jax.nn.initializers.normal()
+    for params in (stack, deep):
+        mask = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+        for function in (
+            lambda params: eoi.networks.redraw(KEY, params, normal),
+            lambda params, mask=mask: eoi.rescaled(params, mask),
+            lambda params: eoi.exact_orthogonal(KEY, params, DENSITY),
+        ):
+            with refuses("params[kernel]", str(params["kernel"].shape), "batch_axes=1", "Layout()"):
+                function(params)
 
 
 def test_kernels_that_no_name_explains_are_refused():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import chex
 import equinox as eqx
@@ -914,3 +915,32 @@ def test_a_shape_that_fits_in_the_other_order_says_so(shape, order, remedy):
     with refuses("tree[kernel]", shape, remedy) as raised:
         masks.adopt({"kernel": np.ones(shape, bool)}, params, order=order)
     assert ("fits" in str(raised.value)) == (shape != (5, 5))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_traced_density_of_any_dtype_selects_its_share(dtype):
+    density = jnp.asarray(0.1, dtype)
+    scores = {"kernel": jnp.arange(512 * 512.0).reshape(512, 512)}
+    mask = jax.jit(masks.top_k)(scores, density)
+    assert mask["kernel"].sum() == math.floor(float(density) * 512 * 512 + 0.5)
+
+
+def test_overlap_names_the_mask_that_does_not_fit():
+    array, scalar = {"w": jnp.ones(3, bool)}, {"w": jnp.array(True)}
+    with refuses("mask[w]", "(3,)"):
+        masks.overlap(array, scalar)
+    with refuses("other[w]", "(3,)"):
+        masks.overlap(scalar, array)
+
+
+def test_layers_without_entries_have_density_one_each():
+    mask = {"kernel": jnp.ones((3, 0, 5), bool)}
+    found = masks.densities(mask, layout=lambda path, leaf: Layout(batch_axes=1))
+    assert found["kernel"].tolist() == [1, 1, 1]
+
+
+def test_vectors_have_no_order():
+    tree = {"bias": np.array([1, 0, 1]), "kernel": np.ones((4, 4))}
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(3)}
+    mask = masks.adopt(tree, params, order="torch", where=lambda path, leaf: True)
+    assert mask["bias"].tolist() == [True, False, True]

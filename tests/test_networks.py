@@ -290,6 +290,53 @@ def test_redraw_draws_any_leaf_that_where_selects():
     assert len(np.unique(drawn["bias"])) == 15
 
 
+def test_integers_are_refused_where_weights_are_drawn_or_rescaled():
+    params = {"kernel": jnp.ones((4, 4)), "table": jnp.arange(16).reshape(4, 4)}
+    with refuses("params[table]", "int32", "where="):
+        networks.redraw(
+            KEY, params, nn.initializers.normal(), where=lambda path, leaf: leaf.ndim > 1
+        )
+    with refuses("params[table]", "int32", "scalar True"):
+        networks.rescaled(params, {"kernel": jnp.array(True), "table": jnp.eye(4, dtype=bool)})
+    with refuses("params[bias]", "(4,)", "scalar True"):
+        networks.approximate_isometry({"bias": jnp.ones(4)}, {"bias": jnp.ones(4, bool)})
+
+
+@pytest.mark.parametrize("method", ["exact", "sao", "redraw"])
+def test_shapes_without_entries_become_empty_arrays(method):
+    params = {"empty": {"kernel": jax.ShapeDtypeStruct((0, 5), jnp.float32)}}
+    whole = {**params, "square": {"kernel": jax.ShapeDtypeStruct((8, 8), jnp.float32)}}
+    draw = {
+        "exact": lambda tree: networks.exact_orthogonal(KEY, tree, 0.5).params,
+        "sao": lambda tree: networks.sparsity_aware_orthogonal(KEY, tree, 0.5).params,
+        "redraw": lambda tree: networks.redraw(KEY, tree, nn.initializers.normal()),
+    }[method]
+    for tree in (params, whole):
+        drawn = draw(tree)
+        chex.assert_trees_all_equal_shapes_and_dtypes(drawn, tree)
+        assert isinstance(drawn["empty"]["kernel"], jax.Array)
+
+
+def test_numbers_that_are_arrays_or_traced_are_refused():
+    params = {"kernel": jnp.ones((8, 8)), "conv": {"kernel": jnp.ones((3, 3, 8, 8))}}
+    with refuses("scale", "array([1., 1.])"):
+        networks.exact_orthogonal(KEY, params, 0.5, scale=np.ones(2))
+    with refuses("center_density", "array([1., 1.])"):
+        networks.exact_orthogonal(KEY, params, 0.5, center_density=np.ones(2))
+    with refuses("scale(conv/kernel)", "Python number"):
+        jax.jit(lambda gain: networks.exact_orthogonal(KEY, params, 0.5, scale=lambda *_: gain))(2)
+
+
+def test_dense_leaves_are_copied():
+    """Also those of NumPy: a start may be written to, or donated, without the others."""
+    bias = np.zeros(4)
+    start = networks.masked(
+        {"kernel": np.ones((4, 4)), "bias": bias},
+        {"kernel": np.eye(4, dtype=bool), "bias": np.array(True)},
+    )
+    assert not np.shares_memory(start.params["bias"], bias)
+
+
 def test_a_mask_of_the_same_key_does_not_know_the_redrawn_weights():
     params = {"kernel": jnp.zeros((100, 100))}
     drawn = networks.redraw(KEY, params, nn.initializers.normal(1.0))["kernel"]

@@ -836,6 +836,15 @@ def test_masks_hold_under_scaled_updates():
     chex.assert_trees_all_equal(optax.tree.get(state, "mask"), masks.support(params))
 
 
+def test_gradients_of_integers_are_not_scaled():
+    tx = optim.scale_by_density({"kernel": jnp.eye(4, dtype=bool), "steps": jnp.array(True)})
+    nothing = np.zeros((), jax.dtypes.float0)
+    state = tx.init({"kernel": jnp.ones((4, 4)), "steps": jnp.array(1)})
+    updates, _ = tx.update({"kernel": jnp.ones((4, 4)), "steps": nothing}, state)
+    assert updates["steps"] is nothing
+    assert (updates["kernel"] == 4).all()
+
+
 @pytest.mark.parametrize("power", [np.nan, np.inf, "1"])
 def test_a_power_that_is_no_number_is_refused(power):
     with refuses("power", power):

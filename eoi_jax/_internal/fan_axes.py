@@ -7,7 +7,7 @@ names are taps, the window of a convolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax._internal import checks
+from eoi_jax.typing import Array
 
-__all__ = ["AxisNames", "FanAxes", "View", "check", "resolve"]
+__all__ = ["AxisNames", "FanAxes", "View", "check", "resolve", "side_by_side"]
 
 AxisNames: TypeAlias = int | Sequence[int]
 
@@ -129,3 +130,15 @@ def resolve(in_axis: Any, out_axis: Any, batch_axis: Any, ndim: int, *, name: st
             roles[axis] = role
     taps = tuple(axis for axis in range(ndim) if axis not in roles)
     return FanAxes(taps, found["in_axis"], found["batch_axis"], found["out_axis"])
+
+
+def side_by_side(init: Callable[[Array], Array], fused: int) -> Callable[[Array], Array]:
+    """Draw so many matrices of their own, along the last axis of one kernel."""
+    if fused == 1:
+        return init
+
+    def draw(key: Array) -> Array:
+        matrices = jax.vmap(init)(jax.random.split(key, fused))
+        return jnp.concatenate(list(matrices), axis=-1)
+
+    return draw

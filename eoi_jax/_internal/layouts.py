@@ -99,7 +99,9 @@ def kernels(
     return found
 
 
-def read(path: Any, leaf: Any, layout: LayoutOf) -> tuple[fan_axes.View, Geometry]:
+def read(
+    path: Any, leaf: Any, layout: LayoutOf, remedy: str = "Let where= select kernels only."
+) -> tuple[fan_axes.View, Geometry]:
     """Read the shape of a kernel: how its axes are read, and the geometry of a layer.
 
     The matrices along the batch axes of a layer are groups of its geometry.
@@ -108,7 +110,7 @@ def read(path: Any, leaf: Any, layout: LayoutOf) -> tuple[fan_axes.View, Geometr
     if len(leaf.shape) < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
             f"params[{name}] has dtype {leaf.dtype} and shape {leaf.shape}, outside the floating "
-            "arrays of 2 or more axes. Let where= select kernels only."
+            f"arrays of 2 or more axes. {remedy}"
         )
     found = trees.layout(layout, path, leaf)
     view = trees.view(found, path, leaf)
@@ -160,7 +162,7 @@ def place(new: Params, mask: Mask, params: Params) -> tuple[Params, Mask]:
     def place_leaf(leaf: Any, leaf_mask: Any, param: Any) -> Any:
         if np.ndim(leaf_mask) > 0:
             return shardings.like(leaf, param)
-        return leaf.copy() if isinstance(leaf, jax.Array) else leaf
+        return leaf.copy() if isinstance(leaf, jax.Array | np.ndarray) else leaf
 
     new = jax.tree.map(place_leaf, new, trees.boxed_as(mask, params), params)
     # The new kernels have the shardings, also those that only the end of a program demands.

@@ -17,6 +17,8 @@ __all__ = ["Named", "by_name", "known"]
 _LARGEST_WINDOW = 15
 _ATTENTION = ("query", "key", "value", "out")
 _GPT2 = ("c_attn", "q_attn", "c_fc", "c_proj")  # whose kernels Hugging Face stores (out, in)
+# Of PyTorch and Equinox, with the outputs first.
+_TORCH = ("weight_ih", "weight_hh", "weight_hr", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _OUTPUTS_FIRST = Layout(in_axis=1, out_axis=0)
 
 
@@ -62,16 +64,18 @@ def by_name(
         modules.setdefault(tuple(parent), {})[module] = (name, tuple(leaf.shape))
         if len(shape) != 2:
             continue
-        if _is_attribute(path, "weight"):
+        if _is_attribute(path, "weight") or _parts(path)[-1].startswith(_TORCH):
             found[name] = _OUTPUTS_FIRST._replace(batch_axes=stacked)
         if module == "c_attn" or _parts(path)[-1] == "in_proj_weight":
-            fused[name] = stacked, shape
-    for name, (stacked, shape) in fused.items():
+            fused[name] = stacked, shape, module
+    for name, (stacked, shape, _) in fused.items():
         if shape[1] == 3 * shape[0]:
             found[name] = Layout(batch_axes=stacked, groups=3)
         elif shape[0] == 3 * shape[1]:
             found[name] = _OUTPUTS_FIRST._replace(batch_axes=stacked, groups=3)
-    if any(shape[0] == 3 * shape[1] for _, shape in fused.values()):
+    # GPT-2's own kernels tell which axes the others have; those of PyTorch only without them.
+    telling = [kernel for kernel in fused.values() if kernel[2] == "c_attn"] or fused.values()
+    if any(shape[0] == 3 * shape[1] for _, shape, _ in telling):
         for of_module in modules.values():
             for module in _GPT2:
                 name, shape = of_module.get(module, ("", ()))
@@ -120,6 +124,8 @@ def _unambiguous(path: Any, shape: tuple[int, ...], stacked: int) -> None:
         readings = "q, k and v of unequal widths, to be drawn apart, or one matrix"
     elif len(taps) == 1:
         readings = "a stack of layers, a 1-D convolution or attention"
+    elif len(taps) > 2:
+        readings = "a stack of convolutions, or one of 3 or more spatial axes"
     elif _is_attribute(path, "weight") and taps:
         readings = "a kernel (outputs, inputs, *taps), as Equinox stores it, or (*taps, ...)"
     elif taps and max(taps) > _LARGEST_WINDOW:

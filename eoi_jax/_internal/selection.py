@@ -32,8 +32,8 @@ MAX_SIZE = 2**31 - 1
 def target_count(density: Any, size: int) -> Any:
     """Round ``density * size`` half up: in float64 on the host unless the density is traced."""
     if checks.is_traced(density):
-        # ``size`` itself caps the product: float32 has no 2^24 + 1.
-        product = jnp.floor(density * size + 0.5)
+        # ``size`` itself caps the product: float32 has no 2^24 + 1, and float16 no 2^16.
+        product = jnp.floor(checks.widened(density) * size + 0.5)
         return jnp.minimum(product.astype(jnp.int32), size)
     return np.floor(np.asarray(density, np.float64) * size + 0.5).astype(np.int64)
 

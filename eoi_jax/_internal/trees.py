@@ -400,9 +400,11 @@ def view(layout: Layout, path: Sequence[Any], leaf: Any) -> fan_axes.View:
     name = f"layout({path_name(path)})"
     left = leaf.shape[layout.batch_axes :]
     if len(left) < 2:
+        remedy = "Count fewer batch_axes."
+        if layout.batch_axes == 0:
+            remedy = "Select kernels only, or give the scalar True as the mask of this leaf."
         raise ValueError(
-            f"{name} leaves axes {left} to a layer, outside (*taps, inputs, outputs). "
-            "Count fewer batch_axes."
+            f"{name} leaves axes {left} to a layer, outside (*taps, inputs, outputs). {remedy}"
         )
     names = (layout.in_axis, layout.out_axis, layout.batch_axis)
     axes = fan_axes.resolve(*names, len(left), name=f"{name}.")
@@ -443,7 +445,22 @@ def arrays(params: Params, *, name: str = "params", shapes_of: Any = None) -> Pa
                 "jax.jit(lambda key: start(key, model.init(key, x)['params'], ...), "
                 "out_shardings=...)(key), or give arrays in place of these shapes."
             )
-    return jax.tree.map(native, params)
+    return jax.tree.map(_empty_or_native, params)
+
+
+def _empty_or_native(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.size == 0:  # of which nothing is drawn
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    return native(leaf)
+
+
+def floating(path: Sequence[Any], leaf: Any, *, remedy: str) -> None:
+    """Require a floating leaf: an integer one would lose what it is multiplied by."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        raise ValueError(
+            f"params[{path_name(path)}] has dtype {leaf.dtype}, outside the floating dtypes. "
+            f"{remedy}"
+        )
 
 
 def has_values(leaf: Any, name: str) -> None:

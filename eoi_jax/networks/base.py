@@ -101,7 +101,8 @@ def rescaled(
         The parameters, and the mask. A unit or a layer without weights stays zero.
 
     Raises:
-        ValueError: If the mask does not fit the parameters, or for another ``per``.
+        ValueError: If the mask does not fit the parameters, if it masks integers, if a name and a
+            shape do not tell a layout, or for another ``per``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -120,11 +121,12 @@ def rescaled(
     remedy = "'layer' is one factor a layer, 'unit' one for each output."
     checks.one_of(per, ("layer", "unit"), name="per", remedy=remedy)
     start = masked(params, mask)
-    layout_of = names.known(layout, start.params, strict=False)
+    layout_of = names.known(layout, start.params)
 
     def rescale(path: Any, leaf: Any, leaf_mask: Any) -> Any:
         if np.ndim(leaf_mask) == 0:
             return leaf
+        trees.floating(path, leaf, remedy="Give the scalar True as the mask of this leaf.")
         view = trees.view(trees.layout(layout_of, path, leaf), path, leaf)
         of_unit = (*view.axes.taps, *view.axes.inputs)
         axes = tuple(range(view.stacked, leaf.ndim))
@@ -161,15 +163,17 @@ def redraw(
             ``jax.nn.initializers.lecun_normal()``.
         where: ``(path, leaf) -> bool``, which leaves are kernels.
         layout: ``(path, leaf) -> Layout``, which kernels are stacks of layers, and which axes are
-            inputs and outputs: ``kernel_init`` gets the shape ``(*taps, inputs, outputs)``. By
-            default :func:`eoi_jax.layouts.by_name`.
+            inputs and outputs: ``kernel_init`` gets the shape ``(*taps, inputs, outputs)``, that of
+            one matrix where a linear kernel holds several (``groups``), and that of the whole
+            kernel of a grouped convolution. By default :func:`eoi_jax.layouts.by_name`.
 
     Returns:
         A tree of the structure, shapes and dtypes of ``params``.
 
     Raises:
-        ValueError: If ``where`` selects no leaf, if a layout does not fit its leaf, or if a leaf
-            that is no kernel is a shape without values.
+        ValueError: If ``where`` selects no leaf or an integer one, if a layout does not fit its
+            leaf, if a name and a shape do not tell a layout, or if a leaf that is no kernel is a
+            shape without values.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -188,11 +192,12 @@ def redraw(
     params = trees.arrays(params, shapes_of=selected)
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     is_kernel = jax.tree.leaves(selected)
-    layout = names.known(layout, params, strict=False)
+    layout = names.known(layout, params)
     leaves = [leaf for _, leaf in paths_and_leaves]
     for index, (path, leaf) in enumerate(paths_and_leaves):
         if not is_kernel[index] or leaf.size == 0:
             continue
+        trees.floating(path, leaf, remedy="Let where= select kernels only.")
         found = trees.layout(layout, path, leaf)
         leaf_key = jax.random.fold_in(jax.random.fold_in(key, _REDRAW), index)
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
@@ -200,8 +205,8 @@ def redraw(
             draw = functools.partial(_vectors, kernel_init, leaf.shape, found.batch_axes, dtype)
         else:
             view = trees.view(found, path, leaf)
-            shape = (*view.taps, view.inputs, view.outputs)
-            draw = functools.partial(_leaf, kernel_init, view, shape, dtype)
+            fused = 1 if view.taps else found.groups
+            draw = functools.partial(_leaf, kernel_init, view, fused, dtype)
         [kernel] = shardings.drawn(draw, leaf_key, [shardings.asked(leaf)])
         leaves[index] = shardings.like(kernel, leaf)
     return treedef.unflatten(leaves)
@@ -219,11 +224,12 @@ def _vectors(
 
 
 def _leaf(
-    kernel_init: Initializer, view: fan_axes.View, shape: Shape, dtype: Any, key: Array
+    kernel_init: Initializer, view: fan_axes.View, fused: int, dtype: Any, key: Array
 ) -> list[Array]:
-    """Draw the matrices of a leaf."""
-    keys = jax.random.split(key, math.prod(view.stack) * view.matrices)
+    """Draw the matrices of a leaf, each of ``fused`` ones beside one another."""
+    shape = (*view.taps, view.inputs, view.outputs // fused)
     # QR knows no narrow dtypes.
     compute_dtype = checks.compute_dtype(dtype)
-    drawn = jax.vmap(lambda key: kernel_init(key, shape, compute_dtype))(keys)
-    return [view.from_matrices(drawn).astype(dtype)]
+    init = fan_axes.side_by_side(lambda key: kernel_init(key, shape, compute_dtype), fused)
+    keys = jax.random.split(key, math.prod(view.stack) * view.matrices)
+    return [view.from_matrices(jax.vmap(init)(keys)).astype(dtype)]

@@ -120,13 +120,17 @@ def _leaf(draw: _DrawLayer, view: fan_axes.View, key: Array) -> list[Array]:
 def _dense_layer(geometry: layouts.Geometry, scale: Any, dtype: Any) -> _DrawLayer:
     """Draw a layer that the method leaves dense: an orthogonal kernel, and a mask of all of it."""
     init: Initializer = jax.nn.initializers.orthogonal(scale)
+    shape, fused = geometry.shape, 1
     if geometry.taps:
         init = initializers.delta_orthogonal(
             scale=scale, feature_group_count=geometry.groups, transposed=geometry.transposed
         )
+    else:
+        shape, fused = (geometry.inputs, geometry.outputs), geometry.groups
     everything = jnp.ones(geometry.shape, bool)
     compute_dtype = checks.compute_dtype(dtype)
-    return lambda key: (init(key, geometry.shape, compute_dtype).astype(dtype), everything)
+    draw = fan_axes.side_by_side(lambda key: init(key, shape, compute_dtype), fused)
+    return lambda key: (draw(key).astype(dtype), everything)
 
 
 def _sparse_layer(

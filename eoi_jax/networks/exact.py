@@ -200,7 +200,8 @@ def exact_orthogonal(
     if taps != "center" and variant == "eis":
         remedy = "That variant unmasks all taps of a connection at the center: leave taps out."
         raise checks.value_error("taps", taps, 'does not go with variant="eis"', remedy)
-    if center_density is not None and center_density != "density":
+    keeps_density = isinstance(center_density, str) and center_density == "density"
+    if center_density is not None and not keeps_density:
         center_density = checks.density(center_density, name="center_density")
     balance_outputs = checks.balance(balance_outputs, planes, optional=True)
     if strides is not None and variant == "eis":
@@ -256,7 +257,7 @@ def _scales(
     scale: Any, paths_and_leaves: Sequence[Any], kernels: Sequence[layouts.Kernel | None]
 ) -> list[Any]:
     """Return the factor of each layer of each kernel; None for dense leaves."""
-    if not callable(scale) and scale != "he":
+    if not callable(scale) and not (isinstance(scale, str) and scale == "he"):
         remedy = "Give a number, 'he', or a function (path, kernel shape, density) -> number."
         scale = checks.number(scale, "scale", remedy=remedy)
     found: list[Any] = []
@@ -270,6 +271,9 @@ def _scales(
         if callable(scale):
             name = f"scale({kernel.name})"
             values = [scale(tuple(path), geometry.shape, float(density)) for density in densities]
+            if any(map(checks.is_traced, values)):
+                remedy = "The function is called on the host: let it return a Python number."
+                raise checks.value_error(name, values[0], "is being traced", remedy)
         elif isinstance(scale, str):
             # At scale 1 the squared norm is the number of rows or columns that are orthonormal.
             values = np.sqrt(2 * densities * geometry.shape[-1] / geometry.minimum)
@@ -484,6 +488,8 @@ def _keys(key: Array, kernels: Sequence[layouts.Kernel | None]) -> dict[int, tup
             layer, group = np.indices((len(layers), kernel.geometry.groups)).reshape(2, -1)
             paths.append(np.stack(np.broadcast_arrays(index, layer, 0, group)))
             paths.append(np.stack(np.broadcast_arrays(index, layers, 1, -1)))
+    if not paths:
+        return {}
     table = np.concatenate(paths, axis=1).astype(np.int32)
     # A power of two of them, so that networks share the program.
     more = (1 << (table.shape[1] - 1).bit_length()) - table.shape[1]

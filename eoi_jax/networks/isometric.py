@@ -77,7 +77,8 @@ def approximate_isometry(
     def solve(path: Any, leaf_mask: Any, leaf: Any) -> Any:
         if np.ndim(leaf_mask) == 0 or np.size(leaf) == 0:
             return leaf
-        view, geometry = layouts.read(path, leaf, layout_of)
+        remedy = "Give the scalar True as the mask of this leaf."
+        view, geometry = layouts.read(path, leaf, layout_of, remedy)
         kernel, unstack = _stack_matrices(shardings.unsharded(leaf), view, geometry.groups)
         try:
             solved = isometry.approximate_isometry(
