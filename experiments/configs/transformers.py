@@ -148,8 +148,10 @@ def _starts(base: Train) -> list[Train]:
     for part, names in STARTS.items():
         of_part = dataclasses.replace(base, **_parts(part))
         if part != BOTH:
-            halved = _times(0.5, base.learning_rates)
-            of_part = dataclasses.replace(of_part, learning_rates=halved)
+            lower = 0.25 if (base.model, part) == ("gpt", PERCEPTRONS) else 0.5
+            of_part = dataclasses.replace(
+                of_part, learning_rates=_times(lower, base.learning_rates)
+            )
         sparse += grids.starts_of(of_part, names, **rates)
     dense = grids.starts_of(dataclasses.replace(base, **_parts(BOTH)), ("dense",), **rates)
     return dense + sparse
