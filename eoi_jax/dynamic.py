@@ -25,7 +25,7 @@ import optax
 from eoi_jax import masks
 from eoi_jax._internal import checks, selection, shardings, trees
 from eoi_jax._internal.keys import one_key, threefry_key
-from eoi_jax._internal.masked_state import masked_state_resetter, zero_masked_params
+from eoi_jax._internal.masked_state import is_placeholder, masked_state_resetter, zero_masked_params
 from eoi_jax.optim import StaticSparseState, static_sparse
 from eoi_jax.typing import Array, LayoutOf, Mask, MaskOf, Params
 
@@ -336,11 +336,12 @@ def _dynamic_sparse(
 
     def init(params: Params) -> DynamicSparseState:
         static_state = static.init(params)
-        leaf_masks = jax.tree.leaves(static_state.mask)
-        paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
-        for (path, leaf), leaf_mask in zip(paths_and_leaves, leaf_masks, strict=True):
-            if np.ndim(leaf_mask) > 0:
-                trees.layout(options.layout, path, leaf)
+        if not is_placeholder(params):
+            leaf_masks = jax.tree.leaves(static_state.mask)
+            paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+            for (path, leaf), leaf_mask in zip(paths_and_leaves, leaf_masks, strict=True):
+                if np.ndim(leaf_mask) > 0:
+                    trees.layout(options.layout, path, leaf)
         # A copy: a donated state must not take the user's key along.
         key_copy = None if key_data is None else jnp.array(key_data, copy=True)
         return DynamicSparseState(jnp.zeros((), jnp.int32), key_copy, *static_state)

@@ -22,6 +22,7 @@ import optax
 from eoi_jax import masks
 from eoi_jax._internal import checks, trees
 from eoi_jax._internal.masked_state import (
+    is_placeholder,
     mask_copies,
     masked_state_resetter,
     with_masked_arguments,
@@ -197,7 +198,7 @@ def static_sparse(
 
     def init(params: Params) -> StaticSparseState:
         state_mask = _mask_of(mask, params)
-        masked_params = params if _is_placeholder(params) else masks.apply(state_mask, params)
+        masked_params = params if is_placeholder(params) else masks.apply(state_mask, params)
         return StaticSparseState(state_mask, inner.init(masked_params))
 
     def update(
@@ -287,7 +288,7 @@ def scale_by_density(
     power = checks.number(power, "power")
 
     def init(params: Params) -> ScaleByDensityState:
-        if _is_placeholder(params):
+        if is_placeholder(params):
             return ScaleByDensityState(params)
 
         def factor(path: Any, leaf_mask: Any, leaf: Any) -> Array:
@@ -323,7 +324,7 @@ def _mask_of(mask: Mask | MaskOf, params: Params) -> Mask:
     A function makes it of the parameters. It is a copy, since a donated state must not take the
     user's mask along, and has no names of axes where it has no axes.
     """
-    if _is_placeholder(params):
+    if is_placeholder(params):
         if _is_function(mask):
             return params  # the structure of the mask is not known before the parameters
         trees.mask_leaves(mask)
@@ -337,11 +338,3 @@ def _mask_of(mask: Mask | MaskOf, params: Params) -> Mask:
 def _is_function(value: Any) -> bool:
     """Whether a value is a function and no tree: modules of Equinox are trees with a call."""
     return callable(value) and jax.tree_util.all_leaves([value])
-
-
-def _is_placeholder(params: Params) -> bool:
-    """Whether ``init`` is called by optax.tree.map_params, to see what it makes of parameters.
-
-    The mask is then no copy of the parameters: map_params leaves it as it is.
-    """
-    return type(params).__name__ == "_ParamsPlaceholder"

@@ -329,9 +329,9 @@ def test_numbers_that_are_arrays_or_traced_are_refused():
 
 def test_dense_leaves_are_copied():
     """Also those of NumPy: a start may be written to, or donated, without the others."""
-    bias = np.zeros(4)
+    bias = np.zeros(4, np.float32)
     start = networks.masked(
-        {"kernel": np.ones((4, 4)), "bias": bias},
+        {"kernel": np.ones((4, 4), np.float32), "bias": bias},
         {"kernel": np.eye(4, dtype=bool), "bias": np.array(True)},
     )
     assert not np.shares_memory(start.params["bias"], bias)

@@ -168,3 +168,11 @@ def _is_copy(node: Any, params: Params) -> bool:
 def _is_absent(node: Any) -> bool:
     """Whether a node is what Optax puts where a transformation has no business."""
     return isinstance(node, optax.MaskedNode)
+
+
+def is_placeholder(params: Params) -> bool:
+    """Whether ``init`` is called by optax.tree.map_params, to see what it makes of parameters.
+
+    The mask is then no copy of the parameters: map_params leaves it as it is.
+    """
+    return type(params).__name__ == "_ParamsPlaceholder"
