@@ -581,8 +581,7 @@ def _grouped(draw: _Draw, groups: int) -> _Draw:
         if math.prod(shape) == 0:
             return jnp.zeros(shape, dtype)
         of_group = (*shape[:-1], shape[-1] // groups)
-        kernels = jax.vmap(lambda key: draw(key, of_group, dtype))(jax.random.split(key, groups))
-        return jnp.moveaxis(kernels, 0, -2).reshape(shape)
+        return fan_axes.side_by_side(lambda key: draw(key, of_group, dtype), groups)(key)
 
     return grouped
 

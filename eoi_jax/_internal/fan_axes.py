@@ -133,12 +133,10 @@ def resolve(in_axis: Any, out_axis: Any, batch_axis: Any, ndim: int, *, name: st
 
 
 def side_by_side(init: Callable[[Array], Array], fused: int) -> Callable[[Array], Array]:
-    """Draw so many matrices of their own, along the last axis of one kernel."""
-    if fused == 1:
-        return init
+    """Draw so many kernels, and put them side by side along the last axis."""
 
     def draw(key: Array) -> Array:
-        matrices = jax.vmap(init)(jax.random.split(key, fused))
-        return jnp.concatenate(list(matrices), axis=-1)
+        kernels = jnp.moveaxis(jax.vmap(init)(jax.random.split(key, fused)), 0, -2)
+        return kernels.reshape(*kernels.shape[:-2], -1)
 
     return draw

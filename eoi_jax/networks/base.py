@@ -230,6 +230,10 @@ def _leaf(
     shape = (*view.taps, view.inputs, view.outputs // fused)
     # QR knows no narrow dtypes.
     compute_dtype = checks.compute_dtype(dtype)
-    init = fan_axes.side_by_side(lambda key: kernel_init(key, shape, compute_dtype), fused)
+
+    def init(key: Array) -> Array:
+        return kernel_init(key, shape, compute_dtype)
+
+    draw = init if fused == 1 else fan_axes.side_by_side(init, fused)
     keys = jax.random.split(key, math.prod(view.stack) * view.matrices)
-    return [view.from_matrices(jax.vmap(init)(keys)).astype(dtype)]
+    return [view.from_matrices(jax.vmap(draw)(keys)).astype(dtype)]

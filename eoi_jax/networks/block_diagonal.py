@@ -129,7 +129,11 @@ def _dense_layer(geometry: layouts.Geometry, scale: Any, dtype: Any) -> _DrawLay
         shape, fused = (geometry.inputs, geometry.outputs), geometry.groups
     everything = jnp.ones(geometry.shape, bool)
     compute_dtype = checks.compute_dtype(dtype)
-    draw = fan_axes.side_by_side(lambda key: init(key, shape, compute_dtype), fused)
+
+    def one(key: Array) -> Array:
+        return init(key, shape, compute_dtype)
+
+    draw = one if fused == 1 else fan_axes.side_by_side(one, fused)
     return lambda key: (draw(key).astype(dtype), everything)
 
 
