@@ -85,10 +85,10 @@ def orthogonal(
     Args:
         key: A PRNG key.
         shape: The shape; as in :func:`jax.nn.initializers.orthogonal`, ``column_axis`` gives the
-            :math:`m` columns and all other axes together the :math:`n` rows. At most ``2**31 - 1``
-            elements.
-        density: Fraction of non-zeros, in [1/max(n, m), 1]. A traced value outside this range gives
-            NaN.
+            :math:`m` columns and all other axes together the :math:`n` rows.
+        density: Fraction of non-zeros, in [1/max(n, m), 1], in a matrix of :math:`2^{31}` entries
+            or more so small that the non-zeros are fewer than :math:`2^{31} - \min(n, m)`. A traced
+            value outside this range gives NaN.
         scale: Factor of the result: the singular values are all ``scale``.
         dtype: Real floating dtype of the result. The matrix is computed in this dtype, or, if it is
             narrower than float32, in float32 and cast last. The density is that before the cast
@@ -118,7 +118,7 @@ def orthogonal(
     Raises:
         ValueError: For a density outside its range, above that of ``planes`` or below what
             ``balance_outputs`` takes; for fewer than two axes, a dtype that is not real floating,
-            too many elements, a ``scale`` that ``dtype`` cannot hold, or an unknown ``stopping``;
+            a ``scale`` that ``dtype`` cannot hold, or an unknown ``stopping``;
             for ``planes`` that are no law of planes, a law of another size, or a pattern together
             with ``balance_outputs``; for an angle that is a multiple of π/2 (its rotations only
             permute, so no density above the minimum is reached).
@@ -154,11 +154,10 @@ def orthogonal(
     if rows == 0:
         checks.density(density)
         return jnp.zeros(shape, dtype)
-    if rows * columns >= 2**31:
-        raise checks.value_error(
-            "shape", shape, "is outside the shapes of fewer than 2**31 elements", "Split the layer."
-        )
     size = max(rows, columns)
+    if size >= 2**31:
+        problem = "has a side of the matrix outside [1, 2**31)"
+        raise checks.value_error("shape", shape, problem, "Split the layer.")
     balanced = None
     if balance_outputs is not False and rows < columns:
         balanced = jnp.asarray(balance_outputs)
@@ -175,7 +174,13 @@ def orthogonal(
         )
     density = checks.density(density, minimum=minimum, why=why)
     planes = planes.of_size(size)
-    checks.reachable(density, planes.max_nonzeros(size, min(rows, columns)), (rows, columns))
+    tall = (size, min(rows, columns))
+    checks.reachable(density, planes.max_nonzeros(*tall), (rows, columns))
+    countable = drawing.countable_nonzeros(*tall)
+    if not checks.is_traced(density) and density > countable / (rows * columns):
+        problem = f"is outside [{minimum:.6g}, {countable / (rows * columns):.6g}]"
+        remedy = "A matrix has fewer than 2**31 non-zeros: lower the density, or split the layer."
+        raise checks.value_error("density", density, problem, remedy)
     at_most = stopping == "at_most"
     if at_most and not checks.is_traced(density):
         # The integer that masks.fill has: float32 may round to the one above.
@@ -190,7 +195,6 @@ def orthogonal(
     is_apart = checks.is_traced(scale) or balanced is not None
     factor = jnp.asarray(scale, compute_dtype) if is_apart else None
     inside = jnp.asarray(scale if factor is None else 1.0, compute_dtype)
-    tall = (size, min(rows, columns))
     segment, rounds = _lengths(tall, density, planes)
     axes = shardings.axes_of_columns(key, is_transposed=rows < columns)
     law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes, rounds, axes)

@@ -198,7 +198,7 @@ def test_the_benchmark_counts_what_is_compiled(monkeypatch):
     built.clear()
     weak = sharding._weak_scaling(dataclasses.replace(options, weak=(1,)))
     assert weak.row_count == 2
-    assert [shape for shape, _ in built] == [(256, 256)]
+    assert [shape for shape, _ in built] == [(1024, 1024)]
 
 
 def test_the_benchmark_refuses_what_it_cannot_divide(monkeypatch):

@@ -410,7 +410,8 @@ def test_temporary_memory_is_below_three_outputs(size):
         ({"shape": (20,)}, r"shape=\(20,\)"),
         ({"shape": (20, -1)}, r"shape=\(20, -1\)"),
         ({"shape": (20, 1.5)}, r"shape=\(20, 1.5\)"),
-        ({"shape": (2**16, 2**15)}, r"is outside the shapes of fewer than 2\*\*31 elements"),
+        ({"shape": (2**31, 1)}, r"has a side of the matrix outside \[1, 2\*\*31\)"),
+        ({"shape": (2**16, 2**16), "density": 0.6}, r"density=0.6 is outside \[.*, 0.49998\d\]"),
         ({"dtype": jnp.int32}, r"dtype='int32'"),
         ({"dtype": jnp.complex64}, r"dtype='complex64'"),
         ({"column_axis": 2}, r"column_axis=2"),
@@ -589,3 +590,23 @@ def test_squeezed_angles_are_uniform_among_those_that_keep_the_floor():
     distance = np.abs(at - (np.arange(len(at)) + 0.5) / len(at)).max()
     assert distance * math.sqrt(len(at)) < 1.95
     np.testing.assert_array_equal(squeezed([1, 0], [0, 1]), theta)
+
+
+@pytest.mark.parametrize("at_most", [False, True])
+def test_targets_of_huge_matrices_fit_a_word(at_most):
+    rows = columns = 2**16
+    most = drawing.countable_nonzeros(rows, columns)
+
+    @jax.jit
+    def doubled(density):
+        return drawing._doubled(density, rows, columns, (columns, most), at_most)
+
+    for density in (2.0**-16, 0.05, most / 2**32):
+        goal = doubled(density)
+        assert bool(goal.is_valid)
+        assert abs(int(goal.twice) / 2 - density * 2**32) <= 3 * 2**-23 * density * 2**32 + 1
+        assert int(goal.twice) + 2 * columns < 2**32
+    for density in (2.0**-17, 0.5, 1.0):
+        assert not bool(doubled(density).is_valid)
+    # A matrix whose entries can all be counted can be full.
+    assert drawing.countable_nonzeros(2**31 - 1, 1) == 2**31 - 1

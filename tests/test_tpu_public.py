@@ -139,7 +139,7 @@ def drawn(side, axis, number):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "axis", "number"),
-    [(4096, "columns", 16), (16384, "rows", 256)],
+    [(4096, "columns", 16), (16384, "rows", 256), (65536, "columns", 256)],
 )
 def test_a_divided_matrix_is_drawn_in_the_memory_of_its_shards(side, axis, number):
     program = drawn(side, axis, number)

@@ -30,6 +30,7 @@ __all__ = [
     "MAX_SEGMENT",
     "Law",
     "check_angles",
+    "countable_nonzeros",
     "draw",
     "draw_padded",
     "permuted",
@@ -41,6 +42,8 @@ __all__ = [
 _LEAST_SHARE = 0.2525
 # Longer segments would have more touched coordinates than an index can count.
 MAX_SEGMENT = 2**24
+# In place of a count that has reached its target; a word holds twice its value.
+_DONE = 2**31 - 1
 # Smaller matrices are drawn sooner than divided.
 _DIVIDED_FROM = 2**20
 
@@ -229,6 +232,16 @@ def rounds_at_once(shape: tuple[int, int], planes: PlaneLaw, needed: int | None 
     return most if needed is None else min(most, -(-needed // (shape[0] // 2)))
 
 
+def countable_nonzeros(rows: int, columns: int) -> int:
+    """Count the non-zeros that a tall matrix may be asked for: a word holds twice their number.
+
+    The rotation that reaches a target may exceed it by one non-zero in each column, if the matrix
+    has more entries.
+    """
+    size = rows * columns
+    return size if size <= _DONE else _DONE - columns
+
+
 def check_angles(angles: Any) -> AngleLaw:
     """Accept a law of angles, or a static angle whose rotations do more than permute."""
     if callable(angles):
@@ -286,7 +299,10 @@ def _rotate_to_target(
     which takes whole rows. Of other matrices only ``part`` is drawn, if it is given.
     """
     least: int | Array = columns if balanced is None else jnp.where(balanced, rows, columns)
-    bounds = (least, law.planes.max_nonzeros(rows, columns))
+    most = law.planes.max_nonzeros(rows, columns)
+    if not checks.is_traced(most):
+        most = min(most, countable_nonzeros(*law.shape))
+    bounds = (least, most)
     goal = _doubled(target, rows, columns, bounds, law.at_most)
     i = jnp.arange(law.shape[0], dtype=jnp.int32)
     one, floor = jnp.where(goal.is_valid, scale, jnp.nan), None
@@ -319,7 +335,6 @@ def _rotate_to_target(
         return permuted(key, matrix) if law.permute else matrix
     # Angles that recur cancel entries to exact zeros, which only the floats show.
     count_on_integers = getattr(law.angles, "continuous", False) and not law.planes.may_underflow
-    full = jnp.asarray(rows * columns, jnp.uint32)
     # Only an angle law that undoes its own work gets here, or the slowest of patterns.
     limit = min(law.planes.rotations_until_full(law.shape[0]), 2**31 - 1 - law.segment)
     State = tuple[Array, Array, Array, Array]
@@ -371,7 +386,12 @@ def _rotate_to_target(
                 in_order=law.planes.in_rounds,
                 floor=floor,
             )
-        return first + length, jnp.where(reached.any(), full, counts[-1]), packed, matrix
+        return (
+            first + length,
+            jnp.where(reached.any(), jnp.uint32(_DONE), counts[-1]),
+            packed,
+            matrix,
+        )
 
     first, nonzeros = jnp.zeros((), jnp.int32), jnp.full((), least, jnp.uint32)
     start = varying_as((first, nonzeros, packed, matrix), key, goal, matrix)
@@ -410,7 +430,7 @@ def _doubled(
     is_valid &= target <= jnp.minimum((1 + 1e-6) * highest, 1)
     density = jnp.where(is_valid, jnp.clip(target, lowest, highest), lowest)
     if at_most:
-        twice = 2 * jnp.floor(total * density + 0.5).astype(jnp.uint32)
+        twice = 2 * jnp.floor(1.0 * total * density + 0.5).astype(jnp.uint32)
         return _Target(jnp.minimum(twice, twice_most), yes, is_valid)
     # The slack takes back what rounding a density such as 0.3 to float32 may have moved.
     slack = 2 * jnp.finfo(density.dtype).eps

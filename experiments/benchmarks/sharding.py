@@ -29,7 +29,7 @@ from experiments.training import meshes
 
 __all__ = ["Sharding", "bench_sharding", "draw"]
 
-_WEAK, _EXAMPLES = 256, 64  # columns of a matrix and examples of a batch, a device
+_WEAK, _EXAMPLES = 1024, 64  # columns of a matrix and examples of a batch, a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _weak_scaling(options: Sharding) -> Any:
 
 
 def draw(init: Any, shape: Shape, mesh: Mesh, axis: str = "columns") -> Program:
-    """Compile an initializer for a matrix that is divided among the devices of a mesh.
+    """Compile an initializer in a mesh, for a matrix that is divided among its devices.
 
     Args:
         init: ``(key, shape) -> matrix``.
@@ -136,7 +136,13 @@ def draw(init: Any, shape: Shape, mesh: Mesh, axis: str = "columns") -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = programs.placed(key, NamedSharding(mesh, PartitionSpec()))
     out = NamedSharding(mesh, spec)
-    return programs.build(lambda key: init(key, shape), key, out_shardings=out)
+
+    def entered(key: Array) -> Array:
+        # As in `jax.set_mesh`, which needs devices that are present.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return init(key, shape)
+
+    return programs.build(entered, key, out_shardings=out)
 
 
 def _built(init: Any, shape: Shape, mesh: Mesh, options: Sharding) -> Program | str:
