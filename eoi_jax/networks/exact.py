@@ -230,7 +230,7 @@ def exact_orthogonal(
     if planes is independent and not permute:
         groups = _padded(groups)
     padded = _padded_sizes(groups)
-    masks = [jnp.array(True) for _ in leaves]
+    masks: list[Any] = [jnp.array(True) for _ in leaves]
     for group, matrices in zip(groups, _draw(groups, angles, planes, permute), strict=True):
         form = _Form(
             group.geometry,
@@ -240,6 +240,7 @@ def exact_orthogonal(
             rule.every_tap,
             taps if group.geometry.taps else "center",
         )
+        made: tuple[Sequence[Any], Sequence[Any]]
         if matrices is None:
             law = _law(group.shape, angles, planes, permute=permute)
             made = _draw_into_shards(group, law, form)
@@ -249,6 +250,8 @@ def exact_orthogonal(
             made = _placed_by_leaf(group, matrices, form, padded[group.geometry.size])
         for index, kernel, mask in zip(group.indices, *made, strict=True):
             leaves[index], masks[index] = kernel, mask
+    # Only now, when every program runs: this waits for their results.
+    masks = [mask.unflattened() if isinstance(mask, _FlatMask) else mask for mask in masks]
     mask_tree = treedef.unflatten(masks)
     return SparseInit(*layouts.place(treedef.unflatten(leaves), mask_tree, params))
 
@@ -680,9 +683,21 @@ def _leaves_and_masks(
     return [*(leaf.astype(dtype) for leaf, dtype in leaves), *_leaves(masks, form)]
 
 
+class _FlatMask(NamedTuple):
+    """The mask of a leaf as its layers, each flat and padded."""
+
+    layers: Array
+    size: int  # of a layer without the padding
+    view: fan_axes.View
+
+    def unflattened(self) -> Array:
+        """Return the mask of the leaf. The host does it: a program would take longer to compile."""
+        return jnp.array(self.view.from_layers(np.asarray(self.layers)[:, : self.size]))
+
+
 def _placed_by_leaf(
     group: _Group, matrices: _Matrices, form: _Form, padded: int
-) -> tuple[list[Array], list[Array]]:
+) -> tuple[list[Array], list[_FlatMask]]:
     """Make the leaves of a group and their masks one by one, by programs that most of them share.
 
     Their compilation takes far longer than their run. Masks are made of layers that are flat and
@@ -703,7 +718,7 @@ def _placed_by_leaf(
             group.mask_keys[first:end], support, counts[first:end], np.int32(size)
         )
         leaves.append(leaf)
-        masks.append(_unflattened(mask, form=of_leaf))
+        masks.append(_FlatMask(mask, size, view))
         first = end
     return leaves, masks
 
@@ -719,14 +734,6 @@ def _leaf_and_support(
     [leaf], [dtype] = _leaves(kernels, form), form.dtypes
     flat = support.reshape(len(support), -1)
     return leaf.astype(dtype), jnp.pad(flat, ((0, 0), (0, padded - form.geometry.size)))
-
-
-@functools.partial(jax.jit, static_argnames="form")
-def _unflattened(flat: Array, *, form: _Form) -> Array:
-    """Undo the padding of the masks of the only leaf of a form."""
-    size, shape = form.geometry.size, form.geometry.shape
-    [mask] = _leaves(flat[:, :size].reshape(-1, *shape), form)
-    return mask
 
 
 def _leaves(layers: Array, form: _Form) -> list[Array]:
