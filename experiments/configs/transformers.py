@@ -137,11 +137,13 @@ def _parts(part: str) -> dict[str, Any]:
 
 def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
-    # Dense weights take lower rates, in language models with normalization still lower ones.
-    # Networks with one sparse part are between. SμPar multiplies its rates by 8 where the mask is.
-    factor = {"gpt_plain": 0.25, "gpt": 0.125}.get(base.model, 0.5)
-    rates = {
-        "dense": {"learning_rates": _times(factor, base.learning_rates)},
+    # Deep language models with normalization take lower rates, and so do dense weights. Networks
+    # with one sparse part are between. SμPar multiplies its rates by 8 where the mask is.
+    if base.model == "gpt" and base.depth == 48:
+        base = dataclasses.replace(base, learning_rates=_times(0.25, base.learning_rates))
+    of_dense = (4e-3, 8e-3, 16e-3) if base.model == "gpt_plain" else (2e-3, 4e-3, 8e-3)
+    rates: Mapping[str, Any] = {
+        "dense": {"learning_rates": of_dense},
         "smupar": {"learning_rates": _times(0.25, base.learning_rates)},
     }
     sparse = []
