@@ -137,11 +137,16 @@ def _parts(part: str) -> dict[str, Any]:
 
 def _starts(base: Train) -> list[Train]:
     """Return the dense start, and the sparse ones in each part of the network."""
-    # Deep language models with normalization take lower rates, and so do dense weights. Networks
-    # with one sparse part are between. SμPar multiplies its rates by 8 where the mask is.
-    if base.model == "gpt" and base.depth == 48:
+    # Deep language models with normalization take lower rates. Networks with one sparse part are
+    # between those with two and dense ones. SμPar multiplies its rates by 8 where the mask is.
+    is_deep = base.model == "gpt" and base.depth == 48
+    if is_deep:
         base = dataclasses.replace(base, learning_rates=_times(0.25, base.learning_rates))
-    of_dense = (4e-3, 8e-3, 16e-3) if base.model == "gpt_plain" else (2e-3, 4e-3, 8e-3)
+    of_dense = (2e-3, 4e-3, 8e-3)
+    if base.model == "gpt_plain":
+        of_dense = (4e-3, 8e-3, 16e-3)
+    elif base.model == "vit" or is_deep:
+        of_dense = (0.5e-3, 1e-3, 2e-3)
     rates: Mapping[str, Any] = {
         "dense": {"learning_rates": of_dense},
         "smupar": {"learning_rates": _times(0.25, base.learning_rates)},
