@@ -52,7 +52,8 @@ def ragged():
 def test_a_draw_is_orthogonal_and_every_row_and_column_has_as_many_blocks(name, seed):
     (shape, density, size, in_row, in_column), w = BALANCED[name], draw(name, jax.random.key(seed))
     dense = np.asarray(w.to_dense())
-    assert gram_error(dense) < 2e-6
+    # The largest error of 2400 draws was 1.8e-6, of their blocks 2.1e-6.
+    assert gram_error(dense) < 4e-6
     assert w.shape == dense.shape == shape
     kept = (tiles(dense, size) != 0).any((2, 3))
     assert (kept.sum(1) == in_row).all()
@@ -62,7 +63,7 @@ def test_a_draw_is_orthogonal_and_every_row_and_column_has_as_many_blocks(name, 
     found = tiles(dense, size)[kept]
     grams = found @ found.swapaxes(1, 2)
     factors = grams[:, :1, :1]
-    np.testing.assert_allclose(grams, factors * np.eye(size), atol=2e-6)
+    np.testing.assert_allclose(grams, factors * np.eye(size), atol=4e-6)
 
 
 @pytest.mark.slow
