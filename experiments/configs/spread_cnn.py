@@ -41,7 +41,7 @@ def sweep() -> list[Train]:
 def small() -> list[Train]:
     """Return networks of 16 channels: an epoch of 100 layers, half an epoch of 1000."""
     plain = dataclasses.replace(
-        get_config(), taps="center", width=16, learning_rates=(1e-3, 4e-3, 1.6e-2)
+        get_config(), taps="center", width=16, learning_rates=(4e-3, 1.6e-2, 6.4e-2)
     )
     shallow = dataclasses.replace(plain, depth=100, epochs=1)
     (deep,) = grids.product(plain, epochs=(0.5,), learning_rates=((),), learning_rate=(1e-3,))
