@@ -45,7 +45,8 @@ def small() -> list[Train]:
     )
     shallow = dataclasses.replace(plain, depth=100, epochs=1)
     (deep,) = grids.product(plain, epochs=(0.5,), learning_rates=((),), learning_rate=(1e-3,))
-    return grids.starts_of(shallow, NAMES) + grids.starts_of(deep, NAMES)
+    of_dense = {"learning_rates": (1e-3, 4e-3, 1.6e-2)}
+    return grids.starts_of(shallow, NAMES, dense=of_dense) + grids.starts_of(deep, NAMES)
 
 
 def quick() -> list[Train]:
