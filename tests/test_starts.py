@@ -339,6 +339,10 @@ def test_masks_are_found_once(dataset, tmp_path, monkeypatch):
     }
     assert len(names) == 6
     assert path.stem in names
+    heads = dataclasses.replace(snip_config, model="gpt_plain", attention=True, perceptrons=False)
+    both = dataclasses.replace(heads, perceptrons=True)
+    kept = {criteria.part_digest(one, 1, *criteria.FIELDS) for one in (heads, both)}
+    assert len(kept) == 2
 
 
 def test_kept_trees_are_whole_and_named_if_they_are_not(tmp_path):

@@ -25,7 +25,7 @@ import optax
 import eoi_jax as eoi
 from eoi_jax.typing import Array, Mask, Params, Scores, Where
 from experiments import models
-from experiments.config import Start, digest
+from experiments.config import Start, digest_of, to_dict
 from experiments.data import Dataset
 from experiments.runs.cache import get_or_compute
 from experiments.training import network
@@ -34,8 +34,8 @@ from experiments.training.keys import Purpose, key_of
 __all__ = ["CRITERIA", "FIELDS", "DenseNetwork", "find", "part_digest"]
 
 FIELDS = (
-    *("model", "activation", "depth", "width", "attention", "data", "criterion", "density"),
-    *("init", "scale", "bias_std", "batch_size"),
+    *("model", "activation", "depth", "width", "attention", "perceptrons"),
+    *("data", "criterion", "density", "init", "scale", "bias_std", "batch_size"),
 )
 """Fields on which a mask depends. The batch size is that of the examples that are scored."""
 
@@ -87,9 +87,13 @@ class DenseNetwork(NamedTuple):
 
 
 def part_digest(config: Start, seed: int, *fields: str) -> str:
-    """Return a name that tells some fields of a config, and a seed, from all others."""
-    part = dataclasses.make_dataclass("Part", [*fields, "seed"], frozen=True)
-    return digest(part(*(getattr(config, name) for name in fields), seed))
+    """Return a name that tells some fields of a config, and a seed, from all others.
+
+    As in :func:`experiments.config.to_dict`, fields that were added later count only if they are
+    not at their defaults.
+    """
+    counted = {name: value for name, value in to_dict(config).items() if name in fields}
+    return digest_of({"kind": "Part", **counted, "seed": seed})
 
 
 def find(net: DenseNetwork) -> Mask:
