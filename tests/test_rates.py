@@ -10,6 +10,7 @@ from helpers import refuses
 
 from experiments import runs
 from experiments.config import Train, digest
+from experiments.tools import show
 from experiments.training import metrics, rates, steps, train
 
 TWO = Train(
@@ -101,6 +102,26 @@ def test_without_a_rate_that_trains_there_is_no_result(tmp_path):
     config = dataclasses.replace(TWO, learning_rates=(1e25, 2e25))
     with pytest.raises(FloatingPointError, match=r"learning_rates=\(1e\+25, 2e\+25\) .*seed 3"):
         train.run(config, tmp_path, runs.Runtime(runs=str(tmp_path), progress=False))
+
+
+def test_the_folder_of_several_rates_names_those_of_checkpoints(root):
+    folder = runs.folder_of(TWO, root)
+    with refuses("folder", folder, "single rates", folder.parent):
+        show.read(folder)
+
+
+def test_the_loss_of_training_is_the_mean_over_the_last_tenth_of_the_steps(tmp_path):
+    lines = [
+        {"step": step, "epoch": 0.0, "seed": 3, "split": split, "loss": loss, "accuracy": loss / 8}
+        for step, split, loss in [
+            *((18, "train", 9.0), (20, "train", 2.0), (21, "train", 5.0)),
+            *((21, "validation", 4.0), (21, "test", 3.0)),
+        ]
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [row] = train._results(tmp_path, [{"seed": 3}], 21)
+    assert (row["train_loss"], row["train_accuracy"]) == (3.0, 3.0 / 8)  # of three steps
+    assert (row["validation_loss"], row["test_loss"], row["steps"]) == (4.0, 3.0, 21)
 
 
 def test_the_last_quarter_counts(tmp_path):

@@ -191,6 +191,12 @@ def read_run(folder: Path, seed: int | None = None) -> Saved:
         seed = seeds[0]
     if seed not in seeds:
         raise ValueError(f"seed={seed} is outside {seeds}, those of the run. Choose one of them.")
+    if config.get("learning_rates"):
+        raise ValueError(
+            f"folder={str(folder)!r} is that of a run at the best of several learning rates: the "
+            f"checkpoints are in the folders of its single rates and seeds, beside it in "
+            f"{str(folder.parent)!r}. Give one of those."
+        )
     found = checkpoints.read(folder / "checkpoints")
     state = jax.tree.map(jnp.asarray, found.tree)
     variables = {"params": state["params"], **state.get("others", {})}

@@ -423,11 +423,23 @@ def _spectrum(config: Train, dataset: data.Dataset, start: starts.Start) -> dict
 
 
 def _results(folder: Path, rows: list[dict[str, Any]], num_steps: int) -> list[dict[str, Any]]:
-    """Return one row a seed: what was known at the start, and the last line of each split."""
+    """Return one row a seed: what was known at the start, and what each split came to.
+
+    That is the last line, but of training, whose lines are of single batches or a few, the mean
+    over the last tenth of the steps.
+    """
     by_seed = {row["seed"]: {**row, "steps": num_steps} for row in rows}
-    for line in metrics.read(folder / "metrics.jsonl"):
+    lines = metrics.read(folder / "metrics.jsonl")
+    for line in lines:
         for name in ("loss", "accuracy"):
             by_seed[line["seed"]][f"{line['split']}_{name}"] = line[name]
+    for seed, row in by_seed.items():
+        train = [line for line in lines if (line["seed"], line["split"]) == (seed, "train")]
+        steps = np.diff([0, *(line["step"] for line in train)])
+        late = [line["step"] > 0.9 * num_steps for line in train]
+        for name in ("loss", "accuracy"):
+            values = [line[name] for line in train]
+            row[f"train_{name}"] = float(np.average(values, weights=steps * late))
     return list(by_seed.values())
 
 
@@ -450,8 +462,8 @@ def main(arguments: list[str] | None = None) -> None:
         if save is not None and config.learning_rates:
             raise ValueError(
                 f"save={save!r} is for a training at one rate, and learning_rates="
-                f"{config.learning_rates} are several. Train with them first, then give the rate "
-                "chosen as learning_rate: that run is complete."
+                f"{config.learning_rates} are several. Train with them first, then with the rate "
+                "chosen as learning_rate, and one seed: that run is complete."
             )
         if runtime.mesh is not None:
             meshes.parse(runtime.mesh)
@@ -478,8 +490,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _tell(config: Train, folder: Path, save: str | None) -> None:
     """Print the results of a run, and save its network if asked."""
     for row in json.loads((folder / "results.json").read_text(encoding="utf-8")):
+        rate = f", learning rate {row['learning_rate']:g}" if config.learning_rates else ""
         print(
-            f"seed {row['seed']}: test accuracy {row['test_accuracy']:.2%}, loss "
+            f"seed {row['seed']}{rate}: test accuracy {row['test_accuracy']:.2%}, loss "
             f"{row['test_loss']:.4f}; {row['kept']:,} of {row['size']:,} weights"
         )
     print(f"Folder: {folder}")
