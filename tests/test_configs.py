@@ -67,6 +67,32 @@ def test_it_reports_empty_cells_before_anything_ran(name, tmp_path):
             assert item.panels
 
 
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"appendix_a", "appendix_b", "appendix_f"}))
+def test_it_tells_all_its_configs_apart(name, scale):
+    """Each config has another made result, whatever its seeds: none is averaged with another."""
+    module = sweep.find(name)
+    fields = ("test_accuracy", "test_loss", "train_loss", "return", "kept", "spectrum_mean")
+    rows, curves, numbers = [], [], {}
+    for entry in sweep.grid_of(module, scale):
+        config = {**to_dict(entry), "digest": digest(entry)}
+        without = {key: config[key] for key in config if key not in ("digest", "seed", "seeds")}
+        number = numbers.setdefault(json.dumps(without), len(numbers))
+        rates = config.get("learning_rates")
+        for seed in config.get("seeds") or [config.get("seed", 1)]:
+            made = dict.fromkeys(fields, float(number))
+            made |= {"measured_learning_rate": rates[number % len(rates)]} if rates else {}
+            rows.append({**config, "seed": seed, **made})
+            line = {"seed": seed, "step": 10, "epoch": 1.0, "split": "train", "loss": 1.0}
+            measured = dict.fromkeys(("return", "dormant_actor", "smallest", "largest"), 1.0)
+            curves.append({**config, **line, "accuracy": 1.0, "seconds": 1.0, **measured})
+    items = module.report(rows, curves) if report._logs(module) else module.report(rows)
+    [table, *_] = [item for item in items if isinstance(item, Table)]
+    cells = [cell for _, line in table.body() for _, cell, _ in line if cell is not None]
+    assert cells
+    assert not any(cell.deviation > 0 for cell in cells)
+
+
 def test_wall_times_are_read_off_the_curves():
     """Of two made runs, a step a second and half of one; only the first reaches the target."""
     module = sweep.find("sparse_wall_time")

@@ -44,7 +44,14 @@ def test_a_caption_names_the_rates_that_were_tried():
     rows = [{**FIELDS, "learning_rates": rates} for rates in ([0.1, 0.2], [0.01, 0.02])]
     sentence = grids.settings_sentence(rows, "none")
     assert "best learning rate of 0.1, 0.2 or 0.01, 0.02 by the validation accuracy" in sentence
-    assert "learning rate 0.01" in grids.settings_sentence([FIELDS, rows[0]], "none")
+    # One line is trained at one rate, which is not that of the other.
+    rows = [{**rows[0], "seed": 1, grids.RATE.key: 0.2}, {**FIELDS, "method": "base", "seed": 1}]
+    table = grids.table_of_runs("rates", "", rows, "none", ("variant",), values=(grids.RATE,))
+    tried, _, single = table.caption.partition(" by the validation accuracy of the first seed, ")
+    assert tried.endswith("the best learning rate of 0.1, 0.2")
+    assert single.startswith("learning rate 0.01 in the other lines, ")
+    assert "| EOI | 0.2 |" in table.markdown()
+    assert "| Base | 0.01 |" in table.markdown()
 
 
 def test_a_caption_states_what_ran_and_what_the_paper_has():

@@ -88,7 +88,7 @@ def report(rows: Rows, curves: Rows) -> Items:
             grids.RATE,
             grids.ACCURACY,
             table1_mlp1000.TEST_LOSS,
-            Value("train_loss", "training loss", fmt=".3f", best="lowest"),
+            grids.TRAIN_LOSS,
             Value("spectrum_mean", "mean singular value at the start", fmt=".2g"),
         ),
         order=ORDER,

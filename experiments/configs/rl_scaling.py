@@ -209,7 +209,10 @@ class ReturnTable(Table):
 
 
 def _named(rows: Rows) -> list[Row]:
-    """Return rows with the start's name as ``variant``, and the rate they were trained at."""
+    """Return rows with the start's name as ``variant``, and the rate they were trained at.
+
+    Of residual networks the environment's name is followed by theirs: they are apart everywhere.
+    """
     found = []
     for row in grids.with_start_names(rows):
         variant = "blocks" if row["method"] == "blocks" else row["variant"]
@@ -217,7 +220,8 @@ def _named(rows: Rows) -> list[Row]:
             variant = f"{grids.NAMES[row['dynamic']]} from {variant}"
         rate = row.get("measured_learning_rate") or row["learning_rate"]
         rate = rate if row.get("return") is not None else None
-        found.append({**row, "variant": variant, "rate": rate})
+        env = f"{row['env']}, SimBa" if row["network"] == "simba" else row["env"]
+        found.append({**row, "env": env, "variant": variant, "rate": rate})
     return found
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "RATE",
     "SEEDS",
     "STARTS",
+    "TRAIN_LOSS",
     "Items",
     "Rows",
     "loss_figure",
@@ -69,6 +70,7 @@ STARTS: Mapping[str, Mapping[str, Any]] = {
 
 RATE = Value("measured_learning_rate", "learning rate", fmt="g", exact=True)
 ACCURACY = Value("test_accuracy", "test accuracy (%)", 100, best="highest")
+TRAIN_LOSS = Value("train_loss", "training loss (last tenth)", fmt=".3f", best="lowest")
 
 # Display names, where they are not the names in configs with blanks for underscores.
 NAMES: Mapping[Any, str] = {
@@ -208,13 +210,20 @@ def settings_sentence(rows: Sequence[Row], paper: str) -> str:
     seeds = sorted({seed for some in by_row for seed in some})
     epochs, plural = of("epochs"), "s" if len(seeds) > 1 else ""
     several = [tuple(row.get("learning_rates") or ()) for row in rows]
-    rates = f"learning rate {of('learning_rate')}"
-    if all(several):
-        tried = " or ".join(", ".join(f"{r:g}" for r in of) for of in dict.fromkeys(several))
-        rates = f"the best learning rate of {tried} by the validation accuracy of the first seed"
+    single = [row["learning_rate"] for row, some in zip(rows, several, strict=True) if not some]
+    parts = []
+    if any(several):
+        each = dict.fromkeys(some for some in several if some)
+        tried = " or ".join(", ".join(f"{rate:g}" for rate in some) for some in each)
+        parts.append(
+            f"the best learning rate of {tried} by the validation accuracy of the first seed"
+        )
+    if single:
+        rates = " or ".join(label(rate, NAMES) for rate in dict.fromkeys(single))
+        parts.append(f"learning rate {rates}" + " in the other lines" * any(several))
     return (
         f"{of('data')}, {epochs} epoch{'' if epochs == '1' else 's'}, "
-        f"batches of {of('batch_size')}, {rates}, "
+        f"batches of {of('batch_size')}, {', '.join(parts)}, "
         f"seed{plural} {', '.join(map(str, seeds))}. The paper: {paper}."
     )
 
@@ -240,13 +249,24 @@ def table_of_runs(
         paper: Settings of the paper.
         lines: Fields of which each combination is a line.
         columns: Field of which each value is a column.
-        values: What cells show; default: the test accuracy.
+        values: What cells show; default: the test accuracy. :data:`RATE` is the rate chosen of
+            several, or the only one.
         about: Sentences at the beginning of the caption.
         looks: Further fields of :class:`experiments.reporting.tables.Table`.
     """
     caption = f"{about} {settings_sentence(rows, paper)}".strip()
     looks = {"names": NAMES, **looks}
-    return Table(name, title, caption, with_start_names(rows), values, lines, columns, **looks)
+    return Table(name, title, caption, _with_rates(rows), values, lines, columns, **looks)
+
+
+def _with_rates(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with the start's name, and those with results at one rate with that rate."""
+    found = []
+    for row in with_start_names(rows):
+        if row.get("seed") is not None and not row.get("learning_rates"):
+            row = {**row, RATE.key: row["learning_rate"]}
+        found.append(row)
+    return found
 
 
 def loss_figure(
