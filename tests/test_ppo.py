@@ -388,6 +388,14 @@ def test_the_best_of_several_rates_is_chosen_by_other_seeds(finished, tmp_path):
         assert (same / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
 
+def test_rates_without_an_episode_to_compare_are_an_error(tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, learning_rates=(1e-2, 1e-3))
+    monkeypatch.setattr(train, "execute", lambda config, runtime: tmp_path)
+    (tmp_path / "results.json").write_text('[{"return_of_half": NaN}]')
+    with refuses("total_steps", "total_steps=1200", "learning_rates=(0.01, 0.001)"):
+        train._run_best_rate(config, tmp_path, runtime(tmp_path))
+
+
 @needs_gymnax
 def test_the_command_trains_and_sums_up_in_a_line(tmp_path, capsys):
     sizes = {"width": 8, "depth": 3, "num-envs": 2, "num-steps": 8, "num-epochs": 2}

@@ -114,6 +114,16 @@ def test_a_failure_is_written_down_and_the_next_start_forgets_it(runner, runtime
     assert "failed.txt" not in files(folder)
 
 
+def test_a_part_that_runs_elsewhere_is_no_failure(runner, runtime):
+    def wait(made, folder, runtime):
+        raise runs.RunningElsewhere("Another process is running a part.")
+
+    runner.run = wait
+    with pytest.raises(runs.RunningElsewhere):
+        runs.execute(Made(), runtime)
+    assert "failed.txt" not in files(runs.folder_of(Made(), runtime.runs))
+
+
 @pytest.mark.parametrize("results", [None, "", "{}", '[{"seed": 1}, 2]', '[{"seed": '])
 def test_a_run_without_results_is_not_done(results, runner, runtime):
     def run(made, folder, runtime):

@@ -112,6 +112,17 @@ def test_convolutions_as_matrices_are_orthogonal_and_see_as_many_units(kind, x64
     assert all(one == other for one, other in pixels) == (kind == "center")
 
 
+def test_widths_without_whole_channels_have_no_convolutions():
+    assert universality._exists("spread", 96, 1 / 32)
+    assert not universality._exists("spread", 100, 0.05)
+    assert universality._exists("blocks", 100, 0.05)
+
+
+def test_the_coordinate_check_refuses_texts():
+    with refuses("data", "data='topics'", "images"):
+        coordinate_check.measure(coordinate_check.Config(data="topics"))
+
+
 @pytest.mark.slow
 def test_universality_saves_its_table_and_pictures(tmp_path):
     config = universality.Config(

@@ -240,12 +240,18 @@ def _run_best_rate(config: Ppo, folder: Path, runtime: Runtime) -> None:
 
     Raises:
         FloatingPointError: If a loss is not finite at any rate.
+        ValueError: If no episode ends in the second half at any rate, so that none is the best.
     """
     tried, _ = rates.try_each(
         config.learning_rates,
         lambda rate: execute(_single(config, rate, config.rate_seeds), runtime),
         _return_of_half,
     )
+    if all(map(math.isnan, tried.values())):
+        raise ValueError(
+            f"total_steps={config.total_steps} is too few: no episode ends in the second half at "
+            f"any of learning_rates={config.learning_rates}, so none is the best. Give more."
+        )
     rate = rates.best(tried)
     rates.gather([execute(_single(config, rate, config.seeds), runtime)], folder, rate, tried)
 

@@ -258,6 +258,8 @@ def _run(config: Any, folder: Path, runtime: Runtime) -> None:
     try:
         _runner(config)(config, folder, runtime)
         _check_files(folder)  # what cannot be read back is not complete
+    except RunningElsewhere:  # one of the runs that it is made of
+        raise
     except Exception:
         with contextlib.suppress(OSError):  # of a full disk: the error itself says more
             atomic_write_text(folder / "failed.txt", traceback.format_exc())

@@ -43,7 +43,7 @@ import eoi_jax as eoi
 from eoi_jax._internal import checks
 from eoi_jax._internal.files import atomic_savefig
 from eoi_jax.typing import Array, Params
-from experiments import data, models
+from experiments import data
 from experiments.benchmarks import timing
 
 __all__ = ["PARAMETRIZATIONS", "Config", "Found", "main", "measure", "plot", "run"]
@@ -143,7 +143,11 @@ def measure(config: Config, tick: Callable[[str], None] = lambda text: None) -> 
     Returns:
         A :class:`Found` for each of :data:`PARAMETRIZATIONS`.
     """
-    dataset = data.load(config.data, config.data_dir, image_shape=models.input_shape("mlp7"))
+    dataset = data.load(config.data, config.data_dir)
+    if isinstance(dataset, data.Text):
+        raise ValueError(
+            f"data={config.data!r} is a text, and this check trains on images: choose another set."
+        )
     batch, train = 128, dataset.train
     order = np.random.default_rng(config.seed).integers(
         len(train.labels), size=(config.steps, batch)

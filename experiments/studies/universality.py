@@ -209,8 +209,9 @@ def _convolution(key: Array, width: int, density: float, taps: Any) -> Array:
 
 
 def _exists(kind: str, width: int, density: float) -> bool:
-    """Tell whether a kind has rows of so many non-zeros."""
-    return kind not in _CONVOLUTIONS or 1 <= density * width <= width // math.prod(_PIXELS)
+    """Tell whether a kind has networks of this width, with rows of so many non-zeros."""
+    channels, rest = divmod(width, math.prod(_PIXELS))
+    return kind not in _CONVOLUTIONS or (not rest and 1 <= density * width <= channels)
 
 
 @functools.partial(jax.jit, static_argnames=("activation", "depths"))
