@@ -302,7 +302,10 @@ def loss_figure(
             for row in train
             if all(row[f] == v or (f == "density" and row[f] == 1.0) for f, v in of.items())
         ]
-        words = [f"density {v:g}" if f == "density" else label(v, NAMES) for f, v in of.items()]
+        words = [
+            f"{f} {v:g}" if f in ("density", "depth") and v is not None else label(v, NAMES)
+            for f, v in of.items()
+        ]
         axes = ("step", "loss", by, "training step", "cross-entropy (nats)")
         drawn.append(Curves(rows, *axes, ", ".join(words), spread="band", markers=False, **looks))
     size = {"across": 2} if panels else {"size": (7, 4)}
