@@ -135,7 +135,7 @@ def test_universality_saves_its_table_and_pictures(tmp_path):
         assert np.isfinite(errors).all()
         assert (errors.max() < 1e-12) == (row.activation == "identity")
     assert len((tmp_path / "u.csv").read_text().splitlines()) == 1 + len(rows)
-    for name in ("u.png", "u_laws.png"):
+    for name in ("u.png", "u_convolutions.png", "u_laws.png"):
         assert imread(tmp_path / name).std() > 0
 
 
