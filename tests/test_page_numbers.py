@@ -23,6 +23,12 @@ STATED = [
     ("table1_mlp1000", {"method": "ai", "epochs": "2.0"}, "89.3", (START,)),
     ("best_rates_resnet20", {**SPREAD, **RESNET}, "56.4 ± 1.9", (START, FRONT)),
     ("best_rates_resnet20", {"method": "base", **RESNET}, "55.8 ± 2.1", (START, FRONT)),
+    (
+        "best_rates_resnet20",
+        {"planes": "matching", "he_norm": "true", **RESNET},
+        "56.35 ± 1.1",
+        ("docs/results/best_rates_resnet20.md",),
+    ),
     ("best_rates_resnet20", {"method": "dense", "epochs": "1.0"}, "57.1 ± 3.3", (START,)),
     ("best_rates_resnet20", {"method": "rescaled", **RESNET}, "49.1 ± 1.6", (START,)),
     (
