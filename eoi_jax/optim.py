@@ -23,6 +23,7 @@ from eoi_jax import masks
 from eoi_jax._internal import checks, trees
 from eoi_jax._internal.masked_state import (
     is_placeholder,
+    is_probe,
     mask_copies,
     masked_state_resetter,
     with_masked_arguments,
@@ -294,7 +295,8 @@ def scale_by_density(
         def factor(path: Any, leaf_mask: Any, leaf: Any) -> Array:
             if np.ndim(leaf_mask) == 0:
                 return jnp.ones((), jnp.float32)
-            axes = tuple(range(trees.layout(layout, path, leaf).batch_axes, np.ndim(leaf_mask)))
+            like = jax.ShapeDtypeStruct(np.shape(leaf_mask), jnp.result_type(leaf))
+            axes = tuple(range(trees.layout(layout, path, like).batch_axes, np.ndim(leaf_mask)))
             density = jnp.mean(leaf_mask, axis=axes, keepdims=True, dtype=jnp.float32)
             return jnp.where(density > 0, density, 1) ** -jnp.float32(power)
 
@@ -329,8 +331,10 @@ def _mask_of(mask: Mask | MaskOf, params: Params) -> Mask:
             return params  # the structure of the mask is not known before the parameters
         trees.mask_leaves(mask)
     else:
-        mask = mask(params) if _is_function(mask) else mask
-        trees.mask_fits(mask, params)
+        if _is_function(mask):
+            mask = mask(params)
+        if not is_probe():
+            trees.mask_fits(mask, params)
     copy = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), mask)
     return trees.without_axis_names(copy)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -15,6 +16,7 @@ from eoi_jax._internal import trees
 from eoi_jax.typing import Mask, Params
 
 _Init: TypeAlias = Callable[[Params], optax.OptState]
+_PROBING = contextvars.ContextVar("probing", default=False)
 
 
 class _Probe(NamedTuple):
@@ -135,10 +137,13 @@ def _probes(
             for (shape, dtype), sparse in zip(shapes, is_sparse, strict=True)
         ]
         params = treedef.unflatten(leaves)
+        token = _PROBING.set(True)
         try:
             state = jax.eval_shape(init, params)
         except Exception:  # anything may come of shapes that the optimizer was not written for
             return ()
+        finally:
+            _PROBING.reset(token)
         if jax.tree.structure(state) != state_treedef:
             return ()
         probes.append(_Probe(params, state))
@@ -168,6 +173,14 @@ def _is_copy(node: Any, params: Params) -> bool:
 def _is_absent(node: Any) -> bool:
     """Whether a node is what Optax puts where a transformation has no business."""
     return isinstance(node, optax.MaskedNode)
+
+
+def is_probe() -> bool:
+    """Whether ``init`` is called with kernels of other shapes, to see what it makes of them.
+
+    A mask of the kernels does not fit them then.
+    """
+    return _PROBING.get()
 
 
 def is_placeholder(params: Params) -> bool:
