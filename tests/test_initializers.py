@@ -146,6 +146,19 @@ def test_the_center_density_can_be_chosen():
     assert abs((tap_of(kernel) != 0).mean() - 0.125) <= 0.5 / 32 + 1e-6
 
 
+def test_a_chosen_center_density_leaves_the_count_of_the_kernel():
+    """Where it is all that the density allows, the kernel still has no more weights than that."""
+    draw = jax.jit(lambda key: eoi.conv(0.3, center_density=0.3)(key, (1, 1, 32, 32)))
+    traced = jax.jit(lambda key, d: eoi.conv(d, center_density=d)(key, (1, 1, 32, 32)))
+    for seed in range(12):  # without the room left for a rotation, 4 of these end above
+        kernel = draw(jax.random.key(seed))
+        assert 275 <= (kernel != 0).sum() <= 307
+        assert (
+            eoi.masks.fill(KEY, eoi.masks.support({"kernel": kernel}), 0.3)["kernel"].sum() == 307
+        )
+        assert (traced(jax.random.key(seed), 0.3) != 0).sum() <= 307
+
+
 @pytest.mark.slow
 def test_densities_may_be_traced():
     def draw(density):
@@ -399,12 +412,26 @@ def test_spread_kernels_have_the_non_zeros_of_the_center_and_fill_to_the_budget(
         assert int(mask["kernel"].sum()) == int(density * kernel.size + 0.5)
 
 
+def test_balanced_outputs_may_be_traced():
+    def draw(balance):
+        return eoi.conv(0.2, taps="spread", balance_outputs=balance)(KEY, (3, 3, 4, 16))
+
+    traced = jax.jit(draw)
+    for balance in (False, True):
+        np.testing.assert_allclose(traced(balance), draw(balance), atol=1e-6)
+
+
 def test_what_taps_and_strides_refuse():
     key = jax.random.key(0)
     with refuses("taps", "edge"):
         eoi.conv(0.3, taps="edge")
-    with refuses("strides", "3"):
+    with refuses("strides", "3", "larger window"):
         eoi.conv(0.3, strides=3)(key, (2, 2, 4, 4))
+    with refuses("strides[1]", "4", "larger window"):
+        eoi.conv(0.3, strides=(1, 4))(key, (3, 3, 4, 4))
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"strides={wrong}(?!.*window)"):
+            eoi.conv(0.3, strides=wrong)(key, (3, 3, 4, 4))
     with refuses("strides", "(2, 2, 2)"):
         eoi.conv(0.3, strides=(2, 2, 2))(key, (3, 3, 4, 4))
     with refuses("strides", "transposed"):

@@ -108,7 +108,9 @@ def drawn_density(density: Any, num_taps: float, size: int, minimum: Any = None)
     """
     minimum = 1 / size if minimum is None else minimum
     rule = center_density(density, num_taps, step=1 / (2 * size))
-    return jnp.maximum(rule, minimum) if checks.is_traced(density) else max(float(rule), minimum)
+    if checks.is_traced(density) or checks.is_traced(minimum):
+        return jnp.maximum(rule, minimum)
+    return max(float(rule), minimum)
 
 
 def check_strides(
@@ -121,9 +123,11 @@ def check_strides(
     if len(steps) != len(window):
         problem = f"has {len(steps)} entries, not {len(window)}"
         raise checks.value_error(name, steps, problem, "Give one an axis.")
-    for size, step in zip(window, steps, strict=True):
+    for axis, (size, step) in enumerate(zip(window, steps, strict=True)):
+        of_axis = f"{name}[{axis}]" if isinstance(strides, Sequence) else name
+        checks.integer(step, low=1, name=of_axis)
         remedy = "A window smaller than its stride skips pixels: use a larger window."
-        checks.integer(step, low=1, high=size, name=name, remedy=remedy)
+        checks.integer(step, low=1, high=size, name=of_axis, remedy=remedy)
     if all(step == 1 for step in steps):
         return None
     if transposed:
