@@ -207,7 +207,9 @@ def within(pattern: Any) -> PlaneLaw:
 
     .. math:: d_\max = \frac{1}{nm} \sum_C |C| \cdot |C \cap \{0, \dots, m - 1\}|.
 
-    Every density from :math:`1/N` to :math:`d_\max` is reached, and a higher density is refused.
+    Every density from :math:`1/N` to :math:`d_\max` is reached with a continuous law of angles,
+    such as the default, and a higher density is refused. Rotations by equal angles may undo one
+    another inside a small component; a density that they do not reach is an error too.
     Along a path of more than 32 planes products of sines may underflow. For such patterns non-zeros
     are counted on the floats, which takes longer.
 

@@ -199,6 +199,7 @@ def orthogonal(
     axes = shardings.axes_of_columns(key, is_transposed=rows < columns)
     law = drawing.Law(tall, segment, angles, at_most, bool(permute), planes, rounds, axes)
     matrix = drawing.draw(key, target, inside, law, balanced)
+    drawing.check_reached(matrix, density, planes)
     if factor is not None:
         matrix = matrix * factor
     matrix = (matrix if rows >= columns else matrix.T).astype(dtype)

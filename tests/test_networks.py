@@ -130,6 +130,25 @@ def test_eis_unmasks_all_taps_of_the_connections():
     assert drawn.mask["linear"]["kernel"].sum() == round(0.2 * 64)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["eoi", "eis"])
+def test_a_scale_of_zero_changes_no_mask(variant):
+    params = {"kernel": jnp.zeros((3, 3, 16, 16))}
+    draw = functools.partial(networks.exact_orthogonal, KEY, params, 0.1, variant=variant)
+    drawn = draw(scale=0.0)
+    chex.assert_trees_all_equal(drawn.mask, draw().mask)
+    assert not drawn.params["kernel"].any()
+
+
+@pytest.mark.parametrize("name", ["balance_outputs", "center_density"])
+def test_what_counts_depend_on_is_static(name):
+    def draw(value):
+        return networks.exact_orthogonal(KEY, PARAMS, 0.3, **{name: value})
+
+    with refuses(name, "is traced", "static"):
+        jax.jit(draw)(True if name == "balance_outputs" else 0.3)
+
+
 def test_scale_and_narrow_dtypes():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
     drawn = start(0.3, params=params, scale=1.5)

@@ -353,6 +353,26 @@ def test_networks_within_patterns():
         eoi.exact_orthogonal(KEY, params, 0.1, planes=within(band(80)), infeasible="redistribute")
 
 
+def test_a_density_that_equal_angles_do_not_reach_is_refused():
+    """Two rotations by 45 degrees in one plane only permute: pairs are never all mixed at once."""
+    law = within(blocks(64, 32))
+    with refuses("density", "0.03125", "within", "angles"):
+        eoi.orthogonal(KEY, (64, 64), 1 / 32, angles=math.pi / 4, planes=law)
+    with refuses("density", "0.03125", "within", "angles"):
+        eoi.exact_orthogonal(
+            KEY, {"kernel": jnp.zeros((64, 64))}, 1 / 32, angles=math.pi / 4, planes=law
+        )
+    assert (eoi.orthogonal(KEY, (64, 64), 1 / 32, planes=law) != 0).sum() == 128
+
+
+def test_matchings_of_a_single_coordinate():
+    """A depthwise kernel holds matrices of one entry."""
+    np.testing.assert_array_equal(eoi.orthogonal(KEY, (1, 1), 1.0, planes=matching), [[1.0]])
+    kernel = eoi.conv(0.5, planes=matching, feature_group_count=4)(KEY, (3, 3, 1, 4))
+    np.testing.assert_array_equal(kernel[1, 1], np.ones((1, 4)))
+    assert (kernel != 0).sum() == 4
+
+
 def test_what_is_no_pattern_is_refused():
     for wrong, name in [
         (np.ones((3, 4), bool), "pattern.shape=(3, 4)"),

@@ -225,7 +225,7 @@ def rounds_at_once(shape: tuple[int, int], planes: PlaneLaw, needed: int | None 
         planes: The law; all others than matchings have none.
         needed: How many rotations are expected at most; None if that is not known.
     """
-    if not planes.in_rounds:
+    if not planes.in_rounds or shape[0] < 2:
         return 0
     # Lists of an eighth of a row are cheaper than rows; in all they hold 32 MiB at most.
     most = max(min(shape[1].bit_length() - 4, 7, 22 - (shape[0] - 1).bit_length()), 0)
@@ -240,6 +240,20 @@ def countable_nonzeros(rows: int, columns: int) -> int:
     """
     size = rows * columns
     return size if size <= _DONE else _DONE - columns
+
+
+def check_reached(matrix: Any, density: Any, planes: PlaneLaw) -> None:
+    """Refuse matrices of NaN, which planes in a pattern did not bring to their density.
+
+    It waits for the matrices, so those of other planes, which reach every density, are not checked.
+    """
+    if not planes.is_pattern or checks.is_traced(matrix) or not bool(jnp.isnan(matrix).any()):
+        return
+    remedy = (
+        "Rotations by equal angles may undo one another: use the default law of angles, or lower "
+        "the density."
+    )
+    raise checks.value_error("density", density, f"is not reached inside planes={planes!r}", remedy)
 
 
 def check_angles(angles: Any) -> AngleLaw:

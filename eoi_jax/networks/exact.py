@@ -203,7 +203,13 @@ def exact_orthogonal(
     keeps_density = isinstance(center_density, str) and center_density == "density"
     if center_density is not None and not keeps_density:
         center_density = checks.density(center_density, name="center_density")
+        if checks.is_traced(center_density):
+            remedy = "Counts are computed on the host: give a static density."
+            raise checks.value_error("center_density", center_density, "is traced", remedy)
     balance_outputs = checks.balance(balance_outputs, planes, optional=True)
+    if checks.is_traced(balance_outputs):
+        remedy = "Counts are computed on the host: give a static value."
+        raise checks.value_error("balance_outputs", balance_outputs, "is traced", remedy)
     if strides is not None and variant == "eis":
         remedy = "That variant is defined for one tap: leave strides out."
         raise checks.value_error("strides", strides, 'does not go with variant="eis"', remedy)
@@ -588,6 +594,8 @@ def _draw(
         flags = numbers[3] > 0 if any(group.balanced.any() for group in stacks) else None
         counts, rows, columns, _ = numbers
         matrices = drawing.draw_padded(keys, counts, rows, columns, law, dtype, flags)
+        density = counts.max() / math.prod(stacks[0].geometry.tall)
+        drawing.check_reached(matrices, density, planes)
         ends = np.cumsum(lengths)
         for index, end, length in zip(indices, ends, lengths, strict=True):
             drawn[index] = _Matrices(matrices, int(end - length))
@@ -753,9 +761,7 @@ def _place(keys: Array, matrices: Array, scales: Array, form: _Form) -> tuple[Ar
         matrices = jax.vmap(permuted)(keys, matrices)
     if geometry.rows < outputs:
         matrices = matrices.swapaxes(1, 2)
-    matrices = (
-        matrices.reshape(layers, groups, geometry.rows, outputs) * scales[:, None, None, None]
-    )
+    matrices = matrices.reshape(layers, groups, geometry.rows, outputs)
     if form.taps == "center" and strides is None:
         tap = jnp.moveaxis(matrices, 1, 2).reshape(layers, inputs, groups * outputs)
         kernels = jnp.zeros((layers, *geometry.shape), tap.dtype).at[:, *geometry.center].set(tap)
@@ -765,8 +771,10 @@ def _place(keys: Array, matrices: Array, scales: Array, form: _Form) -> tuple[Ar
         group_keys = keys.reshape(layers, groups, *keys.shape[1:])
         placed = jax.vmap(jax.vmap(of_group))(group_keys, matrices)
         kernels = jnp.moveaxis(placed, 1, -2).reshape(layers, *geometry.shape)
-    # The support of what is drawn: a cast to fewer bits may round entries to zero.
+    # The support of what is drawn: a scale or a cast to fewer bits may round entries to zero.
     support = nonzero(kernels)
+    factors = scales.reshape(layers, *(1 for _ in geometry.shape))
+    kernels = jnp.where(support, kernels * factors, jnp.zeros((), kernels.dtype))
     if form.every_tap:
         window_axes = tuple(range(1, len(window) + 1))
         support = jnp.broadcast_to(support.any(window_axes, keepdims=True), kernels.shape)
