@@ -23,6 +23,7 @@ from eoi_jax import givens
 from eoi_jax._internal import block_diagonal, checks, fan_axes, shardings
 from eoi_jax._internal.conv import (
     Taps,
+    allowed_density,
     at_center,
     check_strides,
     check_taps,
@@ -678,9 +679,10 @@ def _tap_density(
             return wanted
     else:
         wanted = checks.density(center_density, name="center_density", minimum=minimum, why=why)
+    # The draw ends up to half a step above its target, as in drawn_density.
+    room = allowed_density(density, num_taps, 1 / (2 * size))
     allowed = (density <= 1) & (wanted <= density * num_taps * (1 + 1e-6))
     if checks.is_traced(allowed):
-        room = density * num_taps - jnp.where(density < 1, 1 / (2 * size), 0)
         wanted = jnp.maximum(jnp.minimum(wanted, room), lowest)
         return jnp.where(allowed, wanted, jnp.nan)  # a matrix of NaN, so that the excess shows
     if not allowed:
@@ -691,5 +693,4 @@ def _tap_density(
             f"The kernel has density={density} and {num_taps:g} taps: raise density, or lower "
             "center_density.",
         )
-    # The draw ends up to half a step above its target, as in drawn_density.
-    return max(min(wanted, density * num_taps - (density < 1) / (2 * size)), minimum)
+    return max(min(wanted, float(room)), minimum)

@@ -15,6 +15,7 @@ from eoi_jax.typing import Array, Shape
 
 __all__ = [
     "Taps",
+    "allowed_density",
     "at_center",
     "center_density",
     "center_tap",
@@ -95,8 +96,14 @@ def center_density(density: Any, num_taps: float, *, step: float = 0.0) -> Any:
     draw may end above its target by as much; a dense kernel has nothing to leave.
     """
     numpy: Any = jnp if checks.is_traced(density) else np
-    room = density * num_taps - numpy.where(density < 1, step, 0.0)
+    room = allowed_density(density, num_taps, step)
     return numpy.minimum(numpy.minimum(room, numpy.sqrt(density)), 1.0)
+
+
+def allowed_density(density: Any, num_taps: float, step: float) -> Any:
+    """Return the density of a center tap that the whole kernel's allows, less a step."""
+    numpy: Any = jnp if checks.is_traced(density) else np
+    return density * num_taps - numpy.where(density < 1, step, 0.0)
 
 
 def drawn_density(density: Any, num_taps: float, size: int, minimum: Any = None) -> Any:

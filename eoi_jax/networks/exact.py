@@ -203,13 +203,12 @@ def exact_orthogonal(
     keeps_density = isinstance(center_density, str) and center_density == "density"
     if center_density is not None and not keeps_density:
         center_density = checks.density(center_density, name="center_density")
-        if checks.is_traced(center_density):
-            remedy = "Counts are computed on the host: give a static density."
-            raise checks.value_error("center_density", center_density, "is traced", remedy)
     balance_outputs = checks.balance(balance_outputs, planes, optional=True)
-    if checks.is_traced(balance_outputs):
-        remedy = "Counts are computed on the host: give a static value."
-        raise checks.value_error("balance_outputs", balance_outputs, "is traced", remedy)
+    static = {"center_density": center_density, "balance_outputs": balance_outputs}
+    for name, value in static.items():
+        if checks.is_traced(value):
+            remedy = "Counts are computed on the host: give a static value."
+            raise checks.value_error(name, value, "is traced", remedy)
     if strides is not None and variant == "eis":
         remedy = "That variant is defined for one tap: leave strides out."
         raise checks.value_error("strides", strides, 'does not go with variant="eis"', remedy)

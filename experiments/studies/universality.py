@@ -116,7 +116,7 @@ class Config:
     seed: int = 0
     """Seed of everything random."""
     output: str = "universality"
-    """Where the table (.csv) and the pictures (.png, _convolutions.png, _laws.png) are saved."""
+    """Where the table (.csv) and the pictures (.png) are saved, without a suffix."""
     quick: bool = False
     """Width 128, two densities, depths 4 and 16, two seeds."""
 
