@@ -255,6 +255,7 @@ def exact_orthogonal(
             made = _placed_by_leaf(group, matrices, form, padded[group.geometry.size])
         for index, kernel, mask in zip(group.indices, *made, strict=True):
             leaves[index], masks[index] = kernel, mask
+            drawing.check_reached(kernel, group.counts.max() / group.geometry.size, planes)
     # Only now, when every program runs: this waits for their results.
     masks = [mask.unflattened() if isinstance(mask, _FlatMask) else mask for mask in masks]
     mask_tree = treedef.unflatten(masks)
@@ -593,8 +594,6 @@ def _draw(
         flags = numbers[3] > 0 if any(group.balanced.any() for group in stacks) else None
         counts, rows, columns, _ = numbers
         matrices = drawing.draw_padded(keys, counts, rows, columns, law, dtype, flags)
-        density = counts.max() / math.prod(stacks[0].geometry.tall)
-        drawing.check_reached(matrices, density, planes)
         ends = np.cumsum(lengths)
         for index, end, length in zip(indices, ends, lengths, strict=True):
             drawn[index] = _Matrices(matrices, int(end - length))

@@ -218,8 +218,7 @@ def _named(rows: Rows) -> list[Row]:
         variant = "blocks" if row["method"] == "blocks" else row["variant"]
         if row["dynamic"] != "static":
             variant = f"{grids.NAMES[row['dynamic']]} from {variant}"
-        rate = row.get("measured_learning_rate") or row["learning_rate"]
-        rate = rate if row.get("return") is not None else None
+        rate = grids.rate_of(row) if row.get("return") is not None else None
         env = f"{row['env']}, SimBa" if row["network"] == "simba" else row["env"]
         found.append({**row, "env": env, "variant": variant, "rate": rate})
     return found

@@ -159,12 +159,10 @@ def _times(row: Row, curves: Rows) -> Row:
         if line["split"] == "validation" and line["accuracy"] >= TARGET
     )
     an_epoch = lines[-1]["seconds"] / lines[-1]["epoch"] if lines else None
-    # The rate of a run that chose it from several is in its results.
-    rate = row.get("measured_learning_rate") or row["learning_rate"]
     return {
         "seconds_an_epoch": an_epoch,
         SECONDS: min(reached, default=None),
-        "rate": rate if row.get("seed") is not None else None,
+        "rate": grids.rate_of(row) if row.get("seed") is not None else None,
     }
 
 

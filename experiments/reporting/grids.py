@@ -30,6 +30,7 @@ __all__ = [
     "product",
     "product_of_starts",
     "product_with_dense",
+    "rate_of",
     "settings_sentence",
     "starts_of",
     "table_of_runs",
@@ -203,14 +204,14 @@ def settings_sentence(rows: Sequence[Row], paper: str) -> str:
     """
     rows = [row for row in rows if row.get("seed") is not None] or rows
 
-    def of(field: str) -> str:
+    def of(field: str, rows: Sequence[Row] = rows) -> str:
         return " or ".join(label(v, NAMES) for v in dict.fromkeys(row[field] for row in rows))
 
     by_row = [row["seeds"] if row.get("seed") is None else (row["seed"],) for row in rows]
     seeds = sorted({seed for some in by_row for seed in some})
     epochs, plural = of("epochs"), "s" if len(seeds) > 1 else ""
     several = [tuple(row.get("learning_rates") or ()) for row in rows]
-    single = [row["learning_rate"] for row, some in zip(rows, several, strict=True) if not some]
+    single = [row for row, some in zip(rows, several, strict=True) if not some]
     parts = []
     if any(several):
         each = dict.fromkeys(some for some in several if some)
@@ -219,7 +220,7 @@ def settings_sentence(rows: Sequence[Row], paper: str) -> str:
             f"the best learning rate of {tried} by the validation accuracy of the first seed"
         )
     if single:
-        rates = " or ".join(label(rate, NAMES) for rate in dict.fromkeys(single))
+        rates = of("learning_rate", single)
         parts.append(f"learning rate {rates}" + " in the other lines" * any(several))
     return (
         f"{of('data')}, {epochs} epoch{'' if epochs == '1' else 's'}, "
@@ -263,10 +264,15 @@ def _with_rates(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the start's name, and those with results at one rate with that rate."""
     found = []
     for row in with_start_names(rows):
-        if row.get("seed") is not None and not row.get("learning_rates"):
-            row = {**row, RATE.key: row["learning_rate"]}
-        found.append(row)
+        is_known = row.get("seed") is not None
+        found.append({**row, RATE.key: rate_of(row)} if is_known else row)
     return found
+
+
+def rate_of(row: Row) -> float:
+    """Return the learning rate of a result: the one chosen of several, or the only one."""
+    rate: float = row.get(RATE.key) or row["learning_rate"]
+    return rate
 
 
 def loss_figure(
