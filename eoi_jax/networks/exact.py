@@ -255,7 +255,7 @@ def exact_orthogonal(
             made = _placed_by_leaf(group, matrices, form, padded[group.geometry.size])
         for index, kernel, mask in zip(group.indices, *made, strict=True):
             leaves[index], masks[index] = kernel, mask
-            drawing.check_reached(kernel, group.counts.max() / group.geometry.size, planes)
+            drawing.check_reached(kernel, float(group.counts.max()) / group.geometry.size, planes)
     # Only now, when every program runs: this waits for their results.
     masks = [mask.unflattened() if isinstance(mask, _FlatMask) else mask for mask in masks]
     mask_tree = treedef.unflatten(masks)
