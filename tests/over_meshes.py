@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import eoi_jax as eoi
@@ -117,6 +118,15 @@ def check_others(shapes, params):
         assert_same(found, whole, shapes["conv"]["kernel"].sharding)
 
 
+def check_refusal():
+    """Equal angles inside a pattern may miss their density; shards of NaN are refused too."""
+    law = eoi.planes.within(np.kron(np.eye(32), np.ones((2, 2))) > 0)
+    sharding = NamedSharding(mesh_of(4), PartitionSpec("model", None))
+    tree = {"kernel": jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=sharding)}
+    with pytest.raises(ValueError, match="is not reached inside planes"):
+        eoi.exact_orthogonal(KEY, tree, 1 / 32, angles=math.pi / 4, planes=law)
+
+
 def init(key, shape, dtype=jnp.float32):
     return jax.random.normal(key, shape, dtype)
 
@@ -136,6 +146,7 @@ if __name__ == "__main__":
     drawing._DIVIDED_FROM = 1000
     check_meshes()
     check_memory()
+    check_refusal()
     for kind in (AxisType.Auto, AxisType.Explicit):
         check_out_sharding(kind)
         check_network(kind)

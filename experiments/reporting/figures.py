@@ -16,8 +16,12 @@ from experiments.runs import Row
 
 __all__ = ["COLORS", "Curves", "Figure"]
 
-# Okabe and Ito's, told apart by color-blind readers; markers and dashes tell them apart in gray.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+# Okabe and Ito's and, as the last two, Tol's wine and a gray, told apart by color-blind readers;
+# markers and dashes tell them apart in gray.
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00"),
+    *("#882255", "#999999"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 
@@ -74,7 +78,7 @@ class Curves:
             color = COLORS[index % len(COLORS)]
             style: dict[str, Any] = {
                 "color": color,
-                # An eighth line has the first's color, and another dash.
+                # A tenth line has the first's color, and another dash.
                 "linestyle": DASHES[(index + index // len(COLORS)) % len(DASHES)],
                 "marker": MARKERS[index % len(MARKERS)] if self.markers else None,
                 "label": label(value, self.names),

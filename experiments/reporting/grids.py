@@ -314,5 +314,5 @@ def loss_figure(
         ]
         axes = ("step", "loss", by, "training step", "cross-entropy (nats)")
         drawn.append(Curves(rows, *axes, ", ".join(words), spread="band", markers=False, **looks))
-    size = {"across": 2} if panels else {"size": (7, 4)}
+    size = {"across": 2} if len(drawn) > 1 else {"size": (7, 4)}
     return Figure(f"{name}_loss", title, caption, tuple(drawn), **size)  # type: ignore[arg-type]
