@@ -31,6 +31,7 @@ STATED = [
     ),
     ("best_rates_resnet20", {"method": "dense", "epochs": "1.0"}, "57.1 ± 3.3", (START,)),
     ("best_rates_resnet20", {"method": "rescaled", **RESNET}, "49.1 ± 1.6", (START,)),
+    ("best_rates_resnet20", {"method": "ai", **RESNET}, "51.9 ± 1.9", (START,)),
     (
         "best_rates_resnet20",
         {"taps": "spread", "he_norm": "false", "planes": "independent", **RESNET},
