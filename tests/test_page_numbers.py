@@ -29,6 +29,12 @@ STATED = [
         "56.35 ± 1.1",
         ("docs/results/best_rates_resnet20.md",),
     ),
+    (
+        "best_rates_resnet20",
+        {"planes": "matching", "he_norm": "false", **RESNET},
+        "51.8 ± 0.7",
+        ("docs/results/best_rates_resnet20.md",),
+    ),
     ("best_rates_resnet20", {"method": "dense", "epochs": "1.0"}, "57.1 ± 3.3", (START,)),
     ("best_rates_resnet20", {"method": "rescaled", **RESNET}, "49.1 ± 1.6", (START,)),
     ("best_rates_resnet20", {"method": "ai", **RESNET}, "51.9 ± 1.9", (START,)),
