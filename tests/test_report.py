@@ -614,3 +614,15 @@ def test_a_module_without_a_page_gets_one(place, capsys):
     changed = page.read_text()
     assert (changed.startswith("# Own title"), changed.endswith("Own words.\n")) == (True, True)
     assert changed != by_hand
+
+
+def test_few_points_of_a_logarithmic_axis_are_labelled():
+    from matplotlib.figure import Figure as Canvas
+
+    for densities, labels in (((0.05, 0.2, 0.5), ["0.05", "0.2", "0.5"]), (range(1, 9), None)):
+        axes = Canvas().subplots()
+        rows = [{"x": x, "y": 2, "by": 0} for x in densities]
+        Curves(rows, "x", "y", "by", "x", "y", xscale="log")(axes)
+        found = [label.get_text() for label in axes.get_xticklabels()]
+        assert labels is None or found == labels
+        assert (len(axes.get_xticks(minor=True)) > 0) == (labels is None)

@@ -23,6 +23,8 @@ COLORS = (
     *("#882255", "#999999"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# On a logarithmic axis so many points are labelled each, in place of the powers of ten.
+_TICKS = 6
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 
 
@@ -92,6 +94,10 @@ class Curves:
                 axes.fill_between(x, mean - deviation, mean + deviation, color=color, alpha=0.2)
         axes.set(xlabel=self.xlabel, ylabel=self.ylabel, title=self.title)
         axes.set(xscale=self.xscale, yscale=self.yscale)
+        measured = sorted({x for _, x in cells})
+        if self.xscale == "log" and 0 < len(measured) <= _TICKS:
+            axes.set_xticks(measured, [f"{x:g}" for x in measured])
+            axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
 
 
