@@ -255,8 +255,11 @@ def exact_orthogonal(
             made = _placed_by_leaf(group, matrices, form, padded[group.geometry.size])
         for index, kernel, mask in zip(group.indices, *made, strict=True):
             leaves[index], masks[index] = kernel, mask
-            drawing.check_reached(kernel, float(group.counts.max()) / group.geometry.size, planes)
-    # Only now, when every program runs: this waits for their results.
+    # Only now, when every program runs: these wait for their results.
+    for group in groups:
+        density = float(group.counts.max()) / group.geometry.size
+        for index in group.indices:
+            drawing.check_reached(leaves[index], density, planes)
     masks = [mask.unflattened() if isinstance(mask, _FlatMask) else mask for mask in masks]
     mask_tree = treedef.unflatten(masks)
     return SparseInit(*layouts.place(treedef.unflatten(leaves), mask_tree, params))

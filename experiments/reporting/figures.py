@@ -23,9 +23,9 @@ COLORS = (
     *("#882255", "#999999"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 # On a logarithmic axis so many points are labelled each, in place of the powers of ten.
 _TICKS = 6
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Curves:
         axes.set(xscale=self.xscale, yscale=self.yscale)
         measured = sorted({x for _, x in cells})
         if self.xscale == "log" and 0 < len(measured) <= _TICKS:
-            axes.set_xticks(measured, [f"{x:g}" for x in measured])
+            axes.set_xticks(measured, [label(x, {}) for x in measured])
             axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
 
